@@ -1,0 +1,37 @@
+// The compiled kernels of one instruction set, and the choice of one at run time.
+#pragma once
+
+#include <cstdint>
+
+#include "core/dtype.h"
+#include "rules/all.h"
+
+namespace fusedoptim::cpu {
+
+// Applies `rule` (an instance of the rule's struct for the storage's arithmetic type) to `count` elements from
+// `begin` on. `operands` are param, grad and the states, contiguous over these elements. `maximize` negates grad.
+using Kernel = void (*)(const void* rule, void* const* operands, int64_t begin, int64_t count, bool maximize);
+
+// grad = grad / scale, stored.
+using UnscaleKernel = void (*)(void* grad, int64_t begin, int64_t count, double scale);
+
+struct InstructionSet {
+  const char* name;
+  Kernel kernels[AllRules::kCount][kMaxVariants][kDTypes];
+  UnscaleKernel unscale[kDTypes];
+};
+
+// Null where it is not built for this architecture.
+const InstructionSet* baseline();
+const InstructionSet* avx2();
+const InstructionSet* avx512();
+
+// Best first, ending with baseline: those built, and those that this processor also runs.
+struct InstructionSets {
+  const InstructionSet* sets[3];
+  int count;
+};
+InstructionSets built();
+InstructionSets supported();
+
+}  // namespace fusedoptim::cpu

@@ -1,0 +1,85 @@
+// The loop over any rule, compiled once per instruction set (FUSEDOPTIM_ISA names it).
+#include <utility>
+
+#include "cpu/instruction_set.h"
+#include "cpu/storage.h"
+
+namespace fusedoptim {
+namespace FUSEDOPTIM_ISA {
+
+using cpu::InstructionSet;
+using cpu::Kernel;
+
+template <template <class> class Rule, class S, int variant>
+struct Loop {
+  using T = Arithmetic<S>;
+  using V = Vec<T>;
+  static constexpr int kStates = Rule<T>::states_of(variant);
+
+  // `load` and `store` take an operand and say how many elements move: body and tail are this one text.
+  template <class Load, class Store>
+  FUSEDOPTIM_SIMD static void update(const Rule<T>& rule, S* const* at, T sign, Load load, Store store) {
+    V state[kStates + 1];
+    V param = load(at[0]);
+    const V grad = flip_sign(load(at[1]), sign);
+    for (int k = 0; k < kStates; ++k) state[k] = load(at[2 + k]);
+    rule.template operator()<variant>(param, grad, state);
+    store(at[0], param);
+    for (int k = 0; k < kStates; ++k) store(at[2 + k], state[k]);
+  }
+
+  static void run(const void* rule_, void* const* operands, int64_t begin, int64_t count, bool maximize) {
+    const Rule<T> rule = *static_cast<const Rule<T>*>(rule_);
+    const T sign = maximize ? T(-0.0) : T(0.0);
+    S* at[2 + kStates];
+    for (int k = 0; k < 2 + kStates; ++k) at[k] = static_cast<S*>(operands[k]) + begin;
+    int64_t left = count;
+    for (; left >= V::kLanes; left -= V::kLanes) {
+      update(rule, at, sign, [](const S* p) { return load(p); }, [](S* p, V v) { store(p, v); });
+      for (int k = 0; k < 2 + kStates; ++k) at[k] += V::kLanes;
+    }
+    if (left > 0) {
+      const int part = int(left);
+      update(
+          rule, at, sign, [part](const S* p) { return load_part(p, part); },
+          [part](S* p, V v) { store_part(p, v, part); });
+    }
+  }
+};
+
+template <class S>
+void unscale(void* grad, int64_t begin, int64_t count, double scale) {
+  using V = Vec<Arithmetic<S>>;
+  const V divisor{Arithmetic<S>(scale)};
+  S* at = static_cast<S*>(grad) + begin;
+  for (; count >= V::kLanes; count -= V::kLanes, at += V::kLanes) store(at, load(at) / divisor);
+  if (count > 0) store_part(at, load_part(at, int(count)) / divisor, int(count));
+}
+
+// ---- the table of all of them -------------------------------------------------------------------------------------
+template <template <class> class Rule, int... variants>
+constexpr void fill_rule(Kernel (&kernels)[kMaxVariants][kDTypes], std::integer_sequence<int, variants...>) {
+  static_assert(sizeof...(variants) <= kMaxVariants, "raise kMaxVariants in rules/all.h");
+  ((kernels[variants][int(DType::f64)] = Loop<Rule, double, variants>::run), ...);
+  ((kernels[variants][int(DType::f32)] = Loop<Rule, float, variants>::run), ...);
+  ((kernels[variants][int(DType::bf16)] = Loop<Rule, BFloat16, variants>::run), ...);
+  ((kernels[variants][int(DType::f16)] = Loop<Rule, Half, variants>::run), ...);
+}
+
+template <template <class> class... Rules>
+constexpr InstructionSet fill(const char* name, RuleList<Rules...>) {
+  InstructionSet set{name, {}, {unscale<double>, unscale<float>, unscale<BFloat16>, unscale<Half>}};
+  int rule = 0;
+  (fill_rule<Rules>(set.kernels[rule++], std::make_integer_sequence<int, Rules<float>::kVariants>()), ...);
+  return set;
+}
+
+#define FUSEDOPTIM_STRING(x) #x
+#define FUSEDOPTIM_NAME(x) FUSEDOPTIM_STRING(x)
+constexpr InstructionSet kSet = fill(FUSEDOPTIM_NAME(FUSEDOPTIM_ISA), AllRules());
+
+}  // namespace FUSEDOPTIM_ISA
+
+const cpu::InstructionSet* cpu::FUSEDOPTIM_ISA() { return &fusedoptim::FUSEDOPTIM_ISA::kSet; }
+
+}  // namespace fusedoptim

@@ -1,0 +1,120 @@
+#include "cpu/run.h"
+
+#include <algorithm>
+
+#include "cpu/parallel.h"
+#include "cpu/strided.h"
+
+namespace fusedoptim::cpu {
+namespace {
+
+constexpr int64_t kChunk = 16384;        // elements that a thread claims at once
+constexpr int64_t kPerThread = 32768;    // elements below which another thread costs more than it brings
+constexpr int64_t kBlock = 2048;         // elements that stay in the first-level cache between two passes over them
+constexpr int64_t kStridedBlock = 256;   // elements of each operand in the scratch buffers on the stack
+
+class Runner {
+ public:
+  Runner(const RunOptions& options, const InstructionSet& set) : options_(options), set_(set) {}
+
+  void operator()(const Chunk& chunk) const {
+    const Task& task = *chunk.task;
+    if (task.layout != nullptr) {
+      for_blocks(chunk, kStridedBlock, [&](int64_t at, int64_t n) {
+        task.dtype == DType::f64   ? strided<uint64_t>(task, at, n)
+        : task.dtype == DType::f32 ? strided<uint32_t>(task, at, n)
+                                   : strided<uint16_t>(task, at, n);
+      });
+    } else {
+      // With a second pass over grad the chunk is walked in blocks, so that this pass finds it in the cache.
+      const bool passes = options_.unscale || task.zero_grad;
+      for_blocks(chunk, passes ? kBlock : kChunk, [&](int64_t at, int64_t n) { update(task, task.operands, at, n); });
+    }
+  }
+
+ private:
+  template <class Work>
+  static void for_blocks(const Chunk& chunk, int64_t block, Work work) {
+    for (int64_t done = 0; done < chunk.count; done += block) {
+      work(chunk.begin + done, std::min(block, chunk.count - done));
+    }
+  }
+
+  void update(const Task& task, void* const* operands, int64_t begin, int64_t count) const {
+    if (options_.unscale) set_.unscale[int(task.dtype)](operands[1], begin, count, options_.grad_scale);
+    set_.kernels[task.rule][task.variant][int(task.dtype)](task.constants, operands, begin, count, task.maximize);
+    if (task.zero_grad) {
+      const size_t size = size_of(task.dtype);
+      std::memset(static_cast<char*>(operands[1]) + begin * size, 0, count * size);
+    }
+  }
+
+  template <class Element>
+  void strided(const Task& task, int64_t begin, int64_t count) const {
+    Element scratch[kMaxOperands][kStridedBlock];
+    void* operands[kMaxOperands];
+    for (int k = 0; k < task.operand_count; ++k) {
+      operands[k] = scratch[k];
+      gather(task, k, begin, count, scratch[k]);
+    }
+    update(task, operands, 0, count);
+    for (int k = 0; k < task.operand_count; ++k) {
+      const bool written = k != 1 || task.zero_grad || options_.unscale;
+      if (written) scatter(task, k, begin, count, scratch[k]);
+    }
+  }
+
+  const RunOptions& options_;
+  const InstructionSet& set_;
+};
+
+}  // namespace
+
+Schedule::Schedule(const std::vector<Task>& tasks, const RunOptions& options) : options_(options) {
+  int64_t total = 0;
+  for (const Task& task : tasks) total += task.count;
+  threads_ = options.in_order ? 1 : int(std::clamp<int64_t>(total / kPerThread, 1, std::max(options.threads, 1)));
+
+  chunks_.reserve(tasks.size() + size_t(total / kChunk));
+  units_.reserve(tasks.size() + size_t(total / kChunk) + 1);
+  int64_t in_unit = kChunk;
+  for (const Task& task : tasks) {
+    for (int64_t at = 0; at < task.count; at += kChunk) {
+      if (in_unit >= kChunk) {
+        units_.push_back(chunks_.size());
+        in_unit = 0;
+      }
+      chunks_.push_back({&task, at, std::min(kChunk, task.count - at)});
+      in_unit += chunks_.back().count;
+    }
+  }
+  units_.push_back(chunks_.size());
+}
+
+void Schedule::run(const InstructionSet& set) const noexcept {
+  const Runner runner(options_, set);
+  parallel_for(int64_t(units_.size()) - 1, threads_, [&](int64_t unit) {
+    for (size_t i = units_[unit]; i < units_[unit + 1]; ++i) runner(chunks_[i]);
+  });
+}
+
+void zero(const std::vector<Span>& spans, int threads) {
+  constexpr int64_t kBytes = int64_t(1) << 18, kBytesPerThread = int64_t(1) << 19;
+  int64_t total = 0;
+  for (const Span& span : spans) total += span.bytes;
+  if (threads <= 1 || total < 2 * kBytesPerThread) {
+    for (const Span& span : spans) std::memset(span.data, 0, size_t(span.bytes));
+    return;
+  }
+  std::vector<Span> pieces;
+  for (const Span& span : spans) {
+    for (int64_t at = 0; at < span.bytes; at += kBytes) {
+      pieces.push_back({static_cast<char*>(span.data) + at, std::min(kBytes, span.bytes - at)});
+    }
+  }
+  parallel_for(int64_t(pieces.size()), threads, [&](int64_t i) {
+    std::memset(pieces[i].data, 0, size_t(pieces[i].bytes));
+  });
+}
+
+}  // namespace fusedoptim::cpu

@@ -1,0 +1,37 @@
+// The CPU driver: all tasks of a step in one parallel region.
+#pragma once
+
+#include <vector>
+
+#include "core/task.h"
+#include "cpu/instruction_set.h"
+
+namespace fusedoptim::cpu {
+
+struct Chunk {
+  const Task* task;
+  int64_t begin, count;
+};
+
+// All tasks of a step, cut into pieces. Elements are independent, so neither the cutting nor the number of threads nor
+// the instruction set changes a bit of the result. Whatever can fail does so in the constructor, before any write.
+class Schedule {
+ public:
+  Schedule(const std::vector<Task>& tasks, const RunOptions& options);  // `tasks` must outlive it
+  void run(const InstructionSet& set) const noexcept;
+
+ private:
+  RunOptions options_;
+  int threads_;
+  std::vector<Chunk> chunks_;
+  std::vector<size_t> units_;  // first chunk of each unit: many small tensors, or a part of a large one; and the end
+};
+
+// Writes zeros over contiguous memory, with several threads where that pays.
+struct Span {
+  void* data;
+  int64_t bytes;
+};
+void zero(const std::vector<Span>& spans, int threads);
+
+}  // namespace fusedoptim::cpu

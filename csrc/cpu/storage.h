@@ -1,0 +1,102 @@
+// Loads and stores of one vector for every storage type: widened on load, rounded once to nearest even on store.
+#pragma once
+
+#include "cpu/simd.h"
+
+namespace fusedoptim::FUSEDOPTIM_ISA {
+
+using FloatVec = Vec<float>;
+constexpr int kFloats = FloatVec::kLanes;
+
+template <class T>
+FUSEDOPTIM_SIMD Vec<T> load(const T* from) {
+  Vec<T> v;
+  std::memcpy(&v.raw, from, sizeof(v.raw));
+  return v;
+}
+template <class T>
+FUSEDOPTIM_SIMD void store(T* to, Vec<T> v) {
+  std::memcpy(to, &v.raw, sizeof(v.raw));
+}
+
+// ---- bf16: the upper half of a float ------------------------------------------------------------------------------
+FUSEDOPTIM_SIMD FloatVec load(const BFloat16* from) {
+  Raw<uint16_t, kFloats> bits;
+  std::memcpy(&bits, from, sizeof(bits));
+  return FloatVec((FloatVec::R)(__builtin_convertvector(bits, Raw<uint32_t, kFloats>) << 16));
+}
+FUSEDOPTIM_SIMD void store(BFloat16* to, FloatVec v) {
+  using Bits = Raw<uint32_t, kFloats>;
+  const Bits bits = (Bits)v.raw;
+  const Bits nearest_even = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  const auto rounded = __builtin_convertvector(v.raw == v.raw ? nearest_even : Bits{} + 0x7fc0, Raw<uint16_t, kFloats>);
+  std::memcpy(to, &rounded, sizeof(rounded));
+}
+
+// ---- fp16 ---------------------------------------------------------------------------------------------------------
+#if defined(__AVX512F__)
+FUSEDOPTIM_SIMD FloatVec load(const Half* from) {
+  return FloatVec(FloatVec::R(_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)))));
+}
+FUSEDOPTIM_SIMD void store(Half* to, FloatVec v) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtps_ph(v.raw, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+#elif defined(__AVX2__)
+FUSEDOPTIM_SIMD FloatVec load(const Half* from) {
+  return FloatVec(FloatVec::R(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)))));
+}
+FUSEDOPTIM_SIMD void store(Half* to, FloatVec v) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm256_cvtps_ph(v.raw, _MM_FROUND_TO_NEAREST_INT));
+}
+#else
+// Without conversion instructions: integer arithmetic, lane by lane.
+static __attribute__((noinline)) float widen(uint16_t half) {
+  const uint32_t sign = uint32_t(half & 0x8000) << 16, exponent = (half >> 10) & 31, mantissa = half & 0x3ff;
+  if (exponent == 0) {  // zero or subnormal: mantissa * 2^-24, exact in float
+    const float magnitude = float(mantissa) * 0x1p-24f;
+    return sign ? -magnitude : magnitude;
+  }
+  const uint32_t bits = sign | (exponent == 31 ? 0x7f800000u : (exponent + 112) << 23) | mantissa << 13;
+  float value;
+  std::memcpy(&value, &bits, 4);
+  return value;
+}
+static __attribute__((noinline)) uint16_t narrow(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, 4);
+  const uint32_t sign = (bits >> 16) & 0x8000, magnitude = bits & 0x7fffffff;
+  if (magnitude > 0x7f800000) return uint16_t(sign | 0x7e00);   // NaN
+  if (magnitude >= 0x477ff000) return uint16_t(sign | 0x7c00);  // rounds to 2^16 or more: infinity
+  // The mantissa with its leading one, and how many of its bits fall off; below 2^-14 the result is subnormal.
+  const uint32_t exponent = magnitude >> 23;
+  if (exponent < 102) return uint16_t(sign);  // under half of the smallest subnormal
+  const uint32_t mantissa = (magnitude & 0x7fffff) | 0x800000, dropped = exponent < 113 ? 126 - exponent : 13;
+  const uint32_t kept = mantissa >> dropped, rest = mantissa & ((1u << dropped) - 1), half = 1u << (dropped - 1);
+  const uint32_t rounded = kept + (rest > half || (rest == half && (kept & 1)));
+  return uint16_t(sign | (exponent < 113 ? rounded : ((exponent - 113) << 10) + rounded));
+}
+FUSEDOPTIM_SIMD FloatVec load(const Half* from) {
+  FloatVec v;
+  for (int i = 0; i < kFloats; ++i) v.raw[i] = widen(from[i].bits);
+  return v;
+}
+FUSEDOPTIM_SIMD void store(Half* to, FloatVec v) {
+  for (int i = 0; i < kFloats; ++i) to[i].bits = narrow(v.raw[i]);
+}
+#endif
+
+// Fewer elements than a vector holds: through a buffer on the stack, so that no byte beyond them is touched.
+template <class S>
+FUSEDOPTIM_SIMD auto load_part(const S* from, int count) {
+  S whole[Vec<Arithmetic<S>>::kLanes] = {};
+  std::memcpy(whole, from, count * sizeof(S));
+  return load(whole);
+}
+template <class S, class V>
+FUSEDOPTIM_SIMD void store_part(S* to, V v, int count) {
+  S whole[V::kLanes];
+  store(whole, v);
+  std::memcpy(to, whole, count * sizeof(S));
+}
+
+}  // namespace fusedoptim::FUSEDOPTIM_ISA

@@ -1,0 +1,46 @@
+// Moves blocks of elements between any layout and a contiguous scratch buffer, so that the one contiguous kernel
+// serves every layout.
+#pragma once
+
+#include <cstring>
+
+#include "core/task.h"
+
+namespace fusedoptim::cpu {
+
+// Calls `visit(i, offset)` for elements begin .. begin + count - 1 with the operand's offset in elements.
+template <class Visit>
+void for_each_offset(const Layout& layout, int operand, int64_t begin, int64_t count, Visit visit) {
+  constexpr int kMaxDims = 64;  // torch's own limit
+  int64_t index[kMaxDims];
+  const int64_t* strides = layout.strides + int64_t(operand) * layout.ndim;
+  int64_t offset = 0;
+  for (int d = layout.ndim - 1; d >= 0; --d) {
+    index[d] = begin % layout.sizes[d];
+    begin /= layout.sizes[d];
+    offset += index[d] * strides[d];
+  }
+  for (int64_t i = 0; i < count; ++i) {
+    visit(i, offset);
+    for (int d = layout.ndim - 1; d >= 0; --d) {
+      offset += strides[d];
+      if (++index[d] < layout.sizes[d]) break;
+      offset -= index[d] * strides[d];
+      index[d] = 0;
+    }
+  }
+}
+
+template <class Element>
+void gather(const Task& task, int operand, int64_t begin, int64_t count, Element* to) {
+  const Element* from = static_cast<const Element*>(task.operands[operand]);
+  for_each_offset(*task.layout, operand, begin, count, [&](int64_t i, int64_t at) { to[i] = from[at]; });
+}
+
+template <class Element>
+void scatter(const Task& task, int operand, int64_t begin, int64_t count, const Element* from) {
+  Element* to = static_cast<Element*>(task.operands[operand]);
+  for_each_offset(*task.layout, operand, begin, count, [&](int64_t i, int64_t at) { to[at] = from[i]; });
+}
+
+}  // namespace fusedoptim::cpu

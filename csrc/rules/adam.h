@@ -1,0 +1,76 @@
+// Adam with bias correction (Kingma & Ba, "Adam: a method for stochastic optimization", ICLR 2015, algorithm 1), with
+// coupled or decoupled weight decay (Loshchilov & Hutter, "Decoupled weight decay regularization", ICLR 2019) and
+// AMSGrad (Reddi et al., "On the convergence of Adam and beyond", ICLR 2018).
+#pragma once
+
+#include "rules/rule.h"
+
+namespace fusedoptim {
+
+struct AdamOptions {
+  double lr, beta1, beta2, eps, weight_decay;
+  bool amsgrad, decoupled_weight_decay;
+
+  template <class Read>
+  void read(Read&& read) {
+    read("lr", lr);
+    read("betas", beta1, beta2);
+    read("eps", eps);
+    read("weight_decay", weight_decay);
+    read("amsgrad", amsgrad);
+    read("decoupled_weight_decay", decoupled_weight_decay);
+  }
+};
+
+template <class T>
+struct Adam {
+  using Options = AdamOptions;
+  static constexpr const char* kName = "adam";
+  static constexpr const char* kStates[] = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq"};
+  static constexpr bool kCountsSteps = true;
+
+  // A variant is weight decay (none, coupled, decoupled) x amsgrad x on which side exp_avg is interpolated from.
+  enum Decay { kNone, kCoupled, kDecoupled };
+  static constexpr int kVariants = 12;
+
+  static int variant(const Options& o, bool /*first*/) {
+    const int decay = o.weight_decay == 0 ? kNone : o.decoupled_weight_decay ? kDecoupled : kCoupled;
+    return decay * 4 + (o.amsgrad ? 2 : 0) + (T(1 - o.beta1) < T(0.5) ? 0 : 1);
+  }
+  static constexpr int states_of(int variant) { return (variant & 2) != 0 ? 3 : 2; }
+
+  T one_minus_beta1, minus_beta1, beta2, one_minus_beta2, eps, weight_decay, keep, minus_step_size, root_correction2;
+
+  Adam(const Options& o, double step)
+      : one_minus_beta1(T(1 - o.beta1)),
+        minus_beta1(one_minus_beta1 - T(1)),
+        beta2(T(o.beta2)),
+        one_minus_beta2(T(1 - o.beta2)),
+        eps(T(o.eps)),
+        weight_decay(T(o.weight_decay)),
+        keep(T(1 - o.lr * o.weight_decay)),
+        minus_step_size(T(-(o.lr / (1 - std::pow(o.beta1, step))))),
+        root_correction2(T(std::sqrt(1 - std::pow(o.beta2, step)))) {}
+
+  template <int variant, class V>
+  FUSEDOPTIM_INLINE void operator()(V& param, V grad, V* state) const {
+    constexpr int decay = variant / 4;
+    constexpr bool amsgrad = states_of(variant) == 3, from_grad = (variant & 1) != 0;
+    V& exp_avg = state[0];
+    V& exp_avg_sq = state[1];
+
+    if constexpr (decay == kCoupled) grad = fma(param, V(weight_decay), grad);
+    if constexpr (decay == kDecoupled) param = param * V(keep);
+
+    const V change = grad - exp_avg;
+    exp_avg = from_grad ? fma(V(minus_beta1), change, grad) : fma(V(one_minus_beta1), change, exp_avg);
+    exp_avg_sq = fma(V(one_minus_beta2) * grad, grad, exp_avg_sq * V(beta2));
+
+    V second_moment = exp_avg_sq;
+    if constexpr (amsgrad) second_moment = state[2] = max(state[2], exp_avg_sq);
+    const V denominator = sqrt(second_moment) / V(root_correction2) + V(eps);
+    param = param + V(minus_step_size) * exp_avg / denominator;
+  }
+};
+
+}  // namespace fusedoptim
