@@ -1,3 +1,19 @@
-"""torch.optim with the whole step in one fused call."""
+"""torch.optim, with the whole step, gradient zeroing included, in one fused call.
 
+``import fusedoptim as optim`` in place of ``import torch.optim as optim``: every public name of ``torch.optim`` is here.
+``SGD``, ``Adam`` and ``AdamW`` are this package's own; the others are torch's.
+"""
+
+from torch import optim as _torch_optim
 from torch.optim import *  # noqa: F403
+from torch.optim import lr_scheduler as lr_scheduler
+from torch.optim import swa_utils as swa_utils
+
+from fusedoptim.adam import Adam as Adam
+from fusedoptim.adam import AdamW as AdamW
+from fusedoptim.backend import get_backend as get_backend
+from fusedoptim.backend import set_backend as set_backend
+from fusedoptim.native import build_info as build_info
+from fusedoptim.sgd import SGD as SGD
+
+__all__ = [*_torch_optim.__all__, "build_info", "get_backend", "set_backend"]

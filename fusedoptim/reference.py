@@ -2,12 +2,12 @@
 
 This is the specification: the compiled kernels must return the same bits. Every function has the form::
 
-    new_param, new_state = rule(param, grad, state, step, **options)
+    new_param, new_state = update(param, grad, state, step, **options)
 
 for one parameter. The inputs are never modified. ``state`` maps the names that ``torch.optim`` uses to
 tensors; an entry that is missing or None has not been created yet. ``step`` counts the updates of this
 parameter, this one included. The options are those of the parameter group, as Python numbers
-(see ``options_of``).
+(see ``Rule.options``).
 
 Arithmetic is in float64 if the parameter is float64, else in float32, and each operation rounds to nearest
 even; ``fma(a, b, c)`` is a * b + c rounded once. Constants are computed in double and rounded once to the
@@ -18,6 +18,7 @@ import functools
 import inspect
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,7 +27,6 @@ from torch import Tensor
 from fusedoptim.ieee import as_scalar, fma, sqrt
 
 State = Mapping[str, Tensor | None]
-Rule = Callable[..., tuple[Tensor, dict[str, Tensor]]]
 
 
 def sgd(
@@ -157,16 +157,31 @@ def adam(
     return _store(p, param), new_state
 
 
-RULES: dict[str, Rule] = {"sgd": sgd, "adam": adam}
+def _sgd_state(group: Mapping[str, Any]) -> tuple[str, ...]:
+    return ("momentum_buffer",) if group["momentum"] != 0 else ()
 
 
-def options_of(rule: Rule, group: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the entries of a parameter group that are options of ``rule``.
+def _adam_state(group: Mapping[str, Any]) -> tuple[str, ...]:
+    return ("step", "exp_avg", "exp_avg_sq", *(("max_exp_avg_sq",) if group["amsgrad"] else ()))
 
-    Raises:
-        KeyError: The group lacks one of them.
-    """
-    return {name: group[name] for name in _option_names(rule)}
+
+@dataclass(frozen=True)
+class Rule:
+    """A rule's function and, for given options, the names of its state."""
+
+    update: Callable[..., tuple[Tensor, dict[str, Tensor]]]
+    state_names: Callable[[Mapping[str, Any]], tuple[str, ...]]
+
+    def options(self, group: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the entries of a parameter group that are options of this rule.
+
+        Raises:
+            KeyError: The group lacks one of them.
+        """
+        return {name: group[name] for name in _option_names(self.update)}
+
+
+RULES: dict[str, Rule] = {"sgd": Rule(sgd, _sgd_state), "adam": Rule(adam, _adam_state)}
 
 
 def prepare_grad(grad: Tensor, *, maximize: bool = False, grad_scale: float | None = None) -> Tensor:
@@ -181,8 +196,8 @@ def prepare_grad(grad: Tensor, *, maximize: bool = False, grad_scale: float | No
 
 
 @functools.cache
-def _option_names(rule: Rule) -> tuple[str, ...]:
-    parameters = inspect.signature(rule).parameters.values()
+def _option_names(update: Callable[..., Any]) -> tuple[str, ...]:
+    parameters = inspect.signature(update).parameters.values()
     return tuple(p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY)
 
 

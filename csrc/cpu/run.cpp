@@ -98,6 +98,19 @@ void Schedule::run(const InstructionSet& set) const noexcept {
   });
 }
 
+void zero_grads(const std::vector<Task>& tasks) noexcept {
+  for (const Task& task : tasks) {
+    const size_t size = size_of(task.dtype);
+    if (task.layout == nullptr) {
+      std::memset(task.operands[1], 0, size_t(task.count) * size);
+    } else {
+      for_each_offset(*task.layout, 1, 0, task.count, [&](int64_t, int64_t at) {
+        std::memset(static_cast<char*>(task.operands[1]) + at * int64_t(size), 0, size);
+      });
+    }
+  }
+}
+
 void zero(const std::vector<Span>& spans, int threads) {
   constexpr int64_t kBytes = int64_t(1) << 18, kBytesPerThread = int64_t(1) << 19;
   int64_t total = 0;

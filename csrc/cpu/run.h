@@ -27,6 +27,9 @@ class Schedule {
   std::vector<size_t> units_;  // first chunk of each unit: many small tensors, or a part of a large one; and the end
 };
 
+// Writes zeros over the gradients of all tasks.
+void zero_grads(const std::vector<Task>& tasks) noexcept;
+
 // Writes zeros over contiguous memory, with several threads where that pays.
 struct Span {
   void* data;

@@ -1,0 +1,98 @@
+#include "python/rules.h"
+
+#include <new>
+#include <string>
+
+#include "rules/all.h"
+
+namespace fusedoptim::python {
+
+namespace py = pybind11;
+
+namespace {
+
+py::handle item(py::handle group, const char* name) {
+  PyObject* found = PyDict_GetItemString(group.ptr(), name);
+  if (found == nullptr) throw py::key_error(std::string("the parameter group has no '") + name + "'");
+  return found;
+}
+
+double number(py::handle value, const char* name) {
+  const double result = PyFloat_AsDouble(value.ptr());
+  if (result == -1.0 && PyErr_Occurred()) {
+    PyErr_Clear();
+    throw py::type_error(std::string(name) + " must be a number or a tensor with one element, got " +
+                         std::string(py::repr(value)));
+  }
+  return result;
+}
+
+}  // namespace
+
+void GroupReader::operator()(const char* name, double& out) const { out = number(item(group_, name), name); }
+
+void GroupReader::operator()(const char* name, double& first, double& second) const {
+  const py::handle pair = item(group_, name);
+  if (!py::isinstance<py::sequence>(pair) || py::len(pair) != 2) {
+    throw py::type_error(std::string(name) + " must be a pair of numbers, got " + std::string(py::repr(pair)));
+  }
+  const py::sequence both = py::reinterpret_borrow<py::sequence>(pair);
+  first = number(py::object(both[0]), name);
+  second = number(py::object(both[1]), name);
+}
+
+void GroupReader::operator()(const char* name, bool& out) const {
+  const int truth = PyObject_IsTrue(item(group_, name).ptr());
+  if (truth < 0) throw py::error_already_set();
+  out = truth != 0;
+}
+
+bool GroupReader::flag(const char* name) const {
+  PyObject* found = PyDict_GetItemString(group_.ptr(), name);
+  return found != nullptr && found != Py_None && PyObject_IsTrue(found) == 1;
+}
+
+namespace {
+
+template <template <class> class Rule>
+struct Erased {
+  using O = typename Rule<float>::Options;
+  static_assert(sizeof(O) <= kMaxOptionBytes && sizeof(Rule<double>) <= kMaxConstantBytes);
+
+  static const O& as_options(const Options& o) { return *reinterpret_cast<const O*>(o.bytes); }
+
+  static void read(const GroupReader& reader, Options& out) { (new (out.bytes) O)->read(reader); }
+  static int variant(const Options& o, DType dtype, bool first) {
+    return dtype == DType::f64 ? Rule<double>::variant(as_options(o), first) : Rule<float>::variant(as_options(o), first);
+  }
+  static int states_of(int variant) { return Rule<float>::states_of(variant); }
+  static void fold(const Options& o, double step, DType dtype, Constants& out) {
+    if (dtype == DType::f64) {
+      new (out.bytes) Rule<double>(as_options(o), step);
+    } else {
+      new (out.bytes) Rule<float>(as_options(o), step);
+    }
+  }
+  static RuleEntry entry(int index) {
+    using R = Rule<float>;
+    return {index, R::kName, R::kStates, R::kCountsSteps, read, variant, states_of, fold};
+  }
+};
+
+template <template <class> class... Rules>
+const RuleEntry& find(const std::string& name, RuleList<Rules...>) {
+  int index = 0;
+  static const RuleEntry entries[] = {Erased<Rules>::entry(index++)...};
+  std::string known;
+  for (const RuleEntry& entry : entries) {
+    if (name == entry.name) return entry;
+    known += (known.empty() ? "" : ", ") + std::string(entry.name);
+  }
+  throw py::key_error("no rule named '" + name + "'; there are: " + known);
+}
+
+}  // namespace
+
+const RuleEntry& find_rule(const std::string& name) { return find(name, AllRules()); }
+
+}  // namespace fusedoptim::python

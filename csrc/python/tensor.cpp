@@ -1,0 +1,161 @@
+#include "python/tensor.h"
+
+#include <algorithm>
+#include <numeric>
+
+namespace fusedoptim::python {
+
+bool View::same_sizes(const View& other) const {
+  return ndim == other.ndim && std::equal(sizes, sizes + ndim, other.sizes);
+}
+
+bool View::same_strides(const View& other) const {
+  for (int d = 0; d < ndim; ++d) {
+    if (sizes[d] > 1 && strides[d] != other.strides[d]) return false;
+  }
+  return true;
+}
+
+bool View::expanded() const {
+  for (int d = 0; d < ndim; ++d) {
+    if (sizes[d] > 1 && strides[d] == 0) return true;
+  }
+  return false;
+}
+
+int64_t View::extent() const {
+  if (count == 0) return 0;
+  int64_t last = 0;
+  for (int d = 0; d < ndim; ++d) last += (sizes[d] - 1) * strides[d];
+  return (last + 1) * item_size();
+}
+
+bool View::dense() const {
+  int64_t expected = 1;  // the common case first: row-major
+  int d = ndim - 1;
+  for (; d >= 0; --d) {
+    if (sizes[d] <= 1) continue;
+    if (strides[d] != expected) break;
+    expected *= sizes[d];
+  }
+  return d < 0 || (disjoint() && extent() == count * item_size());
+}
+
+bool View::disjoint() const {
+  constexpr int kMaxDims = 64;
+  int order[kMaxDims];
+  int dims = 0;
+  for (int d = 0; d < ndim; ++d) {
+    if (sizes[d] > 1) order[dims++] = d;
+  }
+  std::sort(order, order + dims, [this](int a, int b) { return strides[a] < strides[b]; });
+  int64_t reach = 0;  // offset of the last element that the dimensions so far can reach
+  for (int i = 0; i < dims; ++i) {
+    if (strides[order[i]] <= reach) return false;
+    reach += (sizes[order[i]] - 1) * strides[order[i]];
+  }
+  return true;
+}
+
+namespace {
+
+PyGetSetDef* getset(py::handle type, const char* name) {
+  // torch._C.TensorBase defines these as C getters and setters; calling them directly skips the attribute look-up.
+  const py::object descriptor = type.attr("__dict__")[name];
+  if (Py_TYPE(descriptor.ptr()) != &PyGetSetDescr_Type) {
+    throw std::runtime_error(std::string("torch.Tensor.") + name + " is not the C attribute that it was in torch 2.10 to 2.13");
+  }
+  return reinterpret_cast<PyGetSetDescrObject*>(descriptor.ptr())->d_getset;
+}
+
+py::object owned(PyObject* object) {
+  if (object == nullptr) throw py::error_already_set();
+  return py::reinterpret_steal<py::object>(object);
+}
+
+}  // namespace
+
+Torch::Torch() {
+  const py::module_ torch = py::module_::import("torch");
+  const py::object tensor = torch.attr("Tensor");
+  const py::object base = torch.attr("_C").attr("TensorBase");
+  tensor_type_ = reinterpret_cast<PyTypeObject*>(tensor.ptr());
+  parameter_type_ = reinterpret_cast<PyTypeObject*>(torch.attr("nn").attr("Parameter").ptr());
+  const py::capsule api = tensor.attr("__dlpack_c_exchange_api__");
+  api_ = api.get_pointer<dlpack::ExchangeApi>();
+  while (api_ != nullptr && api_->version.major > dlpack::kMajorVersion) api_ = api_->older;
+  if (api_ == nullptr || api_->version.major != dlpack::kMajorVersion || api_->view_from_object == nullptr) {
+    throw std::runtime_error("this torch offers no DLPack 1.x exchange table");
+  }
+  grad_ = getset(base, "grad");
+  requires_grad_ = getset(base, "requires_grad");
+  is_neg_ = base.attr("is_neg");
+  increment_version_ = torch.attr("autograd").attr("graph").attr("increment_version");
+}
+
+const Torch& Torch::get() {
+  static const Torch* torch = new Torch();  // lives as long as the process: torch's types do
+  return *torch;
+}
+
+py::object Torch::grad(py::handle tensor) const {
+  if (is_plain(tensor.ptr())) return owned(grad_->get(tensor.ptr(), grad_->closure));
+  return tensor.attr("grad");
+}
+
+void Torch::clear_grad(py::handle tensor) const {
+  if (!is_plain(tensor.ptr())) {
+    tensor.attr("grad") = py::none();
+  } else if (grad_->set(tensor.ptr(), Py_None, grad_->closure) != 0) {
+    throw py::error_already_set();
+  }
+}
+
+bool Torch::requires_grad(py::handle tensor) const {
+  return owned(requires_grad_->get(tensor.ptr(), requires_grad_->closure)).is(py::handle(Py_True));
+}
+
+bool Torch::is_negative(py::handle tensor) const { return is_neg_(tensor).is(py::handle(Py_True)); }
+
+bool Torch::view(PyObject* plain, View& out) const {
+  dlpack::Tensor t;
+  if (api_->view_from_object(plain, &t) != 0) {
+    PyErr_Clear();
+    return false;
+  }
+  out = {static_cast<char*>(t.data) + t.byte_offset, 1, t.ndim, t.sizes, t.strides, t.device, t.dtype};
+  for (int d = 0; d < t.ndim; ++d) out.count *= t.sizes[d];
+  return true;
+}
+
+bool dtype_of(const View& view, DType& out) {
+  const auto [code, bits, lanes] = view.type;
+  if (lanes != 1) return false;
+  if (code == dlpack::kFloat && bits == 32) {
+    out = DType::f32;
+  } else if (code == dlpack::kFloat && bits == 64) {
+    out = DType::f64;
+  } else if (code == dlpack::kBFloat && bits == 16) {
+    out = DType::bf16;
+  } else if (code == dlpack::kFloat && bits == 16) {
+    out = DType::f16;
+  } else {
+    return false;
+  }
+  return true;
+}
+
+PyObject* find_by_identity(PyObject* dict, PyObject* key) {
+  const Py_hash_t hash = Torch::get().is_plain(key) ? Py_hash_t(reinterpret_cast<uintptr_t>(key)) : PyObject_Hash(key);
+  PyObject* found = _PyDict_GetItem_KnownHash(dict, key, hash);
+  if (found == nullptr && PyErr_Occurred()) throw py::error_already_set();
+  return found;
+}
+
+std::string shape_text(const View& view) {
+  std::string text = "(";
+  for (int d = 0; d < view.ndim; ++d) text += (d > 0 ? ", " : "") + std::to_string(view.sizes[d]);
+  return text + (view.ndim == 1 ? ",)" : ")");
+}
+
+}  // namespace fusedoptim::python

@@ -1,0 +1,72 @@
+// Seeing into torch tensors without torch: types, gradients and memory, at C speed.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <string>
+
+#include "core/dtype.h"
+#include "python/dlpack.h"
+
+namespace fusedoptim::python {
+
+namespace py = pybind11;
+
+// What the kernels need to know of a tensor; sizes and strides are borrowed from it.
+struct View {
+  char* data;
+  int64_t count;  // elements
+  int ndim;
+  const int64_t* sizes;
+  const int64_t* strides;
+  dlpack::Device device;
+  dlpack::DataType type;
+
+  bool same_sizes(const View& other) const;
+  bool same_strides(const View& other) const;  // in every dimension that has more than one element
+  bool dense() const;                          // its elements fill one stretch of memory, each once
+  bool disjoint() const;                       // no element shares memory with another: true only when certain
+  bool expanded() const;                       // a dimension of several elements with stride 0
+  int64_t extent() const;                      // bytes from the first element to the end of the last
+  int64_t item_size() const { return type.bits / 8; }
+};
+
+// Torch's types and accessors, looked up once when the module is loaded.
+class Torch {
+ public:
+  static const Torch& get();
+
+  // torch.Tensor or torch.nn.Parameter exactly: a subclass may mean anything by its elements.
+  bool is_plain(PyObject* object) const {
+    return Py_TYPE(object) == tensor_type_ || Py_TYPE(object) == parameter_type_;
+  }
+  py::object grad(py::handle tensor) const;
+  void clear_grad(py::handle tensor) const;
+  bool requires_grad(py::handle tensor) const;
+  bool is_negative(py::handle tensor) const;  // a lazily negated view, whose memory holds the opposite sign
+  // False where torch cannot show the memory of a plain tensor (sparse, meta, wrapped by torch.func, …).
+  bool view(PyObject* plain, View& out) const;
+  void bump_versions(py::handle tensors) const { increment_version_(tensors); }
+  py::object intern(const char* name) const { return py::reinterpret_steal<py::object>(PyUnicode_InternFromString(name)); }
+
+ private:
+  Torch();
+  PyTypeObject* tensor_type_;
+  PyTypeObject* parameter_type_;
+  const dlpack::ExchangeApi* api_;
+  PyGetSetDef* grad_;
+  PyGetSetDef* requires_grad_;
+  py::object is_neg_;
+  py::object increment_version_;
+};
+
+// The storage type of a view that the kernels know; false for any other.
+bool dtype_of(const View& view, DType& out);
+
+// `state[param]` of an optimizer, or null; borrowed. Tensors hash by identity, so no Python code runs.
+PyObject* find_by_identity(PyObject* dict, PyObject* key);
+
+// "(3, 4)"
+std::string shape_text(const View& view);
+
+}  // namespace fusedoptim::python

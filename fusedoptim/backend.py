@@ -1,0 +1,97 @@
+"""Which implementation takes the step: the compiled kernels or the pure-Python reference."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from types import TracebackType
+from typing import Any, Protocol
+
+from fusedoptim import native
+from fusedoptim.reference_plan import ReferencePlan
+
+_NAMES = ("auto", "native", "reference")
+_chosen = "auto"
+_warned = False
+
+
+class Plan(Protocol):
+    """A step in two halves: ``gather`` reads and checks everything, ``commit`` writes."""
+
+    def gather(self, groups: list[Any], state: dict[Any, Any], new_state: Any) -> list[list[Any]] | None:
+        """Return None, or for each group the parameters that torch's own implementation must take."""
+
+    def commit(self, state: dict[Any, Any], zero_grad: bool, grad_scale: float | None) -> None:
+        """Take the step that was gathered."""
+
+    def clear(self) -> None:
+        """Forget what was gathered."""
+
+
+class set_backend:  # noqa: N801
+    """Choose the implementation for the whole process; as a context manager, until the block ends.
+
+    Args:
+        name: ``"auto"``, the kernels, or where the compiled module is missing the reference, with one warning;
+            ``"native"``, the kernels or an error; ``"reference"``, the pure-Python path, which returns the same bits.
+            The environment variable ``FUSEDOPTIM_BACKEND`` sets it at the start.
+
+    Raises:
+        ValueError: ``name`` is none of these.
+        RuntimeError: ``"native"`` is asked for and the compiled module is missing.
+
+    Example:
+        >>> import fusedoptim as optim
+        >>> with optim.set_backend("reference"):
+        ...     optim.get_backend()
+        'reference'
+    """
+
+    def __init__(self, name: str) -> None:
+        global _chosen
+        if name not in _NAMES:
+            raise ValueError(f"backend must be one of {', '.join(_NAMES)}, got {name!r}")
+        if name == "native" and not native.available():
+            raise RuntimeError(native.why_missing())
+        self._previous = _chosen
+        _chosen = name
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        global _chosen
+        _chosen = self._previous
+
+
+def get_backend() -> str:
+    """The implementation in use: ``"native"`` or ``"reference"``."""
+    return "native" if _chosen != "reference" and native.available() else "reference"
+
+
+def new_plan(rule: str, kernels_demanded: bool) -> Plan:
+    """A plan of the implementation in use.
+
+    Args:
+        rule: The name of the rule.
+        kernels_demanded: The user has set ``fused=True``.
+
+    Raises:
+        RuntimeError: The kernels are demanded, and the compiled module is missing.
+    """
+    global _warned
+    if get_backend() == "native":
+        return native.NativePlan(rule)
+    if _chosen != "reference":
+        if kernels_demanded:
+            raise RuntimeError(f"fused=True, but {native.why_missing()}")
+        if not _warned:
+            _warned = True
+            warnings.warn(f"fusedoptim runs on its slow reference path: {native.why_missing()}", stacklevel=4)
+    return ReferencePlan(rule)
+
+
+if os.environ.get("FUSEDOPTIM_BACKEND"):
+    set_backend(os.environ["FUSEDOPTIM_BACKEND"])

@@ -1,0 +1,110 @@
+"""The compiled module: loaded here, described here, and nowhere else imported."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib import metadata
+from typing import Any
+
+import torch
+
+try:
+    from fusedoptim import _C
+
+    load_error: ImportError | None = None
+except ImportError as error:
+    _C = None  # type: ignore[assignment]
+    load_error = error
+
+_CURE = "install a C++17 compiler (g++ or clang++) and reinstall fusedoptim with FUSEDOPTIM_NATIVE=1 to see its errors"
+
+
+def available() -> bool:
+    """Whether the compiled module could be loaded."""
+    return _C is not None
+
+
+def why_missing() -> str:
+    """The cause of a missing compiled module and its cure, in one line."""
+    return f"the compiled module fusedoptim._C could not be loaded ({load_error}); {_CURE}"
+
+
+def _choose_instruction_set(name: str | None) -> Any:
+    if _C is None:
+        return None
+    supported = {entry.name: entry for entry in _C.supported()}
+    if name is None:
+        return next(iter(supported.values()))
+    if name not in supported:
+        built = [entry.name for entry in _C.built()]
+        cause = (
+            "this processor does not support it"
+            if name in built
+            else f"this build has only {', '.join(built)}"
+        )
+        raise RuntimeError(f"FUSEDOPTIM_ISA={name}: {cause}; usable here: {', '.join(supported)}")
+    return supported[name]
+
+
+_instruction_set = _choose_instruction_set(os.environ.get("FUSEDOPTIM_ISA") or None)
+
+
+def set_instruction_set(name: str | None) -> None:
+    """Use the kernels of another instruction set from now on, in the whole process; for tests and bisecting.
+
+    Args:
+        name: ``baseline``, ``avx2`` or ``avx512``; None for the best that this processor runs. The results do not
+            depend on it.
+
+    Raises:
+        RuntimeError: The build lacks it, or the processor does.
+    """
+    global _instruction_set
+    _instruction_set = _choose_instruction_set(name)
+
+
+class NativePlan:
+    """One step in the compiled kernels: ``gather`` reads and checks, ``commit`` writes."""
+
+    def __init__(self, rule: str) -> None:
+        self._plan = _C.Plan(rule)
+        self.gather = self._plan.gather
+        self.clear = self._plan.clear
+
+    def commit(self, state: dict[Any, Any], zero_grad: bool, grad_scale: float | None) -> None:
+        """Take the step that was gathered; see ``reference_plan.ReferencePlan.commit``."""
+        self._plan.commit(state, _instruction_set, torch.get_num_threads(), zero_grad, grad_scale)
+
+
+def zero_grad(groups: list[dict[str, Any]], set_to_none: bool) -> None:
+    """Reset the gradients of all parameters of ``groups`` in one call."""
+    _C.zero_grad(groups, set_to_none, torch.get_num_threads())
+
+
+def build_info() -> dict[str, Any]:
+    """What this installation is and what it runs on.
+
+    Returns:
+        ``version``, ``torch``, ``python`` and ``platform``; ``native``, whether the compiled module is in use, and
+        ``native_error``, why not; ``compiler``; ``openmp``, the OpenMP version it was built with;
+        ``instruction_sets_built``, ``instruction_sets_supported`` (those that this processor runs, best first) and
+        ``instruction_set``, the one in use; ``cuda``, whether CUDA kernels are built, and ``cuda_architectures``;
+        ``threads``, as ``torch.get_num_threads()`` says.
+    """
+    return {
+        "version": metadata.version("fusedoptim"),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "native": available(),
+        "native_error": None if load_error is None else str(load_error),
+        "compiler": getattr(_C, "compiler", None),
+        "openmp": getattr(_C, "openmp", None),
+        "instruction_sets_built": [entry.name for entry in _C.built()] if available() else [],
+        "instruction_sets_supported": [entry.name for entry in _C.supported()] if available() else [],
+        "instruction_set": _instruction_set.name if available() else None,
+        "cuda": False,
+        "cuda_architectures": [],
+        "threads": torch.get_num_threads(),
+    }

@@ -1,0 +1,171 @@
+"""Drives the reference rules over an optimizer's parameters, as ``csrc/python`` drives the kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fusedoptim import reference
+
+_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+_PLAIN = (Tensor, torch.nn.Parameter)
+_SHARED = (
+    "unsupported operation: more than one element of the written-to tensor refers to a single memory location. "
+    "Please clone() the tensor before performing the operation: "
+)
+
+
+@dataclass
+class _Row:
+    param: Tensor
+    grad: Tensor
+    state: dict[str, Any]
+    fresh: bool
+    options: dict[str, Any]
+    maximize: bool
+
+
+class ReferencePlan:
+    """One step on the reference path: ``gather`` reads and checks, ``commit`` writes."""
+
+    def __init__(self, rule: str) -> None:
+        self._rule = reference.RULES[rule]
+        self._rows: list[_Row] = []
+
+    def gather(
+        self,
+        groups: list[dict[str, Any]],
+        state: dict[Tensor, dict[str, Any]],
+        new_state: Callable[[Tensor, dict[str, Any]], dict[str, Any]],
+    ) -> list[list[Tensor]] | None:
+        """Read and check all parameters that have a gradient.
+
+        Args:
+            groups: The optimizer's parameter groups.
+            state: The optimizer's state.
+            new_state: Makes the state of a parameter that has none.
+
+        Returns:
+            None, or for each group the parameters that torch's own implementation must take.
+
+        Raises:
+            RuntimeError: A group with ``fused=True`` holds such a parameter, or memory is shared between elements.
+        """
+        self.clear()
+        foreign: list[list[Tensor]] = []
+        for index, group in enumerate(groups):
+            left: list[Tensor] = []
+            options = None if _is_torchs(group) else _as_numbers(self._rule.options(group))
+            for position, param in enumerate(group["params"]):
+                if param.grad is None:
+                    continue
+                name = f"parameter {position} of group {index} (shape {tuple(param.shape)}, {param.dtype}, {param.device})"
+                reason = (
+                    _refusal(param) if options is not None else "torch's own implementation was asked for"
+                )
+                if reason is None and options is not None:
+                    if any(
+                        size > 1 and stride == 0
+                        for size, stride in zip(param.shape, param.stride(), strict=True)
+                    ):
+                        raise RuntimeError(f"{_SHARED} in {name}")
+                    self._add(param, group, options, state.get(param) or {}, new_state, name)
+                elif options is not None and group.get("fused"):
+                    raise RuntimeError(
+                        "`fused=True` requires all the params to be floating point Tensors of supported devices: "
+                        f"['cpu'] but {name} cannot be taken by the fused kernels: {reason}; with fused=None torch's "
+                        "own implementation takes it"
+                    )
+                else:
+                    left.append(param)
+            foreign.append(left)
+        return foreign if any(foreign) else None
+
+    def _add(
+        self, param: Tensor, group: Any, options: Any, existing: dict[str, Any], new_state: Any, name: str
+    ) -> None:
+        names = self._rule.state_names(options)
+        fresh = all(existing.get(key) is None for key in names)
+        state = new_state(param, group) if fresh else existing
+        for key in names:
+            if state.get(key) is None:
+                raise KeyError(f"the state has no '{key}' in {name}")
+            if key != "step" and state[key].shape != param.shape:
+                raise RuntimeError(f"{key} has shape {tuple(state[key].shape)}, which does not fit in {name}")
+        grad = param.grad
+        assert grad is not None
+        self._rows.append(_Row(param, grad, state, fresh, options, bool(group.get("maximize"))))
+
+    @torch.no_grad()
+    def commit(self, state: dict[Tensor, dict[str, Any]], zero_grad: bool, grad_scale: float | None) -> None:
+        """Take the step that was gathered.
+
+        Args:
+            state: The optimizer's state; new entries are put into it.
+            zero_grad: Also write zeros over the gradients.
+            grad_scale: Divide the gradients by it first, and leave them divided.
+        """
+        for row in self._rows:
+            if grad_scale is not None:
+                row.grad.copy_(reference.prepare_grad(row.grad, grad_scale=grad_scale))
+            grad = reference.prepare_grad(row.grad, maximize=row.maximize)
+            old = {} if row.fresh else row.state
+            step = 1.0
+            if "step" in row.state:
+                row.state["step"] += 1
+                step = float(row.state["step"])
+            new_param, new_state = self._rule.update(row.param, grad, old, step, **row.options)
+            row.param.copy_(new_param)
+            for name, value in new_state.items():
+                row.state[name].copy_(value)
+            if row.fresh and row.state:
+                state.setdefault(row.param, {}).update(row.state)
+        if zero_grad:
+            for row in self._rows:
+                row.grad.detach_() if row.grad.grad_fn is not None else row.grad.requires_grad_(False)
+                row.grad.zero_()
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget what was gathered."""
+        self._rows.clear()
+
+
+def _is_torchs(group: dict[str, Any]) -> bool:
+    """Whether the user has asked for torch's own implementation."""
+    fused = group.get("fused")
+    return (
+        (fused is not None and not fused) or bool(group.get("foreach")) or bool(group.get("differentiable"))
+    )
+
+
+def _as_numbers(options: dict[str, Any]) -> dict[str, Any]:
+    """Replace tensors with one element by numbers."""
+
+    def number(value: Any) -> Any:
+        if isinstance(value, (tuple, list)):
+            return tuple(number(item) for item in value)
+        return value.item() if isinstance(value, Tensor) else value
+
+    return {name: number(value) for name, value in options.items()}
+
+
+def _refusal(param: Tensor) -> str | None:
+    """Why the reference cannot take a parameter, or None."""
+    grad = param.grad
+    assert grad is not None
+    if type(param) not in _PLAIN or type(grad) not in _PLAIN:
+        return "it or its gradient is a tensor subclass"
+    if param.layout != torch.strided or grad.layout != torch.strided:
+        return "it or its gradient is sparse"
+    if param.device.type not in ("cpu", "cuda"):
+        return "its device is not supported"
+    if param.dtype not in _DTYPES:
+        return "its dtype is not float64, float32, bfloat16 or float16"
+    if grad.dtype != param.dtype or grad.device != param.device or grad.shape != param.shape:
+        return "its gradient has another dtype, device or shape"
+    return None

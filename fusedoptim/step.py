@@ -1,0 +1,151 @@
+"""The part that all optimizers of this package share: ``step`` and ``zero_grad``, and when torch takes over."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.autograd.profiler import record_function
+from torch.optim import Optimizer
+
+from fusedoptim import native, reference
+from fusedoptim.backend import Plan, get_backend, new_plan
+
+_ZERO_GRAD = (None, "to_zero", "to_none")
+
+
+class FusedStep(Optimizer):
+    """Takes torch's optimizer of the same name as its second base and replaces ``step`` and ``zero_grad``.
+
+    A subclass names its rule and torch's class. Everything else (constructor, checks, defaults, hooks, the format of
+    the state) is torch's own.
+    """
+
+    _rule: ClassVar[str]
+    _torch_class: ClassVar[type[Optimizer]]
+
+    def step(  # type: ignore[override]
+        self, closure: Callable[[], Any] | None = None, *, zero_grad: str | None = None
+    ) -> Any:
+        """Update all parameters that have a gradient.
+
+        The step happens whole or not at all: every error is raised before anything is written.
+
+        Args:
+            closure: Reevaluates the model and returns the loss.
+            zero_grad: What becomes of the gradients: None leaves them; ``"to_zero"`` writes zeros over them in the
+                same pass over memory; ``"to_none"`` drops them. Equal, bit for bit, to ``step()`` followed by
+                ``zero_grad(set_to_none=False)`` or ``zero_grad(set_to_none=True)``.
+
+        Returns:
+            What ``closure`` returned, or None.
+
+        Raises:
+            ValueError: ``zero_grad`` is none of these.
+            RuntimeError: A group has ``fused=True`` and a parameter that the kernels cannot take; the message names
+                both the parameter and the reason. Or elements of a parameter share memory.
+            KeyError: The state of a parameter is incomplete.
+        """
+        if zero_grad not in _ZERO_GRAD:
+            raise ValueError(f'zero_grad must be None, "to_zero" or "to_none", got {zero_grad!r}')
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+
+        all_zeroed = False
+        found_inf = getattr(self, "found_inf", None)  # set by GradScaler: a sum over devices
+        if found_inf is None or float(found_inf) == 0:
+            all_zeroed = self._update(zero_grad == "to_zero")
+        if zero_grad == "to_none" or (zero_grad == "to_zero" and not all_zeroed):
+            self._reset_gradients(set_to_none=zero_grad == "to_none")
+        return loss
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Reset the gradients of all parameters, in one call.
+
+        Args:
+            set_to_none: Drop the gradients; otherwise write zeros over them.
+        """
+        if not hasattr(self, "_zero_grad_profile_name"):
+            self._patch_step_function()
+        with record_function(self._zero_grad_profile_name):
+            self._reset_gradients(set_to_none)
+
+    def _reset_gradients(self, set_to_none: bool) -> None:
+        if native.available():
+            native.zero_grad(self.param_groups, set_to_none)
+        else:
+            super().zero_grad(set_to_none)
+
+    def _update(self, zero_grad: bool) -> bool:
+        """Take the step, and return whether it has zeroed every gradient."""
+        plan = self._take_plan()
+        try:
+            foreign = plan.gather(self.param_groups, self.state, self._new_state)
+            if foreign is not None:
+                self._torch_step(foreign)
+            grad_scale = getattr(self, "grad_scale", None)
+            plan.commit(self.state, zero_grad, None if grad_scale is None else float(grad_scale))
+        finally:
+            plan.clear()
+        self._plans[get_backend()] = plan
+        return zero_grad and foreign is None
+
+    def _take_plan(self) -> Plan:
+        """The plan kept from the last step, or a new one. Taken out, so that no two threads can share it."""
+        plans: dict[str, Plan] = self.__dict__.setdefault("_plans", {})
+        plan = plans.pop(get_backend(), None)
+        if plan is None:
+            plan = new_plan(self._rule, any(group.get("fused") for group in self.param_groups))
+        return plan
+
+    def _new_state(self, param: Tensor, group: dict[str, Any]) -> dict[str, Any]:
+        """The state of a parameter that has none, as torch makes it."""
+        on_device = group.get("fused") or group.get("capturable")
+        wide = torch.get_default_dtype() == torch.float64 and not group.get("fused")
+        return {
+            name: torch.zeros(
+                (),
+                dtype=torch.float64 if wide else torch.float32,
+                device=param.device if on_device else "cpu",
+            )
+            if name == "step"
+            else torch.zeros_like(param, requires_grad=False, memory_format=torch.preserve_format)
+            for name in reference.RULES[self._rule].state_names(group)
+        }
+
+    def _torch_step(self, params: list[list[Tensor]]) -> None:
+        """Let torch's own implementation take the step for the given parameters of each group."""
+        step: Any = self._torch_class.step
+        if getattr(step, "hooked", False):  # torch wraps it to call the hooks, which our own step has called
+            step = step.__wrapped__
+        saved = [group["params"] for group in self.param_groups]
+        try:
+            for group, subset in zip(self.param_groups, params, strict=True):
+                group["params"] = subset
+            step(self)
+        finally:
+            for group, everything in zip(self.param_groups, saved, strict=True):
+                group["params"] = everything
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        # GradScaler asks for it, and deepcopy and pickle drop it: they carry nothing but groups and state.
+        if any(group.get("fused") for group in self.param_groups):
+            self._step_supports_amp_scaling = True
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state that this class or torch's has saved.
+
+        ``fused`` and ``foreach`` stay as this optimizer was made: which implementation takes the step is no part of
+        the training state.
+        """
+        kept = [
+            {key: group[key] for key in ("fused", "foreach") if key in group} for group in self.param_groups
+        ]
+        super().load_state_dict(state_dict)
+        for group, flags in zip(self.param_groups, kept, strict=True):
+            group.update(flags)
