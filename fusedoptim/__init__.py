@@ -1,6 +1,6 @@
 """torch.optim, with the whole step, gradient zeroing included, in one fused call.
 
-``import fusedoptim as optim`` in place of ``import torch.optim as optim``: every public name of ``torch.optim`` is here.
+Write ``import fusedoptim as optim`` for ``import torch.optim as optim``: every public name of ``torch.optim`` is here.
 ``SGD``, ``Adam`` and ``AdamW`` are this package's own; the others are torch's.
 """
 

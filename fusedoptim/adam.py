@@ -1,16 +1,19 @@
 """Adam and AdamW."""
 
+from typing import ClassVar
+
 import torch
+from torch.optim import Optimizer
 
 from fusedoptim.step import FusedStep
 
 
-class Adam(FusedStep, torch.optim.Adam):
+class Adam(FusedStep, torch.optim.Adam):  # noqa: D101
     __doc__ = torch.optim.Adam.__doc__
     _rule = "adam"
-    _torch_class = torch.optim.Adam
+    _torch_class: ClassVar[type[Optimizer]] = torch.optim.Adam
 
 
-class AdamW(Adam, torch.optim.AdamW):
+class AdamW(Adam, torch.optim.AdamW):  # noqa: D101
     __doc__ = torch.optim.AdamW.__doc__
     _torch_class = torch.optim.AdamW

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 try:
-    from fusedoptim import _C
+    import fusedoptim._C as _C
 
     load_error: ImportError | None = None
 except ImportError as error:
@@ -38,11 +38,7 @@ def _choose_instruction_set(name: str | None) -> Any:
         return next(iter(supported.values()))
     if name not in supported:
         built = [entry.name for entry in _C.built()]
-        cause = (
-            "this processor does not support it"
-            if name in built
-            else f"this build has only {', '.join(built)}"
-        )
+        cause = "this processor does not support it" if name in built else f"this build has only {', '.join(built)}"
         raise RuntimeError(f"FUSEDOPTIM_ISA={name}: {cause}; usable here: {', '.join(supported)}")
     return supported[name]
 

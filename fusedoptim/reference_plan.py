@@ -63,15 +63,12 @@ class ReferencePlan:
             for position, param in enumerate(group["params"]):
                 if param.grad is None:
                     continue
-                name = f"parameter {position} of group {index} (shape {tuple(param.shape)}, {param.dtype}, {param.device})"
-                reason = (
-                    _refusal(param) if options is not None else "torch's own implementation was asked for"
+                name = (
+                    f"parameter {position} of group {index} (shape {tuple(param.shape)}, {param.dtype}, {param.device})"
                 )
+                reason = _refusal(param) if options is not None else "torch's own implementation was asked for"
                 if reason is None and options is not None:
-                    if any(
-                        size > 1 and stride == 0
-                        for size, stride in zip(param.shape, param.stride(), strict=True)
-                    ):
+                    if any(size > 1 and stride == 0 for size, stride in zip(param.shape, param.stride(), strict=True)):
                         raise RuntimeError(f"{_SHARED} in {name}")
                     self._add(param, group, options, state.get(param) or {}, new_state, name)
                 elif options is not None and group.get("fused"):
@@ -138,9 +135,7 @@ class ReferencePlan:
 def _is_torchs(group: dict[str, Any]) -> bool:
     """Whether the user has asked for torch's own implementation."""
     fused = group.get("fused")
-    return (
-        (fused is not None and not fused) or bool(group.get("foreach")) or bool(group.get("differentiable"))
-    )
+    return (fused is not None and not fused) or bool(group.get("foreach")) or bool(group.get("differentiable"))
 
 
 def _as_numbers(options: dict[str, Any]) -> dict[str, Any]:

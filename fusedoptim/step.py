@@ -94,10 +94,14 @@ class FusedStep(Optimizer):
         self._plans[get_backend()] = plan
         return zero_grad and foreign is None
 
+    @property
+    def _plans(self) -> dict[str, Plan]:
+        plans: dict[str, Plan] = self.__dict__.setdefault("_kept_plans", {})
+        return plans
+
     def _take_plan(self) -> Plan:
         """The plan kept from the last step, or a new one. Taken out, so that no two threads can share it."""
-        plans: dict[str, Plan] = self.__dict__.setdefault("_plans", {})
-        plan = plans.pop(get_backend(), None)
+        plan = self._plans.pop(get_backend(), None)
         if plan is None:
             plan = new_plan(self._rule, any(group.get("fused") for group in self.param_groups))
         return plan
@@ -143,9 +147,9 @@ class FusedStep(Optimizer):
         ``fused`` and ``foreach`` stay as this optimizer was made: which implementation takes the step is no part of
         the training state.
         """
-        kept = [
+        kept: list[dict[str, Any]] = [
             {key: group[key] for key in ("fused", "foreach") if key in group} for group in self.param_groups
         ]
         super().load_state_dict(state_dict)
-        for group, flags in zip(self.param_groups, kept, strict=True):
-            group.update(flags)
+        for group, own in zip(self.param_groups, kept, strict=True):
+            group.update(own)

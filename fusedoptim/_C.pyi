@@ -1,0 +1,33 @@
+from collections.abc import Callable
+from typing import Any
+
+version: str
+compiler: str
+openmp: int | None
+
+class InstructionSet:
+    @property
+    def name(self) -> str: ...
+
+def built() -> list[InstructionSet]: ...
+def supported() -> list[InstructionSet]: ...
+
+class Plan:
+    def __init__(self, rule: str) -> None: ...
+    def gather(
+        self,
+        groups: list[dict[str, Any]],
+        state: dict[Any, Any],
+        new_state: Callable[[Any, dict[str, Any]], dict[str, Any]],
+    ) -> list[list[Any]] | None: ...
+    def commit(
+        self,
+        state: dict[Any, Any],
+        instruction_set: InstructionSet,
+        threads: int,
+        zero_grad: bool,
+        grad_scale: float | None,
+    ) -> None: ...
+    def clear(self) -> None: ...
+
+def zero_grad(groups: list[dict[str, Any]], set_to_none: bool, threads: int) -> None: ...
