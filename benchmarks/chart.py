@@ -1,0 +1,71 @@
+"""The chart of where the time of a training loop goes."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+
+from training import PHASES
+from variants import OURS
+
+COLORS = {"zero_grad": "#e9a23b", "forward": "#c3ccd6", "backward": "#8e9cab", "step": "#2166ac"}
+INK = "#333333"
+COLUMNS = 3
+
+
+def draw_panel(axes: Axes, result: Mapping[str, Any]) -> None:
+    """One workload: a bar per variant, its phases stacked; at its end the time of the whole loop."""
+    variants = result["variants"]
+    names = list(variants)[::-1]
+    totals = [sum(variants[name]["phases"][phase]["median"] for phase in PHASES) for name in names]
+    left = [0.0] * len(names)
+    for phase in PHASES:
+        widths = [variants[name]["phases"][phase]["median"] for name in names]
+        axes.barh(names, widths, left=left, color=COLORS[phase], label=phase, height=0.68)
+        left = [a + b for a, b in zip(left, widths, strict=True)]
+    for row, (name, total) in enumerate(zip(names, totals, strict=True)):
+        loop = variants[name]["loop"]["median"]
+        text = f" {loop:,.0f} µs"
+        if name != OURS and OURS in variants:
+            text += f"  ({variants[name]['loop_ratio']['median']:.2f} x)"
+        axes.text(total, row, text, va="center", fontsize=8, color=INK)
+    axes.set_xlim(0, 1.42 * max(totals))
+    axes.set_title(result["workload"], loc="left", fontsize=10, fontweight="bold", color=INK)
+    axes.set_xlabel("µs per iteration", fontsize=8, color=INK)
+    axes.tick_params(labelsize=8, length=0, colors=INK)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    for label in axes.get_yticklabels():
+        label.set_fontweight("bold" if label.get_text() == OURS else "normal")
+
+
+def draw_loops(results: Sequence[Mapping[str, Any]], title: str, caption: str, path: Path) -> None:
+    """Draws a panel per result into a PNG.
+
+    Args:
+        results: Results of `train_loop.py` for one optimizer.
+        title: Stands above.
+        caption: Stands below, small: the machine.
+        path: Where to write.
+    """
+    columns = min(COLUMNS, len(results))
+    rows = -(-len(results) // columns)
+    bars = max(len(result["variants"]) for result in results)
+    size = 4.6 * columns, (0.9 + 0.32 * bars) * rows + 0.9
+    figure, grid = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
+    panels = list(grid.flat)
+    for axes, result in zip(panels, results, strict=False):
+        draw_panel(axes, result)
+    for axes in panels[len(results) :]:
+        axes.set_axis_off()
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper right", ncols=len(PHASES), frameon=False, fontsize=9)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold", color=INK)
+    figure.supxlabel(caption, x=0.01, ha="left", fontsize=7, color=INK)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=160, facecolor="white")
+    plt.close(figure)

@@ -1,0 +1,32 @@
+"""Command-line options that the benchmarks share."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from report import RESULTS
+
+
+def positive(text: str) -> int:
+    """An integer of at least one."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    return value
+
+
+def make_parser(description: str | None, epilog: str = "") -> argparse.ArgumentParser:
+    """A parser with the options that every benchmark has."""
+    parser = argparse.ArgumentParser(
+        description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=positive, help="how often each variant is measured, interleaved")
+    parser.add_argument("--threads", type=positive, help="torch's threads (default: torch's choice)")
+    parser.add_argument("--quick", action="store_true", help="everything, but short: no figures to quote")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder for the results")
+    return parser
+
+
+def add_names(parser: argparse.ArgumentParser, flag: str, names: Sequence[str], text: str) -> None:
+    """Adds an option that takes some of `names`; without it, None."""
+    parser.add_argument(flag, nargs="+", choices=names, metavar="NAME", help=f"{text}: {', '.join(names)}")

@@ -1,0 +1,105 @@
+"""The optimizers, and the implementations of them that are compared."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from types import ModuleType
+from typing import Any
+
+import torch
+
+import fusedoptim
+
+
+@dataclass(frozen=True)
+class Rule:
+    """An optimizer and the arguments it is benchmarked with.
+
+    Attributes:
+        class_name: Its class, in `torch.optim` as in `fusedoptim`.
+        options: Keyword arguments beside `lr`.
+        state: The tensors it keeps per parameter, by their names in `optimizer.state`.
+    """
+
+    class_name: str
+    state: tuple[str, ...]
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def bytes_per_element(self) -> int:
+        """Traffic of one fp32 step: reads parameter, gradient and state, writes parameter and state."""
+        return 4 * (3 + 2 * len(self.state))
+
+
+RULES = {
+    "sgd": Rule("SGD", ("momentum_buffer",), {"momentum": 0.9}),
+    "adam": Rule("Adam", ("exp_avg", "exp_avg_sq")),
+    "adamw": Rule("AdamW", ("exp_avg", "exp_avg_sq")),
+}
+
+ZERO_GRAD_MODES = ("separate", "to_zero", "to_none")
+
+
+def nothing() -> None:
+    """Stands for `zero_grad` where the step has done it."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One implementation of the rules.
+
+    Attributes:
+        name: As in tables and on the command line.
+        module: Where its classes live.
+        flags: The constructor arguments that choose the implementation.
+    """
+
+    name: str
+    module: ModuleType
+    flags: Mapping[str, bool]
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether this is fusedoptim."""
+        return self.module is fusedoptim
+
+    def build(self, rule: str, params: Iterable[torch.Tensor], lr: float) -> Any:
+        """Constructs the optimizer `rule` over `params`."""
+        kind = RULES[rule]
+        return getattr(self.module, kind.class_name)(params, lr=lr, **kind.options, **self.flags)
+
+    def loop_calls(self, optimizer: Any, zero_grad: str) -> tuple[Callable[[], object], Callable[[], object]]:
+        """The two calls a training loop makes, as `zero_grad` asks.
+
+        Args:
+            optimizer: From `build`.
+            zero_grad: "separate" is `zero_grad()` at the start of the loop; "to_zero" and "to_none" clear
+                the gradients within our step, and at the start of the loop in that way for torch.
+
+        Returns:
+            What to call at the start of an iteration, and what to call for the step.
+        """
+        if zero_grad == "separate":
+            return optimizer.zero_grad, optimizer.step
+        if self.is_ours:
+            return nothing, partial(optimizer.step, zero_grad=zero_grad)
+        return partial(optimizer.zero_grad, set_to_none=zero_grad == "to_none"), optimizer.step
+
+
+OURS = "fusedoptim"
+VARIANTS = {
+    variant.name: variant
+    for variant in (
+        Variant("torch-forloop", torch.optim, {"foreach": False, "fused": False}),
+        Variant("torch-default", torch.optim, {}),
+        Variant("torch-foreach", torch.optim, {"foreach": True}),
+        Variant("torch-fused", torch.optim, {"fused": True}),
+        Variant(OURS, fusedoptim, {}),
+    )
+}
+
+
+def default_variants(device: torch.device) -> list[str]:
+    """The variants without duplicates: torch's default is its for-loop on the CPU, foreach on CUDA."""
+    same = "torch-foreach" if device.type == "cuda" else "torch-forloop"
+    return [name for name in VARIANTS if name != same]
