@@ -62,7 +62,7 @@ def sqrt(x: Tensor) -> Tensor:
     odd = e & 1
     m, e = torch.where(odd == 1, m / 2, m), (e + odd) >> 1
     unit = 2.0**-53
-    s = torch.sqrt(m).clamp(0.5, 1 - unit)
+    s = torch.sqrt(m)
     high, low = _two_product(s, s)
     residual = (m - high) - low
     s = s + unit * ((residual > s * unit).double() - (residual <= -s * unit).double())
