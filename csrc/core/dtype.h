@@ -17,9 +17,7 @@ struct Half {
 enum class DType : uint8_t { f64, f32, bf16, f16 };
 constexpr int kDTypes = 4;
 
-constexpr size_t size_of(DType dtype) {
-  return dtype == DType::f64 ? 8 : dtype == DType::f32 ? 4 : 2;
-}
+constexpr size_t size_of(DType dtype) { return dtype == DType::f64 ? 8 : dtype == DType::f32 ? 4 : 2; }
 
 template <DType dtype>
 struct StorageOf;

@@ -19,22 +19,22 @@ struct Layout {
 };
 
 struct Task {
-  int rule;                       // index in AllRules
+  int rule;  // index in AllRules
   int variant;
   DType dtype;
   int operand_count;
-  const void* constants;          // an instance of the rule for the dtype's arithmetic type
+  const void* constants;  // an instance of the rule for the dtype's arithmetic type
   void* operands[kMaxOperands];
-  int64_t count;                  // elements
-  const Layout* layout;           // null: every operand is contiguous in one common order of elements
+  int64_t count;         // elements
+  const Layout* layout;  // null: every operand is contiguous in one common order of elements
   bool maximize;
-  bool zero_grad;                 // write zeros over grad once it is read
+  bool zero_grad;  // write zeros over grad once it is read
 };
 
 struct RunOptions {
   int threads = 1;
-  bool in_order = false;          // one task after the other, as memory shared between tasks demands
-  bool unscale = false;           // divide grad by grad_scale first and store it
+  bool in_order = false;  // one task after the other, as memory shared between tasks demands
+  bool unscale = false;   // divide grad by grad_scale first and store it
   double grad_scale = 1;
 };
 

@@ -8,10 +8,10 @@
 namespace fusedoptim::cpu {
 namespace {
 
-constexpr int64_t kChunk = 16384;        // elements that a thread claims at once
-constexpr int64_t kPerThread = 32768;    // elements below which another thread costs more than it brings
-constexpr int64_t kBlock = 2048;         // elements that stay in the first-level cache between two passes over them
-constexpr int64_t kStridedBlock = 256;   // elements of each operand in the scratch buffers on the stack
+constexpr int64_t kChunk = 16384;       // elements that a thread claims at once
+constexpr int64_t kPerThread = 32768;   // elements below which another thread costs more than it brings
+constexpr int64_t kBlock = 2048;        // elements that stay in the first-level cache between two passes over them
+constexpr int64_t kStridedBlock = 256;  // elements of each operand in the scratch buffers on the stack
 
 class Runner {
  public:
@@ -125,9 +125,8 @@ void zero(const std::vector<Span>& spans, int threads) {
       pieces.push_back({static_cast<char*>(span.data) + at, std::min(kBytes, span.bytes - at)});
     }
   }
-  parallel_for(int64_t(pieces.size()), threads, [&](int64_t i) {
-    std::memset(pieces[i].data, 0, size_t(pieces[i].bytes));
-  });
+  parallel_for(int64_t(pieces.size()), threads,
+               [&](int64_t i) { std::memset(pieces[i].data, 0, size_t(pieces[i].bytes)); });
 }
 
 }  // namespace fusedoptim::cpu

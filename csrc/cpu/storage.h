@@ -39,7 +39,8 @@ FUSEDOPTIM_SIMD FloatVec load(const Half* from) {
   return FloatVec(FloatVec::R(_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)))));
 }
 FUSEDOPTIM_SIMD void store(Half* to, FloatVec v) {
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtps_ph(v.raw, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to),
+                      _mm512_cvtps_ph(v.raw, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
 #elif defined(__AVX2__)
 FUSEDOPTIM_SIMD FloatVec load(const Half* from) {

@@ -74,7 +74,8 @@ void Plan::build_tasks(bool zero_in_pass) {
   for (const Row& row : rows_) {
     double step = 1;
     if (row.step != nullptr) {
-      step = row.step_is_double ? *reinterpret_cast<double*>(row.step) + 1 : double(*reinterpret_cast<float*>(row.step) + 1);
+      step = row.step_is_double ? *reinterpret_cast<double*>(row.step) + 1
+                                : double(*reinterpret_cast<float*>(row.step) + 1);
     }
     const bool same = folded != nullptr && folded->group == row.group && folded_step == step &&
                       (folded->dtype == DType::f64) == (row.dtype == DType::f64);

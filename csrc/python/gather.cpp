@@ -32,7 +32,8 @@ py::object Plan::gather(py::list groups, py::dict state, py::function new_state)
     py::list left;
     // The user asked for torch's own implementation.
     const py::object fused = dict.contains("fused") ? py::object(dict["fused"]) : py::none();
-    const bool torchs = (!fused.is_none() && !reader.flag("fused")) || reader.flag("foreach") || reader.flag("differentiable");
+    const bool torchs =
+        (!fused.is_none() && !reader.flag("fused")) || reader.flag("foreach") || reader.flag("differentiable");
     Group* group = nullptr;
     if (!torchs) {
       group = &groups_.emplace_back();
@@ -71,7 +72,8 @@ py::object Plan::gather(py::list groups, py::dict state, py::function new_state)
   return any_foreign ? py::object(foreign) : py::none();
 }
 
-const char* Plan::add_row(const Group& group, py::handle param, py::object grad, PyObject* state, py::handle new_state) {
+const char* Plan::add_row(const Group& group, py::handle param, py::object grad, PyObject* state,
+                          py::handle new_state) {
   const Torch& torch = Torch::get();
   if (!torch.is_plain(param.ptr())) return "it is a tensor subclass";
   if (!torch.is_plain(grad.ptr())) return "its gradient is a tensor subclass";
@@ -124,7 +126,8 @@ const char* Plan::view_operands(Row& row, PyObject* state, py::handle new_state)
     View& view = row.operands[2 + k];
     if (!torch.view(tensor, view)) return "its state is sparse or has no memory to show";
     if (!view.same_sizes(param)) {
-      throw ParamError{PyExc_RuntimeError, std::string(name) + " has shape " + shape_text(view) + ", which does not fit"};
+      throw ParamError{PyExc_RuntimeError,
+                       std::string(name) + " has shape " + shape_text(view) + ", which does not fit"};
     }
   }
   if (rule_.counts_steps) {
@@ -138,9 +141,11 @@ const char* Plan::view_operands(Row& row, PyObject* state, py::handle new_state)
 const char* Plan::view_step(Row& row, py::handle step) const {
   View view;
   DType dtype;
-  if (!Torch::get().is_plain(step.ptr()) || !Torch::get().view(step.ptr(), view)) return "its step is not a plain tensor";
+  if (!Torch::get().is_plain(step.ptr()) || !Torch::get().view(step.ptr(), view))
+    return "its step is not a plain tensor";
   if (view.device.type != dlpack::kCpu || view.count != 1) return "its step is not one number on the CPU";
-  if (!dtype_of(view, dtype) || (dtype != DType::f32 && dtype != DType::f64)) return "its step is not float32 or float64";
+  if (!dtype_of(view, dtype) || (dtype != DType::f32 && dtype != DType::f64))
+    return "its step is not float32 or float64";
   row.step = view.data;
   row.step_is_double = dtype == DType::f64;
   return nullptr;
@@ -165,9 +170,10 @@ const char* Plan::check_memory(const Row& row, int operands) const {
   }
   if (!param.dense()) {
     if (param.expanded()) {
-      throw ParamError{PyExc_RuntimeError,
-                       "unsupported operation: more than one element of the written-to tensor refers to a single memory "
-                       "location. Please clone() the tensor before performing the operation:"};
+      throw ParamError{
+          PyExc_RuntimeError,
+          "unsupported operation: more than one element of the written-to tensor refers to a single memory "
+          "location. Please clone() the tensor before performing the operation:"};
     }
     if (!param.disjoint()) return "its elements may share memory";
   }

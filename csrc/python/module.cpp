@@ -37,11 +37,15 @@ PYBIND11_MODULE(_C, m) {
 #endif
   fusedoptim::python::Torch::get();  // fails here, at import, if this torch is not one we know
 
-  py::class_<InstructionSet>(m, "InstructionSet").def_property_readonly("name", [](const InstructionSet& s) { return s.name; });
-  m.def("built", [] { return as_list(fusedoptim::cpu::built()); }, py::return_value_policy::reference,
-        "The instruction sets that this build has kernels for, best first.");
-  m.def("supported", [] { return as_list(fusedoptim::cpu::supported()); }, py::return_value_policy::reference,
-        "Those of them that this processor runs, best first.");
+  py::class_<InstructionSet>(m, "InstructionSet").def_property_readonly("name", [](const InstructionSet& s) {
+    return s.name;
+  });
+  m.def(
+      "built", [] { return as_list(fusedoptim::cpu::built()); }, py::return_value_policy::reference,
+      "The instruction sets that this build has kernels for, best first.");
+  m.def(
+      "supported", [] { return as_list(fusedoptim::cpu::supported()); }, py::return_value_policy::reference,
+      "Those of them that this processor runs, best first.");
 
   py::class_<Plan>(m, "Plan")
       .def(py::init<const std::string&>(), "rule"_a)

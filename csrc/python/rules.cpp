@@ -63,7 +63,8 @@ struct Erased {
 
   static void read(const GroupReader& reader, Options& out) { (new (out.bytes) O)->read(reader); }
   static int variant(const Options& o, DType dtype, bool first) {
-    return dtype == DType::f64 ? Rule<double>::variant(as_options(o), first) : Rule<float>::variant(as_options(o), first);
+    return dtype == DType::f64 ? Rule<double>::variant(as_options(o), first)
+                               : Rule<float>::variant(as_options(o), first);
   }
   static int states_of(int variant) { return Rule<float>::states_of(variant); }
   static void fold(const Options& o, double step, DType dtype, Constants& out) {

@@ -63,7 +63,8 @@ PyGetSetDef* getset(py::handle type, const char* name) {
   // torch._C.TensorBase defines these as C getters and setters; calling them directly skips the attribute look-up.
   const py::object descriptor = type.attr("__dict__")[name];
   if (Py_TYPE(descriptor.ptr()) != &PyGetSetDescr_Type) {
-    throw std::runtime_error(std::string("torch.Tensor.") + name + " is not the C attribute that it was in torch 2.10 to 2.13");
+    throw std::runtime_error(std::string("torch.Tensor.") + name +
+                             " is not the C attribute that it was in torch 2.10 to 2.13");
   }
   return reinterpret_cast<PyGetSetDescrObject*>(descriptor.ptr())->d_getset;
 }

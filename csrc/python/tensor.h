@@ -47,7 +47,9 @@ class Torch {
   // False where torch cannot show the memory of a plain tensor (sparse, meta, wrapped by torch.func, …).
   bool view(PyObject* plain, View& out) const;
   void bump_versions(py::handle tensors) const { increment_version_(tensors); }
-  py::object intern(const char* name) const { return py::reinterpret_steal<py::object>(PyUnicode_InternFromString(name)); }
+  py::object intern(const char* name) const {
+    return py::reinterpret_steal<py::object>(PyUnicode_InternFromString(name));
+  }
 
  private:
   Torch();
