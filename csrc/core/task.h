@@ -28,7 +28,6 @@ struct Task {
   int64_t count;         // elements
   const Layout* layout;  // null: every operand is contiguous in one common order of elements
   bool maximize;
-  bool zero_grad;  // write zeros over grad once it is read
 };
 
 struct RunOptions {
@@ -36,6 +35,7 @@ struct RunOptions {
   bool in_order = false;  // one task after the other, as memory shared between tasks demands
   bool unscale = false;   // divide grad by grad_scale first and store it
   double grad_scale = 1;
+  bool zero_grad = false;  // write zeros over grad once it is read
 };
 
 }  // namespace fusedoptim

@@ -27,7 +27,7 @@ class Runner {
       });
     } else {
       // With a second pass over grad the chunk is walked in blocks, so that this pass finds it in the cache.
-      const bool passes = options_.unscale || task.zero_grad;
+      const bool passes = options_.unscale || options_.zero_grad;
       for_blocks(chunk, passes ? kBlock : kChunk, [&](int64_t at, int64_t n) { update(task, task.operands, at, n); });
     }
   }
@@ -43,7 +43,7 @@ class Runner {
   void update(const Task& task, void* const* operands, int64_t begin, int64_t count) const {
     if (options_.unscale) set_.unscale[int(task.dtype)](operands[1], begin, count, options_.grad_scale);
     set_.kernels[task.rule][task.variant][int(task.dtype)](task.constants, operands, begin, count, task.maximize);
-    if (task.zero_grad) {
+    if (options_.zero_grad) {
       const size_t size = size_of(task.dtype);
       std::memset(static_cast<char*>(operands[1]) + begin * size, 0, count * size);
     }
@@ -59,7 +59,7 @@ class Runner {
     }
     update(task, operands, 0, count);
     for (int k = 0; k < task.operand_count; ++k) {
-      const bool written = k != 1 || task.zero_grad || options_.unscale;
+      const bool written = k != 1 || options_.zero_grad || options_.unscale;
       if (written) scatter(task, k, begin, count, scratch[k]);
     }
   }

@@ -1,25 +1,23 @@
 // The first half of a step: everything is read and checked, nothing is changed.
+#include "python/checks.h"
 #include "python/plan.h"
 
 namespace fusedoptim::python {
 namespace {
 
-constexpr const char* kOverlap = "its memory overlaps that of its gradient or state";
-
-std::string describe(py::handle group, int group_index, py::ssize_t index, py::handle param) {
+std::string describe(py::handle group, py::ssize_t group_index, py::ssize_t index, py::handle param) {
   std::string text = "parameter " + std::to_string(index) + " of group " + std::to_string(group_index) + " (";
   if (group.contains("param_names")) text += "'" + std::string(py::str(group["param_names"][py::int_(index)])) + "', ";
   return text + "shape " + std::string(py::str(py::tuple(param.attr("shape")))) + ", " +
          std::string(py::str(param.attr("dtype"))) + ", " + std::string(py::str(param.attr("device"))) + ")";
 }
 
-// Errors found deep inside name the parameter on their way out.
-struct ParamError {
-  PyObject* type;
-  std::string text;
-};
-
 }  // namespace
+
+Plan::Plan(const std::string& rule) : rule_(find_rule(rule)) {
+  for (int k = 0; k < rule_.max_states; ++k) names_.push_back(intern(rule_.states[k]));
+  if (rule_.counts_steps) names_.push_back(intern("step"));
+}
 
 py::object Plan::gather(py::list groups, py::dict state, py::function new_state) {
   clear();
@@ -30,37 +28,31 @@ py::object Plan::gather(py::list groups, py::dict state, py::function new_state)
     const GroupReader reader(dict);
     const py::list params = dict["params"];
     py::list left;
-    // The user asked for torch's own implementation.
-    const py::object fused = dict.contains("fused") ? py::object(dict["fused"]) : py::none();
-    const bool torchs =
-        (!fused.is_none() && !reader.flag("fused")) || reader.flag("foreach") || reader.flag("differentiable");
     Group* group = nullptr;
-    if (!torchs) {
+    if (!reader.asks_for_torch()) {
       group = &groups_.emplace_back();
       group->dict = dict;
-      group->index = int(g);
       group->maximize = reader.flag("maximize");
       group->strict = reader.flag("fused");
       rule_.read(reader, group->options);
     }
-    for (py::ssize_t i = 0; i < py::ssize_t(params.size()); ++i) {
-      const py::object param = params[i];
+    for (py::ssize_t i = 0; i < PyList_GET_SIZE(params.ptr()); ++i) {
+      const py::object param = py::reinterpret_borrow<py::object>(PyList_GET_ITEM(params.ptr(), i));
       py::object grad = Torch::get().grad(param);
       if (grad.is_none()) continue;
-      const char* reason = nullptr;
       if (group != nullptr) {
+        const char* reason;
         try {
-          reason = add_row(*group, param, std::move(grad), find_by_identity(state.ptr(), param.ptr()), new_state);
+          reason = add(*group, param, std::move(grad), find_by_identity(state.ptr(), param.ptr()), new_state);
         } catch (const ParamError& error) {
-          const std::string text = error.text + " in " + describe(dict, int(g), i, param);
-          PyErr_SetString(error.type, text.c_str());
+          PyErr_SetString(error.type, (error.text + " in " + describe(dict, g, i, param)).c_str());
           throw py::error_already_set();
         }
         if (reason == nullptr) continue;
         if (group->strict) {
           throw std::runtime_error(
               "`fused=True` requires all the params to be floating point Tensors of supported devices: ['cpu'] but " +
-              describe(dict, int(g), i, param) + " cannot be taken by the fused kernels: " + reason +
+              describe(dict, g, i, param) + " cannot be taken by the fused kernels: " + reason +
               "; with fused=None torch's own implementation takes it");
         }
       }
@@ -72,121 +64,129 @@ py::object Plan::gather(py::list groups, py::dict state, py::function new_state)
   return any_foreign ? py::object(foreign) : py::none();
 }
 
-const char* Plan::add_row(const Group& group, py::handle param, py::object grad, PyObject* state,
-                          py::handle new_state) {
+const char* Plan::add(const Group& group, py::handle param, py::object grad, PyObject* state, py::handle new_state) {
   const Torch& torch = Torch::get();
   if (!torch.is_plain(param.ptr())) return "it is a tensor subclass";
   if (!torch.is_plain(grad.ptr())) return "its gradient is a tensor subclass";
+  Views views;
+  DType dtype;
+  if (!torch.view(param.ptr(), views[0])) return "torch does not show its memory";
+  if (!torch.view(grad.ptr(), views[1])) return "its gradient is sparse or has no memory to show";
+  if (views[0].device.type != dlpack::kCpu) return "its device is not supported";
+  if (!dtype_of(views[0], dtype)) return "its dtype is not float64, float32, bfloat16 or float16";
+  if (const char* reason = check_param_and_grad(param, grad, views[0], views[1])) return reason;
 
-  rows_.emplace_back();
-  Row& row = rows_.back();
-  row.group = &group;
-  row.param = py::reinterpret_borrow<py::object>(param);
-  row.grad = std::move(grad);
-  const char* reason = view_operands(row, state, new_state);
-  if (reason != nullptr) rows_.pop_back();
-  return reason;
-}
-
-const char* Plan::view_operands(Row& row, PyObject* state, py::handle new_state) {
-  const Torch& torch = Torch::get();
-  View& param = row.operands[0];
-  if (!torch.view(row.param.ptr(), param)) return "torch does not show its memory";
-  if (!torch.view(row.grad.ptr(), row.operands[1])) return "its gradient is sparse or has no memory to show";
-  if (param.device.type != dlpack::kCpu) return "its device is not supported";
-  if (!dtype_of(param, row.dtype)) return "its dtype is not float64, float32, bfloat16 or float16";
-
-  // The state: none yet, or all of it.
-  row.variant = rule_.variant(row.group->options, row.dtype, false);
-  const int states = rule_.states_of(row.variant);
-  row.operand_count = 2 + states;
-  if (states == 0 && !rule_.counts_steps) return check_memory(row, row.operand_count);
-
-  const auto entry = [&](const char* name) -> PyObject* {
-    if (state == nullptr) return nullptr;
-    if (!PyDict_Check(state)) throw ParamError{PyExc_TypeError, "the state must be a dict"};
-    PyObject* found = PyDict_GetItemString(state, name);
-    return found == Py_None ? nullptr : found;
-  };
-  row.fresh = entry(rule_.states[0]) == nullptr && (!rule_.counts_steps || entry("step") == nullptr);
-  if (row.fresh) {
-    // Checked before new state is made, so that a refused parameter leaves no trace.
-    if (const char* reason = check_memory(row, 2)) return reason;
-    row.state = new_state(row.param, row.group->dict);
-    state = row.state.ptr();
-    row.variant = rule_.variant(row.group->options, row.dtype, true);
-  } else {
-    row.state = py::reinterpret_borrow<py::object>(state);
-  }
-  for (int k = 0; k < states; ++k) {
-    const char* name = rule_.states[k];
-    PyObject* tensor = entry(name);
-    if (tensor == nullptr) throw ParamError{PyExc_KeyError, std::string("the state has no '") + name + "'"};
-    if (!torch.is_plain(tensor)) return "its state is not a plain tensor";
-    View& view = row.operands[2 + k];
-    if (!torch.view(tensor, view)) return "its state is sparse or has no memory to show";
-    if (!view.same_sizes(param)) {
-      throw ParamError{PyExc_RuntimeError,
-                       std::string(name) + " has shape " + shape_text(view) + ", which does not fit"};
+  Row row;
+  int variant = rule_.variant(group.options, dtype, false);
+  const int states = rule_.states_of(variant);
+  if (states > 0 || rule_.counts_steps) {
+    PyObject* entries[kMaxStates + 1];
+    find_entries(state, states, entries);
+    if (is_new(entries, states)) {
+      row.fresh_state = new_state(param, group.dict);
+      find_entries(row.fresh_state.ptr(), states, entries);
+      variant = rule_.variant(group.options, dtype, true);
+    }
+    if (const char* reason = view_states(views, states, entries)) return reason;
+    if (rule_.counts_steps) {
+      if (const char* reason = view_step(entries[states], row.step)) return reason;
     }
   }
-  if (rule_.counts_steps) {
-    PyObject* step = entry("step");
-    if (step == nullptr) throw ParamError{PyExc_KeyError, "the state has no 'step'"};
-    if (const char* reason = view_step(row, step)) return reason;
-  }
-  return check_memory(row, row.operand_count);
+  row.param = py::reinterpret_borrow<py::object>(param);
+  row.grad = std::move(grad);
+  row.zeroable = views[1].dense() || views[1].disjoint();
+  add_task(group, row, views, dtype, variant, 2 + states);
+  rows_.push_back(std::move(row));
+  return nullptr;
 }
 
-const char* Plan::view_step(Row& row, py::handle step) const {
+void Plan::find_entries(PyObject* state, int count, PyObject** entries) const {
+  if (state != nullptr && !PyDict_Check(state)) throw ParamError{PyExc_TypeError, "the state must be a dict"};
+  const auto find = [&](const py::object& name) -> PyObject* {
+    PyObject* found = state == nullptr ? nullptr : PyDict_GetItemWithError(state, name.ptr());
+    if (found == nullptr && PyErr_Occurred()) throw py::error_already_set();
+    return found == Py_None ? nullptr : found;
+  };
+  for (int k = 0; k < count; ++k) entries[k] = find(names_[k]);
+  if (rule_.counts_steps) entries[count] = find(names_.back());
+}
+
+bool Plan::is_new(PyObject* const* entries, int count) const {
+  const int all = count + (rule_.counts_steps ? 1 : 0);
+  for (int k = 0; k < all; ++k) {
+    if (entries[k] != nullptr) return false;
+  }
+  return true;
+}
+
+const char* Plan::view_states(Views& views, int count, PyObject* const* entries) const {
+  const Torch& torch = Torch::get();
+  for (int k = 0; k < count; ++k) {
+    const std::string name = rule_.states[k];
+    if (entries[k] == nullptr) throw ParamError{PyExc_KeyError, "the state has no '" + name + "'"};
+    if (!torch.is_plain(entries[k])) return "its state is not a plain tensor";
+    View& view = views[2 + k];
+    if (!torch.view(entries[k], view)) return "its state is sparse or has no memory to show";
+    if (!view.same_sizes(views[0])) {
+      throw ParamError{PyExc_RuntimeError, name + " has shape " + shape_text(view) + ", which does not fit"};
+    }
+    if (const char* reason = check_state(views, 2 + k)) return reason;
+  }
+  return nullptr;
+}
+
+const char* Plan::view_step(PyObject* tensor, Step& out) const {
+  const Torch& torch = Torch::get();
   View view;
   DType dtype;
-  if (!Torch::get().is_plain(step.ptr()) || !Torch::get().view(step.ptr(), view))
-    return "its step is not a plain tensor";
+  if (tensor == nullptr) throw ParamError{PyExc_KeyError, "the state has no 'step'"};
+  if (!torch.is_plain(tensor) || !torch.view(tensor, view)) return "its step is not a plain tensor";
   if (view.device.type != dlpack::kCpu || view.count != 1) return "its step is not one number on the CPU";
   if (!dtype_of(view, dtype) || (dtype != DType::f32 && dtype != DType::f64))
     return "its step is not float32 or float64";
-  row.step = view.data;
-  row.step_is_double = dtype == DType::f64;
+  out.at = view.data;
+  out.is_double = dtype == DType::f64;
+  out.next = out.is_double ? *reinterpret_cast<double*>(out.at) + 1 : double(*reinterpret_cast<float*>(out.at) + 1);
   return nullptr;
 }
 
-const char* Plan::check_memory(const Row& row, int operands) const {
-  const View& param = row.operands[0];
-  for (int k = 1; k < operands; ++k) {
-    const View& other = row.operands[k];
-    const bool same_device = other.device.type == param.device.type && other.device.index == param.device.index;
-    const bool same_type = other.type.code == param.type.code && other.type.bits == param.type.bits;
-    if (!same_device) return k == 1 ? "its gradient is on another device" : "its state is on another device";
-    if (!same_type) return k == 1 ? "its gradient has another dtype" : "its state has another dtype";
-    if (!other.same_sizes(param)) return "its gradient has another shape";
-    if (k > 1 && !other.dense() && !other.disjoint()) return "elements of its state share memory";
+void Plan::add_task(const Group& group, const Row& row, const Views& views, DType dtype, int variant, int operands) {
+  const View& param = views[0];
+  const bool wide = dtype == DType::f64;
+  if (folded_group_ != &group || folded_step_ != row.step.next || folded_double_ != wide) {
+    rule_.fold(group.options, row.step.next, dtype, constants_.emplace_back());
+    folded_group_ = &group;
+    folded_step_ = row.step.next;
+    folded_double_ = wide;
   }
-  for (int a = 0; a < operands; ++a) {
-    for (int b = a + 1; b < operands; ++b) {
-      const View &x = row.operands[a], &y = row.operands[b];
-      if (x.data < y.data + y.extent() && y.data < x.data + x.extent()) return kOverlap;
-    }
+  Task task{rule_.index, variant, dtype, operands, constants_.back().bytes, {}, param.count, nullptr, group.maximize};
+  bool flat = param.dense();
+  for (int k = 0; k < operands; ++k) {
+    const View& view = views[k];
+    task.operands[k] = view.data;
+    flat = flat && view.same_strides(param);
+    if (view.count > 0) ranges_.push_back({view.data, view.data + view.extent(), k == 1});
   }
-  if (!param.dense()) {
-    if (param.expanded()) {
-      throw ParamError{
-          PyExc_RuntimeError,
-          "unsupported operation: more than one element of the written-to tensor refers to a single memory "
-          "location. Please clone() the tensor before performing the operation:"};
-    }
-    if (!param.disjoint()) return "its elements may share memory";
-  }
-  // A lazily negated view shows memory of the opposite sign; torch makes them with strides that skip elements.
-  for (const auto& [tensor, view] : {std::pair{row.param, &param}, {row.grad, &row.operands[1]}}) {
-    if ((view->count == 1 || !view->dense()) && Torch::get().is_negative(tensor)) return "it is a lazily negated view";
-  }
-  return nullptr;
+  if (!flat) task.layout = add_layout(views, operands);
+  tasks_.push_back(task);
+}
+
+const Layout* Plan::add_layout(const Views& views, int operands) {
+  const View& param = views[0];
+  std::vector<int64_t>& numbers = layout_numbers_.emplace_back(param.sizes, param.sizes + param.ndim);
+  for (int k = 0; k < operands; ++k) numbers.insert(numbers.end(), views[k].strides, views[k].strides + param.ndim);
+  return &layouts_.emplace_back(Layout{param.ndim, numbers.data(), numbers.data() + param.ndim});
 }
 
 void Plan::clear() {
   rows_.clear();
+  tasks_.clear();
+  ranges_.clear();
+  constants_.clear();
+  layouts_.clear();
+  layout_numbers_.clear();
   groups_.clear();
+  folded_group_ = nullptr;
 }
 
 }  // namespace fusedoptim::python

@@ -16,7 +16,7 @@ namespace fusedoptim::python {
 
 class Plan {
  public:
-  explicit Plan(const std::string& rule) : rule_(find_rule(rule)) {}
+  explicit Plan(const std::string& rule);
 
   // Reads all groups. `state` is the optimizer's state dict; `new_state(param, group)` makes the state of a parameter
   // that has none, as a dict. Returns None, or, where some parameters are not for the kernels, one list per group of
@@ -31,51 +31,62 @@ class Plan {
  private:
   struct Group {
     py::object dict;
-    int index;
     bool maximize, strict;
     Options options;
   };
-  struct Row {
-    const Group* group;
-    py::object param, grad, state;  // state: the dict that is, or at commit becomes, the parameter's
-    bool fresh;                     // `state` holds entries that the optimizer's state does not have yet
-    DType dtype;
-    int variant, operand_count;
-    View operands[kMaxOperands];
-    char* step;  // where the step count lies; null where the rule counts none
-    bool step_is_double;
+  struct Step {  // where a parameter's step count lies, and what it becomes
+    char* at = nullptr;
+    bool is_double = false;
+    double next = 1;
   };
-
-  // Each returns why the kernels cannot take the parameter, or null.
-  const char* add_row(const Group& group, py::handle param, py::object grad, PyObject* state, py::handle new_state);
-  const char* view_operands(Row& row, PyObject* state, py::handle new_state);
-  const char* view_step(Row& row, py::handle step) const;
-  const char* check_memory(const Row& row, int operands) const;
-
-  bool memory_is_shared(bool grads_are_written);
-  void build_tasks(bool zero_in_pass);
-  void add_layout(const Row& row, Task& task);
-  void check_zeroable() const;
-  void adopt_fresh_state(py::dict state);
-
-  const RuleEntry& rule_;
-  std::deque<Group> groups_;
-  std::vector<Row> rows_;
-
-  // Scratch of commit; kept between steps for its capacity.
-  std::vector<Task> tasks_;
-  std::vector<Constants> constants_;
-  std::deque<Layout> layouts_;
-  std::deque<std::vector<int64_t>> layout_numbers_;
+  struct Row {
+    py::object param, grad;
+    py::object fresh_state;  // entries that the optimizer's state does not have yet; null if it has them all
+    Step step;
+    bool zeroable;  // no two elements of grad share memory
+  };
   struct Range {
     const char* begin;
     const char* end;
-    bool written;
+    bool is_grad;
   };
+  using Views = View[kMaxOperands];
+
+  // These return why the kernels cannot take the parameter, or null.
+  const char* add(const Group& group, py::handle param, py::object grad, PyObject* state, py::handle new_state);
+  const char* view_states(Views& views, int count, PyObject* const* entries) const;
+  const char* view_step(PyObject* tensor, Step& out) const;
+
+  bool is_new(PyObject* const* entries, int count) const;
+  void find_entries(PyObject* state, int count, PyObject** entries) const;
+  void add_task(const Group& group, const Row& row, const Views& views, DType dtype, int variant, int operands);
+  const Layout* add_layout(const Views& views, int operands);
+  bool memory_is_shared(bool grads_are_written);
+  void cut_grads_off();
+  void adopt_fresh_state(py::dict state) const;
+
+  const RuleEntry& rule_;
+  std::vector<py::object> names_;  // of the states, and "step" behind them where the rule counts steps
+
+  // What gather found; cleared after each step, for nothing that the user may change is remembered.
+  std::deque<Group> groups_;
+  std::vector<Row> rows_;
+  std::vector<Task> tasks_;  // one per row
+  std::deque<Constants> constants_;
+  std::deque<Layout> layouts_;
+  std::deque<std::vector<int64_t>> layout_numbers_;
   std::vector<Range> ranges_;
+  const Group* folded_group_ = nullptr;  // what the last of constants_ was folded from
+  double folded_step_ = 0;
+  bool folded_double_ = false;
+
+  std::vector<uint32_t> by_address_;  // the order of ranges_ in the last step, in most steps that of the next
 };
 
 // Resets the gradients of all parameters as torch.optim.Optimizer.zero_grad does.
 void zero_grad(py::list groups, bool set_to_none, int threads);
+
+// Stops autograd from following a gradient that is about to be zeroed, as Optimizer.zero_grad does.
+void cut_off(py::handle grad);
 
 }  // namespace fusedoptim::python

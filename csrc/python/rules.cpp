@@ -1,5 +1,6 @@
 #include "python/rules.h"
 
+#include <iterator>
 #include <new>
 #include <string>
 
@@ -52,6 +53,12 @@ bool GroupReader::flag(const char* name) const {
   return found != nullptr && found != Py_None && PyObject_IsTrue(found) == 1;
 }
 
+bool GroupReader::asks_for_torch() const {
+  PyObject* fused = PyDict_GetItemString(group_.ptr(), "fused");
+  const bool not_fused = fused != nullptr && fused != Py_None && PyObject_IsTrue(fused) == 0;
+  return not_fused || flag("foreach") || flag("differentiable");
+}
+
 namespace {
 
 template <template <class> class Rule>
@@ -76,7 +83,7 @@ struct Erased {
   }
   static RuleEntry entry(int index) {
     using R = Rule<float>;
-    return {index, R::kName, R::kStates, R::kCountsSteps, read, variant, states_of, fold};
+    return {index, R::kName, R::kStates, int(std::size(R::kStates)), R::kCountsSteps, read, variant, states_of, fold};
   }
 };
 

@@ -15,6 +15,7 @@ class GroupReader {
   void operator()(const char* name, double& first, double& second) const;  // a pair, such as betas
   void operator()(const char* name, bool& out) const;
   bool flag(const char* name) const;  // false where the group lacks it
+  bool asks_for_torch() const;        // the user asked for torch's own implementation
 
  private:
   pybind11::handle group_;
@@ -33,6 +34,7 @@ struct RuleEntry {
   int index;  // in AllRules
   const char* name;
   const char* const* states;
+  int max_states;
   bool counts_steps;
   void (*read)(const GroupReader&, Options&);
   int (*variant)(const Options&, DType, bool first);

@@ -68,6 +68,10 @@ bool dtype_of(const View& view, DType& out);
 // `state[param]` of an optimizer, or null; borrowed. Tensors hash by identity, so no Python code runs.
 PyObject* find_by_identity(PyObject* dict, PyObject* key);
 
+inline py::object intern(const char* name) {
+  return py::reinterpret_steal<py::object>(PyUnicode_InternFromString(name));
+}
+
 // "(3, 4)"
 std::string shape_text(const View& view);
 

@@ -3,6 +3,10 @@
 
 namespace fusedoptim::python {
 
+void cut_off(py::handle grad) {
+  grad.attr("grad_fn").is_none() ? grad.attr("requires_grad_")(false) : grad.attr("detach_")();
+}
+
 void zero_grad(py::list groups, bool set_to_none, int threads) {
   const Torch& torch = Torch::get();
   std::vector<cpu::Span> spans;
@@ -17,9 +21,7 @@ void zero_grad(py::list groups, bool set_to_none, int threads) {
         continue;
       }
       const bool plain = torch.is_plain(grad.ptr());
-      if (!plain || torch.requires_grad(grad)) {
-        grad.attr("grad_fn").is_none() ? grad.attr("requires_grad_")(false) : grad.attr("detach_")();
-      }
+      if (!plain || torch.requires_grad(grad)) cut_off(grad);
       View view;
       if (plain && torch.view(grad.ptr(), view) && view.device.type == dlpack::kCpu && view.dense()) {
         spans.push_back({view.data, view.count * view.item_size()});
