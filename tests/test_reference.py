@@ -19,7 +19,7 @@ SGD_OPTIONS: list[dict[str, Any]] = [
     {},
     {"lr": 0.3, "weight_decay": 0.013, "maximize": True},
     {"momentum": 0.9},
-    {"momentum": 0.87, "dampening": 0.3, "weight_decay": 0.013, "maximize": True, "lr": 0.0123},
+    {"momentum": 0.87, "dampening": 0.9, "weight_decay": 0.013, "maximize": True, "lr": 0.0123},
     {"momentum": 0.9, "nesterov": True, "weight_decay": 0.013},
 ]
 ADAM_OPTIONS: list[dict[str, Any]] = [
