@@ -1,0 +1,82 @@
+"""The machine's streaming limit: `probe.cpp`, compiled where it runs and called on the tensors of a step."""
+
+import ctypes
+import functools
+import os
+import shutil
+import statistics
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from measure import CpuClock, interleaved, time_call
+
+SOURCE = Path(__file__).with_name("probe.cpp")
+FLAGS = ("-O3", "-march=native", "-fopenmp", "-std=c++17", "-shared", "-fPIC")
+CHUNK_SIZES = (4096, 16384, 65536)
+TRIALS = 7
+
+
+@functools.cache
+def library() -> ctypes.CDLL:
+    """Compiles the probe.
+
+    Raises:
+        RuntimeError: There is no C++ compiler, or it fails; the message says so.
+    """
+    names = [os.environ.get("CXX", ""), "c++", "g++", "clang++"]
+    compiler = next((path for name in names if name and (path := shutil.which(name))), None)
+    if compiler is None:
+        raise RuntimeError("the streaming limit needs a C++ compiler: none of $CXX, c++, g++, clang++ found")
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / "probe.so"
+        done = subprocess.run([compiler, *FLAGS, SOURCE, "-o", target], capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RuntimeError(f"{compiler} could not compile {SOURCE.name}:\n{done.stderr}")
+        return ctypes.CDLL(str(target))
+
+
+def cut(streams: Sequence[Sequence[Tensor]], size: int) -> np.ndarray[tuple[int, int], np.dtype[np.int64]]:
+    """The table of chunks, as `Chunk` in `probe.cpp`: four addresses (unused ones 0) and a length per row."""
+    rows = []
+    for tensors in zip(*streams, strict=True):
+        for begin in range(0, tensors[0].numel(), size):
+            addresses = [t.data_ptr() + 4 * begin for t in tensors]
+            rows.append([*addresses, *[0] * (4 - len(addresses)), min(size, tensors[0].numel() - begin)])
+    return np.array(rows, dtype=np.int64)
+
+
+class Probe:
+    """The traffic of one step with almost no arithmetic, in the fastest of several ways to share it out.
+
+    Args:
+        kind: "adam", "sgd" (with momentum) or "fill".
+        streams: Contiguous fp32 tensors, one list per stream in the order of `probe.cpp`; values stay as they are
+            but for "fill", which writes zeros.
+    """
+
+    def __init__(self, kind: str, streams: Sequence[Sequence[Tensor]]) -> None:
+        self.streams = streams
+        self.function = getattr(library(), kind)
+        self.function.restype = None
+        self.function.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_bool] + 2 * [ctypes.c_float]
+        self.chunks = {size: cut(streams, size) for size in CHUNK_SIZES}
+        self.threads = torch.get_num_threads()
+        ways = list(product(CHUNK_SIZES, (False, True)))
+        times: dict[tuple[int, bool], list[float]] = {way: [] for way in ways}
+        clock = CpuClock()
+        for way in interleaved(ways, TRIALS):
+            self.size, self.dynamic = way
+            times[way].append(time_call(self, clock))
+        self.size, self.dynamic = min(ways, key=lambda way: statistics.median(times[way]))
+
+    def __call__(self) -> None:
+        """Moves the bytes."""
+        chunks = self.chunks[self.size]
+        self.function(chunks.ctypes.data, len(chunks), self.threads, self.dynamic, 1.0, 0.0)
