@@ -1,0 +1,48 @@
+"""Fixtures of all tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from cases import instruction_sets
+
+import fusedoptim
+from fusedoptim import native
+from fusedoptim.step import FusedStep
+
+
+@pytest.fixture(autouse=True)
+def _restore_globals() -> Iterator[None]:
+    """No test changes the number of threads, the backend or the instruction set for those after it."""
+    threads, info = torch.get_num_threads(), fusedoptim.build_info()
+    backend = fusedoptim.get_backend()
+    yield
+    torch.set_num_threads(threads)
+    if fusedoptim.get_backend() != backend:
+        fusedoptim.set_backend("auto" if backend == "native" else backend)
+    native.set_instruction_set(info["instruction_set"])
+
+
+@pytest.fixture
+def one_thread() -> None:
+    """Many small operations are slower with threads on a busy machine."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def kernels_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A parameter that is left to torch's own implementation fails the test."""
+
+    def refuse(self: Any, params: Any) -> None:
+        pytest.fail(f"left to torch: {[[tuple(p.shape) for p in group] for group in params]}")
+
+    monkeypatch.setattr(FusedStep, "_torch_step", refuse)
+
+
+@pytest.fixture(params=instruction_sets())
+def instruction_set(request: pytest.FixtureRequest) -> str:
+    """The name of each instruction set in turn."""
+    return request.param
