@@ -1,0 +1,93 @@
+# `make` lists the targets. Each sets up .venv by itself; a machine needs python3 (3.10 or later), g++ and make.
+# pip's own settings apply, PIP_EXTRA_INDEX_URL for one, where another build of torch is wanted.
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-print-directory
+
+PYTHON ?= python3
+ARGS ?=
+# A build that fails is an error here, not a reason to test the slow path.
+export FUSEDOPTIM_NATIVE ?= 1
+
+VENV := .venv
+RUN := $(VENV)/bin/python
+PIP := $(RUN) -m pip --disable-pip-version-check
+READY := $(VENV)/.ready
+BUILT := $(VENV)/.built
+NATIVE := $(shell find csrc -type f) CMakeLists.txt setup.py
+CXX_FILES = $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+PY_FILES = fusedoptim benchmarks tests setup.py
+say = @printf '\033[1m==> %s\033[0m\n' $(1)
+
+.PHONY: help build test bench bench-step lint format wheel clean distclean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@echo
+	@echo 'test, bench and bench-step pass ARGS on: make test ARGS="-k adam"'
+
+build: $(BUILT) ## compile the native module and install the package, editable, into .venv
+
+test: $(BUILT) ## run the tests
+	$(call say,'test: $(RUN) -m pytest $(ARGS)')
+	@$(RUN) -m pytest $(ARGS)
+
+bench: $(BUILT) ## time whole training loops against torch.optim, with correctness beside every time
+	$(call say,'bench: $(RUN) benchmarks/train_loop.py $(ARGS)')
+	@$(RUN) benchmarks/train_loop.py $(ARGS)
+
+bench-step: $(BUILT) ## time step() alone
+	$(call say,'bench-step: $(RUN) -m pytest benchmarks/bench_step.py $(ARGS)')
+	@$(RUN) -m pytest benchmarks/bench_step.py $(ARGS)
+
+lint: $(BUILT) ## check style, types and formatting, changing nothing
+	$(call say,'lint: ruff')
+	@$(RUN) -m ruff check $(PY_FILES)
+	@$(RUN) -m ruff format --check $(PY_FILES)
+	$(call say,'lint: mypy')
+	@$(RUN) -m mypy --strict
+	$(call say,'lint: clang-format')
+	@$(VENV)/bin/clang-format --dry-run --Werror $(CXX_FILES)
+	$(call say,'lint: paths of this machine')
+	@! git grep -nF -e '$(CURDIR)/' -e '$(HOME)/' 2>/dev/null || { echo 'the files above name this machine'; exit 1; }
+	$(call say,'lint: clean')
+
+format: $(READY) ## bring all sources into the common format
+	@$(RUN) -m ruff check --fix-only $(PY_FILES)
+	@$(RUN) -m ruff format $(PY_FILES)
+	@$(VENV)/bin/clang-format -i $(CXX_FILES)
+	$(call say,'format: done; see git diff')
+
+wheel: $(READY) ## build the source archive and, from it, the wheel into dist/
+	$(call say,'wheel: source archive and wheel')
+	@$(RUN) -m build --no-isolation --outdir dist
+	@ls -l dist
+
+clean: ## remove what was built, and leave .venv
+	@rm -rf build dist *.egg-info fusedoptim/_C*.so $(BUILT) .pytest_cache .mypy_cache .ruff_cache .benchmarks
+	@find . -path ./$(VENV) -prune -o -name __pycache__ -print0 | xargs -0 rm -rf
+	$(call say,'clean: done')
+
+distclean: clean ## remove .venv as well
+	@rm -rf $(VENV)
+
+# pip is what ensurepip puts there last, so an interrupted creation is repeated.
+$(VENV)/bin/pip:
+	$(call say,"set-up: environment $(VENV) with $$($(PYTHON) --version)")
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("Python 3.10 or later is needed: make PYTHON=python3.12")'
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo >&2 '$(PYTHON) cannot create environments: it lacks ensurepip.' \
+	  'Install it (on Debian and Ubuntu the package python3-venv), or name another Python: make PYTHON=python3.12'; exit 1; }
+	@$(PYTHON) -m venv $(VENV)
+
+$(READY): requirements-dev.txt $(VENV)/bin/pip
+	$(call say,'set-up: requirements-dev.txt (with a torch, so the first time takes minutes)')
+	@$(PIP) install -r requirements-dev.txt
+	@touch $@
+
+$(BUILT): $(READY) $(NATIVE) pyproject.toml
+	$(call say,'build: the native module (about half a minute from scratch)')
+	@$(PIP) install --no-build-isolation --no-deps --editable .
+	@touch $@
+	@$(RUN) -m fusedoptim
