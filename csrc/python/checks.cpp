@@ -11,7 +11,7 @@ bool same_type(const View& a, const View& b) {
   return a.type.code == b.type.code && a.type.bits == b.type.bits && a.type.lanes == b.type.lanes;
 }
 
-bool overlap(const View& a, const View& b) { return a.data < b.data + b.extent() && b.data < a.data + a.extent(); }
+bool overlap(const View& a, const View& b) { return a.data < b.end && b.data < a.end; }
 
 // A lazily negated view shows memory of the opposite sign. Torch makes them with strides that skip elements, as the
 // imaginary part of a conjugate has, so the strides of most tensors rule it out.

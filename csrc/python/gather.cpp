@@ -165,7 +165,7 @@ void Plan::add_task(const Group& group, const Row& row, const Views& views, DTyp
     const View& view = views[k];
     task.operands[k] = view.data;
     flat = flat && view.same_strides(param);
-    if (view.count > 0) ranges_.push_back({view.data, view.data + view.extent(), k == 1});
+    if (view.count > 0) ranges_.push_back({view.data, view.end, k == 1});
   }
   if (!flat) task.layout = add_layout(views, operands);
   tasks_.push_back(task);

@@ -23,13 +23,6 @@ bool View::expanded() const {
   return false;
 }
 
-int64_t View::extent() const {
-  if (count == 0) return 0;
-  int64_t last = 0;
-  for (int d = 0; d < ndim; ++d) last += (sizes[d] - 1) * strides[d];
-  return (last + 1) * item_size();
-}
-
 bool View::dense() const {
   int64_t expected = 1;  // the common case first: row-major
   int d = ndim - 1;
@@ -38,7 +31,7 @@ bool View::dense() const {
     if (strides[d] != expected) break;
     expected *= sizes[d];
   }
-  return d < 0 || (disjoint() && extent() == count * item_size());
+  return d < 0 || (disjoint() && end - data == count * item_size());
 }
 
 bool View::disjoint() const {
@@ -124,8 +117,14 @@ bool Torch::view(PyObject* plain, View& out) const {
     PyErr_Clear();
     return false;
   }
-  out = {static_cast<char*>(t.data) + t.byte_offset, 1, t.ndim, t.sizes, t.strides, t.device, t.dtype};
-  for (int d = 0; d < t.ndim; ++d) out.count *= t.sizes[d];
+  char* data = static_cast<char*>(t.data) + t.byte_offset;
+  int64_t count = 1, last = 0;
+  for (int d = 0; d < t.ndim; ++d) {
+    count *= t.sizes[d];
+    last += (t.sizes[d] - 1) * t.strides[d];
+  }
+  char* end = count == 0 ? data : data + (last + 1) * (t.dtype.bits / 8);
+  out = {data, end, count, t.ndim, t.sizes, t.strides, t.device, t.dtype};
   return true;
 }
 

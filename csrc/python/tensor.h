@@ -15,6 +15,7 @@ namespace py = pybind11;
 // What the kernels need to know of a tensor; sizes and strides are borrowed from it.
 struct View {
   char* data;
+  char* end;      // of the last element
   int64_t count;  // elements
   int ndim;
   const int64_t* sizes;
@@ -27,7 +28,6 @@ struct View {
   bool dense() const;                          // its elements fill one stretch of memory, each once
   bool disjoint() const;                       // no element shares memory with another: true only when certain
   bool expanded() const;                       // a dimension of several elements with stride 0
-  int64_t extent() const;                      // bytes from the first element to the end of the last
   int64_t item_size() const { return type.bits / 8; }
 };
 
