@@ -7,7 +7,7 @@ decays into denormal numbers, which would be slow for reasons of their own.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -31,10 +31,6 @@ class StepVerdict:
 
     correct: bool
     error: Error
-
-    def as_json(self) -> dict[str, Any]:
-        """As a JSON object."""
-        return asdict(self)
 
 
 class Arena:

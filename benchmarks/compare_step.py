@@ -85,7 +85,7 @@ def result_of(case: Case, times: Times, verdicts: Mapping[str, StepVerdict]) -> 
             "limit_share": asdict(ratio(times[LIMIT], values)),
         }
         if name in verdicts:
-            variants[name] |= verdicts[name].as_json()
+            variants[name] |= asdict(verdicts[name])
         if OURS in times:
             variants[name]["ratio"] = asdict(ratio(values, times[OURS]))
     return {"model": case[0], "optimizer": case[1], "bytes": moved, "variants": variants}
@@ -136,7 +136,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             console.print(result_table(results[-1]))
             progress.advance(bar)
     claims = check_claims(CLAIMS, measured)
-    save_json(args.output / "compare_step.json", {"machine": machine, "results": results, "claims": claims})
+    record = {"machine": machine, "settings": {"rounds": args.rounds, "quick": args.quick}}
+    save_json(args.output / "compare_step.json", {**record, "results": results, "claims": claims})
     if claims:
         console.print(claims_table(claims))
     console.print(f"results written to {args.output}")

@@ -18,9 +18,8 @@ torch's fp32 variants order their operations differently, so that they are a sam
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import takewhile
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -103,10 +102,6 @@ class Verdict:
     losses: dict[int, float]
     score: float
     distance: dict[str, float] = field(default_factory=dict)
-
-    def as_json(self) -> dict[str, Any]:
-        """As a JSON object."""
-        return asdict(self)
 
 
 def snapshot(model: nn.Module) -> list[Tensor]:

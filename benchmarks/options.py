@@ -4,6 +4,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from report import RESULTS
 
 
@@ -13,6 +15,14 @@ def positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
     return value
+
+
+def device(text: str) -> torch.device:
+    """A device that we can measure on."""
+    kind, _, index = text.partition(":")
+    if kind not in ("cpu", "cuda") or (index and not index.isdecimal()):
+        raise argparse.ArgumentTypeError(f"must be cpu, cuda or cuda:<number>, got {text!r}")
+    return torch.device(text)
 
 
 def make_parser(description: str | None, epilog: str = "") -> argparse.ArgumentParser:

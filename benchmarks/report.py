@@ -60,8 +60,11 @@ def make_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]
 def machine_line(info: Mapping[str, Any]) -> str:
     """The machine in one line."""
     build = info["fusedoptim"]
-    names = (info.get("gpu", info["cpu"]), f"{info['threads']} threads", f"torch {info['torch']}")
-    return ", ".join((*names, f"fusedoptim {build['version']} ({build['instruction_set']})"))
+    kernels = build["instruction_set"] if build["native"] else "NO KERNELS, the reference in Python"
+    threads = f"{info['threads']} thread{'s' * (info['threads'] > 1)}"
+    return (
+        f"{info.get('gpu', info['cpu'])}, {threads}, torch {info['torch']}, fusedoptim {build['version']} ({kernels})"
+    )
 
 
 @dataclass(frozen=True)

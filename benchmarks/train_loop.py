@@ -19,7 +19,7 @@ from chart import draw_loops
 from correctness import YARDSTICKS, TrainingCheck, Verdict
 from loop_tables import case_table, score_lines, summary_table
 from measure import Spread, clock_cost_us, clock_for, interleaved, machine_info, ratio
-from options import add_names, make_parser, positive
+from options import add_names, device, make_parser, positive
 from report import Claim, check_claims, claims_table, machine_line, make_console, make_progress, save_json
 from training import PHASES, Timings, Trainer
 from variants import OURS, RULES, VARIANTS, ZERO_GRAD_MODES, default_variants
@@ -43,7 +43,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add_names(parser, "--optimizer", list(RULES), "with which optimizers (default: all)")
     add_names(parser, "--variants", list(VARIANTS), "which implementations (default: all that differ)")
     parser.add_argument("--iterations", type=positive, help="length of a run (default: the workload's own)")
-    parser.add_argument("--device", default="cpu", type=torch.device, help="cpu, cuda, cuda:1 (default: cpu)")
+    parser.add_argument("--device", default="cpu", type=device, help="cpu, cuda or cuda:1 (default: cpu)")
     parser.add_argument(
         "--zero-grad",
         choices=ZERO_GRAD_MODES,
@@ -52,8 +52,6 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "gradients within step(), torch at the start of the loop in the same way",
     )
     args = parser.parse_args(arguments)
-    if args.device.type not in ("cpu", "cuda"):
-        parser.error(f"--device {args.device}: choose cpu or cuda")
     if args.device.type == "cuda" and not torch.cuda.is_available():
         parser.error(f"--device {args.device}: torch {torch.__version__} sees no CUDA device here; use cpu")
     args.rounds = args.rounds or (QUICK_ROUNDS if args.quick else ROUNDS)
