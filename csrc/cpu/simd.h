@@ -100,6 +100,9 @@ struct Vec {
   friend FUSEDOPTIM_SIMD Vec operator/(Vec a, Vec b) { return Vec(a.raw / b.raw); }
   friend FUSEDOPTIM_SIMD Vec fma(Vec a, Vec b, Vec c) { return Vec(R(raw_fma(a.raw, b.raw, c.raw))); }
   friend FUSEDOPTIM_SIMD Vec sqrt(Vec x) { return Vec(R(raw_sqrt(x.raw))); }
+  friend FUSEDOPTIM_SIMD Vec if_nonzero(Vec test, Vec yes, Vec no) {
+    return Vec((test.raw > 0) | (test.raw < 0) ? yes.raw : no.raw);
+  }
   friend FUSEDOPTIM_SIMD Vec max(Vec a, Vec b) { return Vec((b.raw > a.raw) | (b.raw != b.raw) ? b.raw : a.raw); }
 };
 

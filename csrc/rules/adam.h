@@ -39,7 +39,8 @@ struct Adam {
   }
   static constexpr int states_of(int variant) { return (variant & 2) != 0 ? 3 : 2; }
 
-  T one_minus_beta1, minus_beta1, beta2, one_minus_beta2, eps, weight_decay, keep, minus_step_size, root_correction2;
+  T one_minus_beta1, minus_beta1, beta2, one_minus_beta2, eps, weight_decay, keep, minus_step_size;
+  Divisor<T> root_correction2;
 
   Adam(const Options& o, double step)
       : one_minus_beta1(T(1 - o.beta1)),
@@ -50,7 +51,7 @@ struct Adam {
         weight_decay(T(o.weight_decay)),
         keep(T(1 - o.lr * o.weight_decay)),
         minus_step_size(T(-(o.lr / (1 - std::pow(o.beta1, step))))),
-        root_correction2(T(std::sqrt(1 - std::pow(o.beta2, step)))) {}
+        root_correction2(std::sqrt(1 - std::pow(o.beta2, step))) {}
 
   template <int variant, class V>
   FUSEDOPTIM_INLINE void operator()(V& param, V grad, V* state) const {
@@ -68,7 +69,7 @@ struct Adam {
 
     V second_moment = exp_avg_sq;
     if constexpr (amsgrad) second_moment = state[2] = max(state[2], exp_avg_sq);
-    const V denominator = sqrt(second_moment) / V(root_correction2) + V(eps);
+    const V denominator = root_correction2.divide(sqrt(second_moment)) + V(eps);
     param = param + V(minus_step_size) * exp_avg / denominator;
   }
 };

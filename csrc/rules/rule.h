@@ -43,4 +43,33 @@ FUSEDOPTIM_INLINE T max(T a, T b) {
   return (b > a) | (b != b) ? b : a;
 }
 
+// test is neither zero nor NaN ? yes : no
+template <class T>
+FUSEDOPTIM_INLINE T if_nonzero(T test, T yes, T no) {
+  return (test > 0) | (test < 0) ? yes : no;
+}
+
+// Division by a number r that is the same for all elements: for float one multiplication and two fmas give the quotient
+// as division rounds it, in a fraction of its time. y = RN(1/r), q = RN(a y), then RN(q + RN(a - q r) y), which equals
+// RN(a / r) for every mantissa of a and of r: tests/proofs/division.cpp tries all that could differ. (P. Markstein,
+// "Computation of elementary functions on the IBM RISC System/6000 processor", 1990, gave the final step.)
+// Exponents: a is a square root, so 0, NaN, infinity or within 2^-75 to 2^64, and r within 2^-40 to 1; then nothing
+// underflows or overflows on the way. Any other r, and double, take the division.
+template <class T>
+struct Divisor {
+  T value, reciprocal;
+  bool by_division;
+
+  explicit Divisor(double r)
+      : value(T(r)), reciprocal(T(1) / value), by_division(sizeof(T) > 4 || !(value >= T(0x1p-40) && value <= 1)) {}
+
+  template <class V>
+  FUSEDOPTIM_INLINE V divide(V a) const {
+    if (by_division) return a / V(value);
+    const V q = a * V(reciprocal);
+    const V rest = fma(q, V(-value), a);
+    return if_nonzero(rest, fma(rest, V(reciprocal), q), q);  // zero keeps its sign, and infinity stays
+  }
+};
+
 }  // namespace fusedoptim
