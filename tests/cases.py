@@ -6,10 +6,11 @@ zeros must agree, everything else must be the same number.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -47,6 +48,7 @@ class Case:
     torch_cls: type[Optimizer]
     kwargs: Mapping[str, Any]
     id: str
+    twin: str  # torch's implementation, "for-loop" or "fused", that rounds where the rule does
 
     def make(self, params: Iterable[Any], **overrides: Any) -> Any:
         """Our optimizer."""
@@ -57,6 +59,15 @@ class Case:
         options = {key: value for key, value in self.kwargs.items() if key != "capturable"}
         return self.torch_cls(params, **{**options, "foreach": False, "fused": False, **overrides})
 
+    def make_exact(self, params: Iterable[Any]) -> Any:
+        """Torch's for-loop, for float64 parameters: no constant is computed in float32, as from a Tensor lr."""
+        numbers = {
+            key: tuple(map(float, value)) if isinstance(value, tuple) else float(value)
+            for key, value in self.kwargs.items()
+            if isinstance(value, (Tensor, tuple))
+        }
+        return self.make_torch(params, **numbers)
+
     def hyper_parameters(self) -> dict[str, tuple[Any, Any]]:
         """The default and the value of every hyper-parameter of the mathematics."""
         signature = inspect.signature(self.torch_cls).parameters.values()
@@ -65,9 +76,9 @@ class Case:
         }
 
 
-def _cases(name: str, table: Mapping[str, Mapping[str, Any]]) -> list[Case]:
+def _cases(name: str, table: Mapping[str, Mapping[str, Any]], twin: str) -> list[Case]:
     ours, torchs = getattr(fusedoptim, name), getattr(torch.optim, name)
-    return [Case(ours, torchs, kwargs, f"{name}-{row.replace(' ', '_')}") for row, kwargs in table.items()]
+    return [Case(ours, torchs, kwargs, f"{name}-{row.replace(' ', '_')}", twin) for row, kwargs in table.items()]
 
 
 _SGD: dict[str, dict[str, Any]] = {
@@ -117,7 +128,11 @@ _ADAM_ONLY: dict[str, dict[str, Any]] = {
     "everything decoupled": {**_ADAM["everything"], "decoupled_weight_decay": True},
 }
 
-CASES = [*_cases("SGD", _SGD), *_cases("Adam", {**_ADAM, **_ADAM_ONLY}), *_cases("AdamW", _ADAM)]
+CASES = [
+    *_cases("SGD", _SGD, "for-loop"),
+    *_cases("Adam", {**_ADAM, **_ADAM_ONLY}, "fused"),
+    *_cases("AdamW", _ADAM, "fused"),
+]
 
 
 def everything() -> list[Case]:
@@ -138,8 +153,8 @@ def of_cases(cases: Sequence[Case] = CASES) -> pytest.MarkDecorator:
 of_dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=[str(dtype).removeprefix("torch.") for dtype in DTYPES])
 
 
-def instruction_sets() -> list[Any]:
-    """The instruction sets of this build, as values of a parametrised fixture; those that cannot run are skipped."""
+def _instruction_sets() -> list[Any]:
+    """The instruction sets of this build; those that cannot run are skipped."""
     if not native.available():
         return [pytest.param(None, id="native", marks=pytest.mark.skip(reason=native.why_missing()))]
     info = fusedoptim.build_info()
@@ -152,6 +167,10 @@ def instruction_sets() -> list[Any]:
         )
         for name in info["instruction_sets_built"]
     ]
+
+
+# Written above the other two, it varies fastest, so that what the reference returned can serve all instruction sets.
+of_instruction_sets = pytest.mark.parametrize("instruction_set", _instruction_sets())
 
 
 # ---- numbers --------------------------------------------------------------------------------------------------------
@@ -257,6 +276,36 @@ def take_steps(optimizer: Any, name: str, count: int = 3, **step_options: Any) -
     return result
 
 
+def one_step(make: Callable[[list[Parameter]], Any], tensors: Mapping[str, Tensor], dtype: torch.dtype) -> Any:
+    """Take one step from copies, in ``dtype``, of the given ``param``, ``grad`` and state; return what comes out.
+
+    Args:
+        make: Makes the optimizer.
+        tensors: As an entry of a snapshot; the state may be missing, as before the first step.
+        dtype: Floating-point dtype.
+
+    Returns:
+        The new tensors by name, without ``grad`` and ``step``.
+    """
+    copies = {name: x.clone() if name == "step" else x.to(dtype, copy=True) for name, x in tensors.items()}
+    param = Parameter(copies.pop("param"))
+    param.grad = copies.pop("grad")
+    optimizer = make([param])
+    if copies:
+        optimizer.state[param] = copies
+    optimizer.step()
+    (entry,) = snapshot(optimizer)
+    return {name: x for name, x in entry.items() if name not in ("grad", "step")}
+
+
+def units(dtype: torch.dtype, *magnitudes: Tensor) -> Tensor:
+    """The unit in the last place, in ``dtype``, of the largest of the magnitudes, element by element; in float64."""
+    info = torch.finfo(dtype)
+    largest = functools.reduce(torch.maximum, (x.double().abs().nan_to_num() for x in magnitudes))
+    exponents = torch.frexp(largest.clamp(info.tiny, info.max)).exponent.double() - 1
+    return torch.exp2(exponents) * info.eps
+
+
 # ---- comparing ------------------------------------------------------------------------------------------------------
 
 
@@ -306,6 +355,23 @@ def fail_on(lines: Sequence[str]) -> None:
 def assert_same(actual: Snapshot, expected: Snapshot, when: str = "") -> None:
     """Every tensor holds the same bits."""
     fail_on(differences(actual, expected, when))
+
+
+def assert_same_steps(actual: Sequence[Snapshot], expected: Sequence[Snapshot], when: str = "") -> None:
+    """As ``assert_same``, for what a number of steps has left."""
+    for step, (mine, wanted) in enumerate(zip(actual, expected, strict=True)):
+        assert_same(mine, wanted, f"{when}step {step + 1}, ")
+
+
+def once_on_reference(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorate ``function(name, …)``, which takes steps on the path of that name: the reference takes them once."""
+    remembered = functools.lru_cache(maxsize=4)(function)
+
+    @functools.wraps(function)
+    def run(name: str, *args: Any) -> Any:
+        return (remembered if name == "reference" else function)(name, *args)
+
+    return run
 
 
 def assert_follows(optimizer: Any, name: str, expected: Sequence[Snapshot], **step_options: Any) -> None:

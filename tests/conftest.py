@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from cases import instruction_sets
 
 import fusedoptim
 from fusedoptim import native
@@ -40,9 +39,3 @@ def kernels_only(monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.fail(f"left to torch: {[[tuple(p.shape) for p in group] for group in params]}")
 
     monkeypatch.setattr(FusedStep, "_torch_step", refuse)
-
-
-@pytest.fixture(params=instruction_sets())
-def instruction_set(request: pytest.FixtureRequest) -> str:
-    """The name of each instruction set in turn."""
-    return request.param
