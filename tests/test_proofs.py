@@ -1,0 +1,38 @@
+"""Compiles and runs the programs of tests/proofs: each checks a claim of the kernels on all inputs that matter."""
+
+import platform
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+PROGRAMS = sorted((Path(__file__).parent / "proofs").glob("*.cpp"))
+COMPILER = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
+
+
+def run(source: Path, program: Path) -> subprocess.CompletedProcess[str]:
+    fma = ["-mfma"] if platform.machine() == "x86_64" else []
+    flags = ["-O2", "-std=c++17", "-ffp-contract=off", *fma]
+    subprocess.run([str(COMPILER), *flags, str(source), "-o", str(program)], check=True)
+    return subprocess.run([str(program)], capture_output=True, text=True)
+
+
+@pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
+@pytest.mark.parametrize("source", PROGRAMS, ids=lambda path: path.stem)
+def test_proof(source, tmp_path):
+    result = run(source, tmp_path / "proof")
+    assert result.returncode == 0, result.stdout
+    assert "all correct" in result.stdout
+
+
+@pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
+def test_division_proof_finds_a_wrong_reciprocal(tmp_path):
+    right = "y = 1.0f / r;"
+    text = (Path(__file__).parent / "proofs" / "division.cpp").read_text()
+    assert right in text
+    planted = tmp_path / "planted.cpp"
+    planted.write_text(text.replace(right, "y = std::nextafter(1.0f / r, 2.0f);"))
+    result = run(planted, tmp_path / "proof")
+    assert result.returncode == 1
+    assert "wrong" in result.stdout
