@@ -9,6 +9,7 @@
 namespace fusedoptim {
 
 constexpr int kMaxOperands = 2 + kMaxStates;  // param, grad, states
+constexpr int kMaxDims = 64;
 
 // Where the elements of operands lie that do not share one dense layout. `strides` holds one row of `ndim` element
 // strides per operand. Elements are numbered in row-major order of `sizes`.

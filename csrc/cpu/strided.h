@@ -11,7 +11,6 @@ namespace fusedoptim::cpu {
 // Calls `visit(i, offset)` for elements begin .. begin + count - 1 with the operand's offset in elements.
 template <class Visit>
 void for_each_offset(const Layout& layout, int operand, int64_t begin, int64_t count, Visit visit) {
-  constexpr int kMaxDims = 64;  // torch's own limit
   int64_t index[kMaxDims];
   const int64_t* strides = layout.strides + int64_t(operand) * layout.ndim;
   int64_t offset = 0;

@@ -26,7 +26,7 @@ const char* check_param_and_grad(py::handle param, py::handle grad, const View& 
   if (!same_type(param_view, grad_view)) return "its gradient has another dtype";
   if (!param_view.same_sizes(grad_view)) return "its gradient has another shape";
   if (!param_view.dense()) {
-    if (param_view.expanded()) throw ParamError{PyExc_RuntimeError, kSharedElements};
+    if (param_view.count > 0 && param_view.expanded()) throw ParamError{PyExc_RuntimeError, kSharedElements};
     if (!param_view.disjoint()) return "its elements may share memory";
   }
   if (negated(param, param_view) || negated(grad, grad_view)) return "it or its gradient is a lazily negated view";

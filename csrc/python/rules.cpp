@@ -19,7 +19,12 @@ py::handle item(py::handle group, const char* name) {
 }
 
 double number(py::handle value, const char* name) {
-  const double result = PyFloat_AsDouble(value.ptr());
+  // A tensor that requires grad warns when it is made a float, but not when it is asked for its item.
+  py::object plain = py::reinterpret_borrow<py::object>(value);
+  if (!PyFloat_Check(value.ptr()) && py::hasattr(value, "item")) {
+    plain = py::reinterpret_steal<py::object>(PyObject_CallMethod(value.ptr(), "item", nullptr));
+  }
+  const double result = plain ? PyFloat_AsDouble(plain.ptr()) : -1.0;
   if (result == -1.0 && PyErr_Occurred()) {
     PyErr_Clear();
     throw py::type_error(std::string(name) + " must be a number or a tensor with one element, got " +
@@ -50,12 +55,15 @@ void GroupReader::operator()(const char* name, bool& out) const {
 
 bool GroupReader::flag(const char* name) const {
   PyObject* found = PyDict_GetItemString(group_.ptr(), name);
-  return found != nullptr && found != Py_None && PyObject_IsTrue(found) == 1;
+  if (found == nullptr || found == Py_None) return false;
+  const int truth = PyObject_IsTrue(found);
+  if (truth < 0) throw py::error_already_set();
+  return truth != 0;
 }
 
 bool GroupReader::asks_for_torch() const {
   PyObject* fused = PyDict_GetItemString(group_.ptr(), "fused");
-  const bool not_fused = fused != nullptr && fused != Py_None && PyObject_IsTrue(fused) == 0;
+  const bool not_fused = fused != nullptr && fused != Py_None && !flag("fused");
   return not_fused || flag("foreach") || flag("differentiable");
 }
 

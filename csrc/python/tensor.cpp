@@ -35,7 +35,6 @@ bool View::dense() const {
 }
 
 bool View::disjoint() const {
-  constexpr int kMaxDims = 64;
   int order[kMaxDims];
   int dims = 0;
   for (int d = 0; d < ndim; ++d) {
@@ -117,6 +116,7 @@ bool Torch::view(PyObject* plain, View& out) const {
     PyErr_Clear();
     return false;
   }
+  if (t.ndim > kMaxDims) return false;
   char* data = static_cast<char*>(t.data) + t.byte_offset;
   int64_t count = 1, last = 0;
   for (int d = 0; d < t.ndim; ++d) {
@@ -125,7 +125,7 @@ bool Torch::view(PyObject* plain, View& out) const {
   }
   char* end = count == 0 ? data : data + (last + 1) * (t.dtype.bits / 8);
   out = {data, end, count, t.ndim, t.sizes, t.strides, t.device, t.dtype};
-  return true;
+  return count == 0 || t.data != nullptr;  // null: zeros that autograd never wrote, or a storage that was freed
 }
 
 bool dtype_of(const View& view, DType& out) {
