@@ -35,6 +35,7 @@ class ReferencePlan:
     def __init__(self, rule: str) -> None:
         self._rule = reference.RULES[rule]
         self._rows: list[_Row] = []
+        self._fresh: dict[Tensor, dict[str, Any]] = {}  # by parameter, one of which may be listed twice
 
     def gather(
         self,
@@ -63,14 +64,15 @@ class ReferencePlan:
             for position, param in enumerate(group["params"]):
                 if param.grad is None:
                     continue
-                name = (
-                    f"parameter {position} of group {index} (shape {tuple(param.shape)}, {param.dtype}, {param.device})"
-                )
+                names = group.get("param_names")
+                called = f"'{names[position]}', " if names else ""
+                facts = f"shape {tuple(param.shape)}, {param.dtype}, {param.device}"
+                name = f"parameter {position} of group {index} ({called}{facts})"
                 reason = _refusal(param) if options is not None else "torch's own implementation was asked for"
                 if reason is None and options is not None:
-                    if any(size > 1 and stride == 0 for size, stride in zip(param.shape, param.stride(), strict=True)):
+                    if _is_expanded(param):
                         raise RuntimeError(f"{_SHARED} in {name}")
-                    self._add(param, group, options, state.get(param) or {}, new_state, name)
+                    self._add(param, group, options, state.get(param, {}), new_state, name)
                 elif options is not None and group.get("fused"):
                     raise RuntimeError(
                         "`fused=True` requires all the params to be floating point Tensors of supported devices: "
@@ -86,8 +88,12 @@ class ReferencePlan:
         self, param: Tensor, group: Any, options: Any, existing: dict[str, Any], new_state: Any, name: str
     ) -> None:
         names = self._rule.state_names(options)
+        if names and not isinstance(existing, dict):
+            raise TypeError(f"the state must be a dict in {name}")
         fresh = all(existing.get(key) is None for key in names)
-        state = new_state(param, group) if fresh else existing
+        if fresh and param not in self._fresh:
+            self._fresh[param] = new_state(param, group)
+        state = self._fresh[param] if fresh else existing
         for key in names:
             if state.get(key) is None:
                 raise KeyError(f"the state has no '{key}' in {name}")
@@ -110,7 +116,7 @@ class ReferencePlan:
             if grad_scale is not None:
                 row.grad.copy_(reference.prepare_grad(row.grad, grad_scale=grad_scale))
             grad = reference.prepare_grad(row.grad, maximize=row.maximize)
-            old = {} if row.fresh else row.state
+            old = {} if row.fresh and "step" not in row.state else row.state  # a new momentum buffer is not read
             step = 1.0
             if "step" in row.state:
                 row.state["step"] += 1
@@ -130,6 +136,7 @@ class ReferencePlan:
     def clear(self) -> None:
         """Forget what was gathered."""
         self._rows.clear()
+        self._fresh.clear()
 
 
 def _is_torchs(group: dict[str, Any]) -> bool:
@@ -141,12 +148,31 @@ def _is_torchs(group: dict[str, Any]) -> bool:
 def _as_numbers(options: dict[str, Any]) -> dict[str, Any]:
     """Replace tensors with one element by numbers."""
 
-    def number(value: Any) -> Any:
-        if isinstance(value, (tuple, list)):
-            return tuple(number(item) for item in value)
-        return value.item() if isinstance(value, Tensor) else value
+    def number(name: str, value: Any) -> Any:
+        if name == "betas":
+            if not isinstance(value, (tuple, list)) or len(value) != 2:
+                raise TypeError(f"betas must be a pair of numbers, got {value!r}")
+            return tuple(number("one of betas", item) for item in value)
+        plain = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
+        if isinstance(plain, Tensor) or not hasattr(plain, "__float__"):
+            raise TypeError(f"{name} must be a number or a tensor with one element, got {value!r}")
+        return plain if isinstance(plain, bool) else float(plain)
 
-    return {name: number(value) for name, value in options.items()}
+    return {name: number(name, value) for name, value in options.items()}
+
+
+def _is_expanded(x: Tensor) -> bool:
+    return x.numel() > 0 and any(size > 1 and stride == 0 for size, stride in zip(x.shape, x.stride(), strict=True))
+
+
+def _shares_elements(x: Tensor) -> bool:
+    """Whether elements of a tensor share memory; True where it is not certain."""
+    reach = 0
+    for stride, size in sorted((stride, size) for stride, size in zip(x.stride(), x.shape, strict=True) if size > 1):
+        if stride <= reach:
+            return x.numel() > 0
+        reach += (size - 1) * stride
+    return False
 
 
 def _refusal(param: Tensor) -> str | None:
@@ -161,6 +187,8 @@ def _refusal(param: Tensor) -> str | None:
         return "its device is not supported"
     if param.dtype not in _DTYPES:
         return "its dtype is not float64, float32, bfloat16 or float16"
+    if not _is_expanded(param) and _shares_elements(param):
+        return "its elements may share memory"
     if grad.dtype != param.dtype or grad.device != param.device or grad.shape != param.shape:
         return "its gradient has another dtype, device or shape"
     return None
