@@ -179,9 +179,13 @@ class FusedStep(Optimizer):
         kept: list[dict[str, Any]] = [
             {key: group[key] for key in ("fused", "foreach") if key in group} for group in self.param_groups
         ]
+        takes_scale = "_step_supports_amp_scaling"
+        scaled = {takes_scale: self.__dict__[takes_scale]} if takes_scale in self.__dict__ else {}
         super().load_state_dict(state_dict)
         for group, own in zip(self.param_groups, kept, strict=True):
             group.update(own)
+        self.__dict__.pop(takes_scale, None)  # which the flags of the file have set
+        self.__dict__.update(scaled)
 
 
 def _take_step(optimizer: FusedStep, *args: Any, **kwargs: Any) -> Any:
