@@ -27,6 +27,7 @@ void Plan::commit(py::dict state, const cpu::InstructionSet& set, int threads, b
     PyList_SET_ITEM(written.ptr(), i, rows_[i].param.inc_ref().ptr());
     if (grads_are_written) PyList_SET_ITEM(written.ptr(), count + i, rows_[i].grad.inc_ref().ptr());
   }
+  if (grads_are_written) check_grads_are_writable();
   if (zero_grad) cut_grads_off();
   adopt_fresh_state(state);
   for (const Row& row : rows_) {
@@ -66,10 +67,14 @@ bool Plan::memory_is_shared(bool grads_are_written) {
   return false;
 }
 
-void Plan::cut_grads_off() {
+void Plan::check_grads_are_writable() const {
   for (const Row& row : rows_) {
-    if (!row.zeroable) throw std::runtime_error(std::string(kSharedElements) + " a gradient to be zeroed");
+    if (row.writable_grad) continue;
+    throw std::runtime_error(std::string(kSharedElements) + " a gradient to be zeroed or unscaled");
   }
+}
+
+void Plan::cut_grads_off() {
   for (const Row& row : rows_) {
     if (Torch::get().requires_grad(row.grad)) cut_off(row.grad);
   }

@@ -94,7 +94,7 @@ const char* Plan::add(const Group& group, py::handle param, py::object grad, PyO
   }
   row.param = py::reinterpret_borrow<py::object>(param);
   row.grad = std::move(grad);
-  row.zeroable = views[1].dense() || views[1].disjoint();
+  row.writable_grad = views[1].dense() || views[1].disjoint();
   add_task(group, row, views, dtype, variant, 2 + states);
   rows_.push_back(std::move(row));
   return nullptr;

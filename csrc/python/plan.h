@@ -43,7 +43,7 @@ class Plan {
     py::object param, grad;
     py::object fresh_state;  // entries that the optimizer's state does not have yet; null if it has them all
     Step step;
-    bool zeroable;  // no two elements of grad share memory
+    bool writable_grad;  // no two elements of grad share memory
   };
   struct Range {
     const char* begin;
@@ -62,6 +62,7 @@ class Plan {
   void add_task(const Group& group, const Row& row, const Views& views, DType dtype, int variant, int operands);
   const Layout* add_layout(const Views& views, int operands);
   bool memory_is_shared(bool grads_are_written);
+  void check_grads_are_writable() const;
   void cut_grads_off();
   void adopt_fresh_state(py::dict state) const;
 
