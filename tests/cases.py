@@ -173,6 +173,13 @@ def _instruction_sets() -> list[Any]:
 of_instruction_sets = pytest.mark.parametrize("instruction_set", _instruction_sets())
 
 
+def best_instruction_set() -> str:
+    """The one in use where nothing else is asked for: for tests of what all of them share."""
+    if not native.available():
+        pytest.skip(native.why_missing())
+    return fusedoptim.build_info()["instruction_sets_supported"][0]
+
+
 # ---- numbers --------------------------------------------------------------------------------------------------------
 
 

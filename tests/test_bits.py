@@ -25,6 +25,7 @@ from cases import (
     assert_same,
     assert_same_steps,
     backend,
+    best_instruction_set,
     bits_equal,
     everything,
     fail_on,
@@ -286,9 +287,8 @@ def steps_on_threads(
 def test_any_number_of_threads(case: Case, dtype: torch.dtype, zero_grad: str | None, count: int) -> None:
     """The bits do not depend on the number of threads; there is work enough for all of them."""
     sizes = (3, 5 * PER_THREAD + 7, 0, *[65] * 40, 2 * CHUNK + 1, 1)
-    best = fusedoptim.build_info()["instruction_set"]
     expected = steps_on_threads("reference", case, dtype, zero_grad, 1, sizes)
-    assert_same_steps(steps_on_threads(best, case, dtype, zero_grad, count, sizes), expected)
+    assert_same_steps(steps_on_threads(best_instruction_set(), case, dtype, zero_grad, count, sizes), expected)
 
 
 @of_dtypes
