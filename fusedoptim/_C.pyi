@@ -19,6 +19,7 @@ class Plan:
         groups: list[dict[str, Any]],
         state: dict[Any, Any],
         new_state: Callable[[Any, dict[str, Any]], dict[str, Any]],
+        write_grads: bool,
     ) -> list[list[Any]] | None: ...
     def commit(
         self,

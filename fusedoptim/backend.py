@@ -18,7 +18,9 @@ _warned = False
 class Plan(Protocol):
     """A step in two halves: ``gather`` reads and checks everything, ``commit`` writes."""
 
-    def gather(self, groups: list[Any], state: dict[Any, Any], new_state: Any) -> list[list[Any]] | None:
+    def gather(
+        self, groups: list[Any], state: dict[Any, Any], new_state: Any, write_grads: bool
+    ) -> list[list[Any]] | None:
         """Return None, or for each group the parameters that torch's own implementation must take."""
 
     def commit(self, state: dict[Any, Any], zero_grad: bool, grad_scale: float | None) -> None:

@@ -42,6 +42,7 @@ class ReferencePlan:
         groups: list[dict[str, Any]],
         state: dict[Tensor, dict[str, Any]],
         new_state: Callable[[Tensor, dict[str, Any]], dict[str, Any]],
+        write_grads: bool,
     ) -> list[list[Tensor]] | None:
         """Read and check all parameters that have a gradient.
 
@@ -49,6 +50,7 @@ class ReferencePlan:
             groups: The optimizer's parameter groups.
             state: The optimizer's state.
             new_state: Makes the state of a parameter that has none.
+            write_grads: The step will also write to the gradients, which must be possible.
 
         Returns:
             None, or for each group the parameters that torch's own implementation must take.
@@ -72,6 +74,8 @@ class ReferencePlan:
                 if reason is None and options is not None:
                     if _is_expanded(param):
                         raise RuntimeError(f"{_SHARED} in {name}")
+                    if write_grads and _shares_elements(param.grad):
+                        raise RuntimeError(f"{_SHARED} a gradient to be zeroed or unscaled in {name}")
                     self._add(param, group, options, state.get(param, {}), new_state, name)
                 elif options is not None and group.get("fused"):
                     raise RuntimeError(

@@ -113,11 +113,12 @@ class FusedStep(Optimizer):
         """Take the step, and return whether it has zeroed every gradient."""
         plan = self._take_plan()
         try:
-            foreign = plan.gather(self.param_groups, self.state, self._new_state)
+            grad_scale = getattr(self, "grad_scale", None)
+            scale = None if grad_scale is None else float(grad_scale)
+            foreign = plan.gather(self.param_groups, self.state, self._new_state, zero_grad or scale is not None)
             if foreign is not None:
                 self._torch_step(foreign)
-            grad_scale = getattr(self, "grad_scale", None)
-            plan.commit(self.state, zero_grad, None if grad_scale is None else float(grad_scale))
+            plan.commit(self.state, zero_grad, scale)
         finally:
             plan.clear()
         self._plans[get_backend()] = plan

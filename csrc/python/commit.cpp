@@ -3,7 +3,6 @@
 #include <numeric>
 
 #include "cpu/run.h"
-#include "python/checks.h"
 #include "python/plan.h"
 
 namespace fusedoptim::python {
@@ -18,6 +17,7 @@ void Plan::commit(py::dict state, const cpu::InstructionSet& set, int threads, b
   // Where parameters share memory, they are updated one after the other, as a loop over them would, and gradients are
   // zeroed after the last of them has been read.
   options.in_order = memory_is_shared(grads_are_written);
+  if (options.in_order) count_shared_steps();
   options.zero_grad = zero_grad && !options.in_order;
   const cpu::Schedule schedule(tasks_, options);
 
@@ -27,7 +27,6 @@ void Plan::commit(py::dict state, const cpu::InstructionSet& set, int threads, b
     PyList_SET_ITEM(written.ptr(), i, rows_[i].param.inc_ref().ptr());
     if (grads_are_written) PyList_SET_ITEM(written.ptr(), count + i, rows_[i].grad.inc_ref().ptr());
   }
-  if (grads_are_written) check_grads_are_writable();
   if (zero_grad) cut_grads_off();
   adopt_fresh_state(state);
   for (const Row& row : rows_) {
@@ -67,16 +66,23 @@ bool Plan::memory_is_shared(bool grads_are_written) {
   return false;
 }
 
-void Plan::check_grads_are_writable() const {
-  for (const Row& row : rows_) {
-    if (row.writable_grad) continue;
-    throw std::runtime_error(std::string(kSharedElements) + " a gradient to be zeroed or unscaled");
-  }
-}
-
 void Plan::cut_grads_off() {
   for (const Row& row : rows_) {
     if (Torch::get().requires_grad(row.grad)) cut_off(row.grad);
+  }
+}
+
+// The step count of a parameter that is listed twice rises with each time.
+void Plan::count_shared_steps() {
+  std::unordered_map<const char*, double> last;
+  for (size_t i = 0; i < rows_.size(); ++i) {
+    Step& step = rows_[i].step;
+    if (step.at == nullptr) continue;
+    const auto [found, first] = last.try_emplace(step.at, step.next);
+    if (first) continue;
+    step.next = found->second += 1;
+    rule_.fold(rows_[i].group->options, step.next, tasks_[i].dtype, constants_.emplace_back());
+    tasks_[i].constants = constants_.back().bytes;
   }
 }
 

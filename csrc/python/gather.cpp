@@ -19,7 +19,7 @@ Plan::Plan(const std::string& rule) : rule_(find_rule(rule)) {
   if (rule_.counts_steps) names_.push_back(intern("step"));
 }
 
-py::object Plan::gather(py::list groups, py::dict state, py::function new_state) {
+py::object Plan::gather(py::list groups, py::dict state, py::function new_state, bool write_grads) {
   clear();
   py::list foreign;
   bool any_foreign = false;
@@ -43,7 +43,8 @@ py::object Plan::gather(py::list groups, py::dict state, py::function new_state)
       if (group != nullptr) {
         const char* reason;
         try {
-          reason = add(*group, param, std::move(grad), find_by_identity(state.ptr(), param.ptr()), new_state);
+          reason =
+              add(*group, param, std::move(grad), find_by_identity(state.ptr(), param.ptr()), new_state, write_grads);
         } catch (const ParamError& error) {
           PyErr_SetString(error.type, (error.text + " in " + describe(dict, g, i, param)).c_str());
           throw py::error_already_set();
@@ -64,7 +65,8 @@ py::object Plan::gather(py::list groups, py::dict state, py::function new_state)
   return any_foreign ? py::object(foreign) : py::none();
 }
 
-const char* Plan::add(const Group& group, py::handle param, py::object grad, PyObject* state, py::handle new_state) {
+const char* Plan::add(const Group& group, py::handle param, py::object grad, PyObject* state, py::handle new_state,
+                      bool write_grads) {
   const Torch& torch = Torch::get();
   if (!torch.is_plain(param.ptr())) return "it is a tensor subclass";
   if (!torch.is_plain(grad.ptr())) return "its gradient is a tensor subclass";
@@ -83,7 +85,9 @@ const char* Plan::add(const Group& group, py::handle param, py::object grad, PyO
     PyObject* entries[kMaxStates + 1];
     find_entries(state, states, entries);
     if (is_new(entries, states)) {
-      row.fresh_state = new_state(param, group.dict);
+      py::object& made = fresh_[param.ptr()];
+      if (!made) made = new_state(param, group.dict);
+      row.fresh_state = made;
       find_entries(row.fresh_state.ptr(), states, entries);
       variant = rule_.variant(group.options, dtype, true);
     }
@@ -92,9 +96,12 @@ const char* Plan::add(const Group& group, py::handle param, py::object grad, PyO
       if (const char* reason = view_step(entries[states], row.step)) return reason;
     }
   }
+  if (write_grads && views[1].count > 0 && !views[1].dense() && !views[1].disjoint()) {
+    throw ParamError{PyExc_RuntimeError, std::string(kSharedElements) + " a gradient to be zeroed or unscaled"};
+  }
+  row.group = &group;
   row.param = py::reinterpret_borrow<py::object>(param);
   row.grad = std::move(grad);
-  row.writable_grad = views[1].dense() || views[1].disjoint();
   add_task(group, row, views, dtype, variant, 2 + states);
   rows_.push_back(std::move(row));
   return nullptr;
@@ -119,12 +126,13 @@ bool Plan::is_new(PyObject* const* entries, int count) const {
   return true;
 }
 
-const char* Plan::view_states(Views& views, int count, PyObject* const* entries) const {
+const char* Plan::view_states(Views& views, int count, PyObject* const* entries) {
   const Torch& torch = Torch::get();
   for (int k = 0; k < count; ++k) {
     const std::string name = rule_.states[k];
     if (entries[k] == nullptr) throw ParamError{PyExc_KeyError, "the state has no '" + name + "'"};
     if (!torch.is_plain(entries[k])) return "its state is not a plain tensor";
+    kept_.push_back(py::reinterpret_borrow<py::object>(entries[k]));
     View& view = views[2 + k];
     if (!torch.view(entries[k], view)) return "its state is sparse or has no memory to show";
     if (!view.same_sizes(views[0])) {
@@ -135,7 +143,7 @@ const char* Plan::view_states(Views& views, int count, PyObject* const* entries)
   return nullptr;
 }
 
-const char* Plan::view_step(PyObject* tensor, Step& out) const {
+const char* Plan::view_step(PyObject* tensor, Step& out) {
   const Torch& torch = Torch::get();
   View view;
   DType dtype;
@@ -144,6 +152,7 @@ const char* Plan::view_step(PyObject* tensor, Step& out) const {
   if (view.device.type != dlpack::kCpu || view.count != 1) return "its step is not one number on the CPU";
   if (!dtype_of(view, dtype) || (dtype != DType::f32 && dtype != DType::f64))
     return "its step is not float32 or float64";
+  kept_.push_back(py::reinterpret_borrow<py::object>(tensor));
   out.at = view.data;
   out.is_double = dtype == DType::f64;
   out.next = out.is_double ? *reinterpret_cast<double*>(out.at) + 1 : double(*reinterpret_cast<float*>(out.at) + 1);
@@ -180,6 +189,8 @@ const Layout* Plan::add_layout(const Views& views, int operands) {
 
 void Plan::clear() {
   rows_.clear();
+  kept_.clear();
+  fresh_.clear();
   tasks_.clear();
   ranges_.clear();
   constants_.clear();

@@ -49,7 +49,7 @@ PYBIND11_MODULE(_C, m) {
 
   py::class_<Plan>(m, "Plan")
       .def(py::init<const std::string&>(), "rule"_a)
-      .def("gather", &Plan::gather, "groups"_a, "state"_a, "new_state"_a)
+      .def("gather", &Plan::gather, "groups"_a, "state"_a, "new_state"_a, "write_grads"_a)
       .def("commit", &Plan::commit, "state"_a, "instruction_set"_a, "threads"_a, "zero_grad"_a, "grad_scale"_a)
       .def("clear", &Plan::clear);
 

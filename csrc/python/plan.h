@@ -5,6 +5,7 @@
 
 #include <deque>
 #include <string>
+#include <unordered_map>
 #include <vector>
 
 #include "core/task.h"
@@ -19,9 +20,10 @@ class Plan {
   explicit Plan(const std::string& rule);
 
   // Reads all groups. `state` is the optimizer's state dict; `new_state(param, group)` makes the state of a parameter
-  // that has none, as a dict. Returns None, or, where some parameters are not for the kernels, one list per group of
-  // those that torch must take. A group with fused=True raises for such a parameter.
-  py::object gather(py::list groups, py::dict state, py::function new_state);
+  // that has none, as a dict; `write_grads`: the step will also write to the gradients. Returns None, or, where some
+  // parameters are not for the kernels, one list per group of those that torch must take. A group with fused=True
+  // raises for such a parameter.
+  py::object gather(py::list groups, py::dict state, py::function new_state, bool write_grads);
 
   // Takes the step. `zero_grad`: also write zeros over the gradients. `grad_scale`: divide the gradients by it first.
   void commit(py::dict state, const cpu::InstructionSet& set, int threads, bool zero_grad, py::object grad_scale);
@@ -40,10 +42,10 @@ class Plan {
     double next = 1;
   };
   struct Row {
+    const Group* group;
     py::object param, grad;
     py::object fresh_state;  // entries that the optimizer's state does not have yet; null if it has them all
     Step step;
-    bool writable_grad;  // no two elements of grad share memory
   };
   struct Range {
     const char* begin;
@@ -53,17 +55,18 @@ class Plan {
   using Views = View[kMaxOperands];
 
   // These return why the kernels cannot take the parameter, or null.
-  const char* add(const Group& group, py::handle param, py::object grad, PyObject* state, py::handle new_state);
-  const char* view_states(Views& views, int count, PyObject* const* entries) const;
-  const char* view_step(PyObject* tensor, Step& out) const;
+  const char* add(const Group& group, py::handle param, py::object grad, PyObject* state, py::handle new_state,
+                  bool write_grads);
+  const char* view_states(Views& views, int count, PyObject* const* entries);
+  const char* view_step(PyObject* tensor, Step& out);
 
   bool is_new(PyObject* const* entries, int count) const;
   void find_entries(PyObject* state, int count, PyObject** entries) const;
   void add_task(const Group& group, const Row& row, const Views& views, DType dtype, int variant, int operands);
   const Layout* add_layout(const Views& views, int operands);
   bool memory_is_shared(bool grads_are_written);
-  void check_grads_are_writable() const;
   void cut_grads_off();
+  void count_shared_steps();
   void adopt_fresh_state(py::dict state) const;
 
   const RuleEntry& rule_;
@@ -72,7 +75,9 @@ class Plan {
   // What gather found; cleared after each step, for nothing that the user may change is remembered.
   std::deque<Group> groups_;
   std::vector<Row> rows_;
-  std::vector<Task> tasks_;  // one per row
+  std::vector<py::object> kept_;  // the state's tensors, which other threads may take out of it during the step
+  std::unordered_map<PyObject*, py::object> fresh_;  // new state by parameter, one of which may be listed twice
+  std::vector<Task> tasks_;                          // one per row
   std::deque<Constants> constants_;
   std::deque<Layout> layouts_;
   std::deque<std::vector<int64_t>> layout_numbers_;
