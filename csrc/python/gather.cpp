@@ -129,14 +129,15 @@ bool Plan::is_new(PyObject* const* entries, int count) const {
 const char* Plan::view_states(Views& views, int count, PyObject* const* entries) {
   const Torch& torch = Torch::get();
   for (int k = 0; k < count; ++k) {
-    const std::string name = rule_.states[k];
-    if (entries[k] == nullptr) throw ParamError{PyExc_KeyError, "the state has no '" + name + "'"};
+    const char* name = rule_.states[k];
+    if (entries[k] == nullptr) throw ParamError{PyExc_KeyError, std::string("the state has no '") + name + "'"};
     if (!torch.is_plain(entries[k])) return "its state is not a plain tensor";
     kept_.push_back(py::reinterpret_borrow<py::object>(entries[k]));
     View& view = views[2 + k];
     if (!torch.view(entries[k], view)) return "its state is sparse or has no memory to show";
     if (!view.same_sizes(views[0])) {
-      throw ParamError{PyExc_RuntimeError, name + " has shape " + shape_text(view) + ", which does not fit"};
+      throw ParamError{PyExc_RuntimeError,
+                       std::string(name) + " has shape " + shape_text(view) + ", which does not fit"};
     }
     if (const char* reason = check_state(views, 2 + k)) return reason;
   }
