@@ -252,18 +252,6 @@ def test_versions_rise_and_stale_graphs_raise(name: str, options: dict[str, Any]
             loss.backward()
 
 
-@pytest.mark.parametrize("key", ["exp_avg", "exp_avg_sq", "step", "momentum_buffer"])
-def test_versions_of_state_rise(key: str) -> None:
-    if fusedoptim.get_backend() == "native":
-        pytest.xfail("the kernels count versions of parameters and gradients only")
-    twins = Twins("SGD" if key == "momentum_buffer" else "Adam", {"momentum": 0.9} if key == "momentum_buffer" else {})
-    twins.step()
-    for optimizer in twins:
-        state = optimizer.state[params_of(optimizer)[0]][key]
-        version = state._version
-        optimizer.step()
-        assert state._version > version
-
 
 def test_zeroing_in_the_step_raises_the_version_of_the_gradient() -> None:
     twins = Twins("SGD", {})
