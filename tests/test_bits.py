@@ -14,6 +14,7 @@ from cases import (
     CASES,
     CHUNK,
     CHUNK_SIZES,
+    DTYPES,
     PER_THREAD,
     SMALL_SIZES,
     Case,
@@ -120,6 +121,24 @@ def test_parameters_at_different_steps(case: Case, dtype: torch.dtype, instructi
 
 
 @of_instruction_sets
+@of_cases(everything())
+@of_dtypes
+def test_late_steps(case: Case, dtype: torch.dtype, instruction_set: str) -> None:
+    """From the millionth step on, from where float32 cannot count further, and from a count with a fraction."""
+
+    def steps(name: str) -> list[Snapshot]:
+        optimizer, result = case.make(parameters([33], dtype)), []
+        for count in (1_000_000.0, 2.0**24 - 1, 2.0**24, 2.5):
+            result += take_steps(optimizer, name, 1)
+            for entry in tensors(optimizer):
+                if "step" in entry:
+                    entry["step"].fill_(count)
+        return result + take_steps(optimizer, name, 1)
+
+    assert_same_steps(steps(instruction_set), steps("reference"))
+
+
+@of_instruction_sets
 @pytest.mark.parametrize("cls", sorted({case.cls for case in CASES}, key=str), ids=lambda cls: cls.__name__)
 @of_dtypes
 def test_groups_with_different_hyper_parameters(cls: Any, dtype: torch.dtype, instruction_set: str) -> None:
@@ -129,6 +148,17 @@ def test_groups_with_different_hyper_parameters(cls: Any, dtype: torch.dtype, in
         cases = [case for case in CASES if case.cls is cls]
         groups = zip(parameters([19] * len(cases), dtype), cases, strict=True)
         return cls([{"params": [p], **case.kwargs} for p, case in groups])
+
+    assert_follows(make(), instruction_set, take_steps(make(), "reference"))
+
+
+@of_instruction_sets
+@of_cases(everything())
+def test_dtypes_together(case: Case, instruction_set: str) -> None:
+    """Parameters of every dtype in one group."""
+
+    def make() -> Any:
+        return case.make([p for _ in range(2) for dtype in DTYPES for p in parameters([19, 33], dtype)])
 
     assert_follows(make(), instruction_set, take_steps(make(), "reference"))
 
