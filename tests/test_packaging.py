@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -223,6 +224,19 @@ def test_each_instruction_set_keeps_to_its_namespace(sdist: Path, wheel: Path) -
         outside = [symbol for symbol in shared if f"fusedoptim::{name}::" not in symbol.split("(")[0]]
         assert outside == [f"fusedoptim::cpu::{name}()"], path
         assert len(shared) > 10
+
+
+def test_worked_example_of_contributing_applies(tmp_path: Path) -> None:
+    """Whoever changes what it touches mends it: `git apply --reject` shows where."""
+    git = shutil.which("git")
+    if git is None:
+        pytest.skip("git is not installed")
+    (diff,) = re.findall(r"```diff\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL)
+    for name in re.findall(r"^--- a/(.*)$", diff, re.MULTILINE):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    (tmp_path / "adagrad.diff").write_text(diff)
+    run(git, "apply", "--check", "-C1", "adagrad.diff", cwd=tmp_path, GIT_CEILING_DIRECTORIES=str(tmp_path.parent))
 
 
 def test_command_line() -> None:
