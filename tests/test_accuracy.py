@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from cases import CASES, Case, numbers, of_cases, one_step, snapshot, units
+from cases import CASES, Case, of_cases
+from steps import numbers, one_step, snapshot, units
 from torch import Tensor
 from torch.nn import Parameter
 

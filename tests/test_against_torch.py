@@ -7,20 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from cases import (
-    CASES,
-    CHUNK,
-    SMALL_SIZES,
-    Case,
+from cases import CASES, CHUNK, SMALL_SIZES, Case, of_cases, of_dtypes, of_instruction_sets, one_per_class
+from steps import (
     Snapshot,
     assert_follows,
     assert_same,
     backend,
     numbers,
-    of_cases,
-    of_dtypes,
-    of_instruction_sets,
-    one_per_class,
     one_step,
     parameters,
     set_gradients,
