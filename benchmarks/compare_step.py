@@ -56,10 +56,18 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add_names(parser, "--model", list(MODELS), "which shapes (default: all)")
     add_names(parser, "--optimizer", list(RULES), "which optimizers (default: adam sgd)")
     add_names(parser, "--variants", STEP_VARIANTS, "which implementations (default: all)")
+    parser.add_argument(
+        "--repeats",
+        type=int,
+        help="calls in a row per measurement, sharing the caches between them (default: 10 for small models, "
+        "1 for large; 1 shows each step as a training loop meets it, with none of its data in the nearest cache)",
+    )
     return parser.parse_args(arguments)
 
 
-def measure(arena: Arena, calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+def measure(
+    arena: Arena, calls: Mapping[str, Callable[[], object]], rounds: int, repeats: int
+) -> dict[str, list[float]]:
     """Microseconds of each call, one figure per round."""
     clock = CpuClock()
     times: dict[str, list[float]] = {name: [] for name in calls}
@@ -69,7 +77,7 @@ def measure(arena: Arena, calls: Mapping[str, Callable[[], object]], rounds: int
             call()
     for name in interleaved(list(calls), rounds):
         arena.write_grads()
-        times[name].append(time_call(calls[name], clock))
+        times[name].append(time_call(calls[name], clock, repeats))
     return times
 
 
@@ -131,12 +139,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             verdicts = arena.check(names)
             calls = {name: arena.step(name) for name in names} | {LIMIT: arena.probe()}
             rounds = args.rounds or (QUICK_ROUNDS if args.quick else model.rounds)
-            measured[case] = measure(arena, calls, rounds)
+            measured[case] = measure(arena, calls, rounds, args.repeats or model.repeats)
             results.append(result_of(case, measured[case], verdicts))
             console.print(result_table(results[-1]))
             progress.advance(bar)
     claims = check_claims(CLAIMS, measured)
-    record = {"machine": machine, "settings": {"rounds": args.rounds, "quick": args.quick}}
+    record = {"machine": machine, "settings": {"rounds": args.rounds, "repeats": args.repeats, "quick": args.quick}}
     save_json(args.output / "compare_step.json", {**record, "results": results, "claims": claims})
     if claims:
         console.print(claims_table(claims))

@@ -14,10 +14,12 @@ class Model:
     Attributes:
         shapes: In the order of `Module.parameters()`.
         rounds: How many measurements give a steady median in reasonable time.
+        repeats: How many calls in a row a measurement takes: several where one takes microseconds.
     """
 
     shapes: tuple[Shape, ...]
     rounds: int
+    repeats: int = 1
 
     @property
     def elements(self) -> int:
@@ -57,8 +59,8 @@ def gpt2(width: int = 768, layers: int = 12) -> Iterator[Shape]:
 
 
 MODELS = {
-    "400x64": Model(((64,),) * 400, 200),
-    "tutorial-mlp": Model(((200, 2000), (200,), (20, 200), (20,)), 400),
+    "400x64": Model(((64,),) * 400, 100, repeats=10),
+    "tutorial-mlp": Model(((200, 2000), (200,), (20, 200), (20,)), 200, repeats=10),
     "resnet50": Model(tuple(resnet50()), 40),
     "gpt2": Model(tuple(gpt2()), 15),
 }
