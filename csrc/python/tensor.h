@@ -44,7 +44,8 @@ class Torch {
   void clear_grad(py::handle tensor) const;
   bool requires_grad(py::handle tensor) const;
   bool is_negative(py::handle tensor) const;  // a lazily negated view, whose memory holds the opposite sign
-  // False where torch cannot show the memory of a plain tensor (sparse, meta, wrapped by torch.func, without memory, …).
+  // False where torch cannot show the memory of a plain tensor (sparse, meta, wrapped by torch.func, without memory,
+  // …).
   bool view(PyObject* plain, View& out) const;
   void bump_versions(py::handle tensors) const { increment_version_(tensors); }
   py::object intern(const char* name) const {
