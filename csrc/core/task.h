@@ -33,8 +33,9 @@ struct Task {
 
 struct RunOptions {
   int threads = 1;
-  bool in_order = false;  // one task after the other, as memory shared between tasks demands
-  bool unscale = false;   // divide grad by grad_scale first and store it
+  bool backwards = false;  // from the last chunk to the first
+  bool in_order = false;   // one task after the other, as memory shared between tasks demands
+  bool unscale = false;    // divide grad by grad_scale first and store it
   double grad_scale = 1;
   bool zero_grad = false;  // write zeros over grad once it is read
 };

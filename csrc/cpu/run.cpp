@@ -93,7 +93,7 @@ Schedule::Schedule(const std::vector<Task>& tasks, const RunOptions& options) : 
 
 void Schedule::run(const InstructionSet& set) const noexcept {
   const Runner runner(options_, set);
-  parallel_for(int64_t(units_.size()) - 1, threads_, [&](int64_t unit) {
+  parallel_for(int64_t(units_.size()) - 1, threads_, options_.backwards, [&](int64_t unit) {
     for (size_t i = units_[unit]; i < units_[unit + 1]; ++i) runner(chunks_[i]);
   });
 }
@@ -125,7 +125,7 @@ void zero(const std::vector<Span>& spans, int threads) {
       pieces.push_back({static_cast<char*>(span.data) + at, std::min(kBytes, span.bytes - at)});
     }
   }
-  parallel_for(int64_t(pieces.size()), threads,
+  parallel_for(int64_t(pieces.size()), threads, false,
                [&](int64_t i) { std::memset(pieces[i].data, 0, size_t(pieces[i].bytes)); });
 }
 

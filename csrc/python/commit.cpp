@@ -18,6 +18,8 @@ void Plan::commit(py::dict state, const cpu::InstructionSet& set, int threads, b
   // zeroed after the last of them has been read.
   options.in_order = memory_is_shared(grads_are_written);
   if (options.in_order) count_shared_steps();
+  // Every other step runs backwards: it begins with what the last step left in the caches.
+  options.backwards = (turn_back_ = !turn_back_) && !options.in_order;
   options.zero_grad = zero_grad && !options.in_order;
   const cpu::Schedule schedule(tasks_, options);
 
@@ -45,6 +47,15 @@ void Plan::commit(py::dict state, const cpu::InstructionSet& set, int threads, b
 }
 
 bool Plan::memory_is_shared(bool grads_are_written) {
+  // In a steady loop everything lies where it lay in the last step.
+  if (ranges_ == checked_ranges_ && grads_are_written == checked_for_writes_) return checked_result_;
+  const bool result = find_shared_memory(grads_are_written);
+  checked_ranges_.swap(ranges_);
+  checked_for_writes_ = grads_are_written;
+  return checked_result_ = result;
+}
+
+bool Plan::find_shared_memory(bool grads_are_written) {
   const auto by_begin = [this](uint32_t a, uint32_t b) { return ranges_[a].begin < ranges_[b].begin; };
   if (by_address_.size() != ranges_.size()) {
     by_address_.resize(ranges_.size());

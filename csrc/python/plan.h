@@ -51,6 +51,7 @@ class Plan {
     const char* begin;
     const char* end;
     bool is_grad;
+    bool operator==(const Range& o) const { return begin == o.begin && end == o.end && is_grad == o.is_grad; }
   };
   using Views = View[kMaxOperands];
 
@@ -65,6 +66,7 @@ class Plan {
   void add_task(const Group& group, const Row& row, const Views& views, DType dtype, int variant, int operands);
   const Layout* add_layout(const Views& views, int operands);
   bool memory_is_shared(bool grads_are_written);
+  bool find_shared_memory(bool grads_are_written);
   void cut_grads_off();
   void count_shared_steps();
   void adopt_fresh_state(py::dict state) const;
@@ -86,7 +88,12 @@ class Plan {
   double folded_step_ = 0;
   bool folded_double_ = false;
 
-  std::vector<uint32_t> by_address_;  // the order of ranges_ in the last step, in most steps that of the next
+  // What is kept between steps: which memory was found to be shared, and the order of its addresses. A step that
+  // finds the same addresses finds the same answer.
+  std::vector<Range> checked_ranges_;
+  bool checked_for_writes_ = false, checked_result_ = false;
+  std::vector<uint32_t> by_address_;
+  bool turn_back_ = true;
 };
 
 // Resets the gradients of all parameters as torch.optim.Optimizer.zero_grad does.

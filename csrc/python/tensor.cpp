@@ -10,6 +10,7 @@ bool View::same_sizes(const View& other) const {
 }
 
 bool View::same_strides(const View& other) const {
+  if (row_major && other.row_major) return true;
   for (int d = 0; d < ndim; ++d) {
     if (sizes[d] > 1 && strides[d] != other.strides[d]) return false;
   }
@@ -21,17 +22,6 @@ bool View::expanded() const {
     if (sizes[d] > 1 && strides[d] == 0) return true;
   }
   return false;
-}
-
-bool View::dense() const {
-  int64_t expected = 1;  // the common case first: row-major
-  int d = ndim - 1;
-  for (; d >= 0; --d) {
-    if (sizes[d] <= 1) continue;
-    if (strides[d] != expected) break;
-    expected *= sizes[d];
-  }
-  return d < 0 || (disjoint() && end - data == count * item_size());
 }
 
 bool View::disjoint() const {
@@ -119,12 +109,14 @@ bool Torch::view(PyObject* plain, View& out) const {
   if (t.ndim > kMaxDims) return false;
   char* data = static_cast<char*>(t.data) + t.byte_offset;
   int64_t count = 1, last = 0;
-  for (int d = 0; d < t.ndim; ++d) {
+  bool row_major = true;
+  for (int d = t.ndim - 1; d >= 0; --d) {
+    row_major = row_major && (t.sizes[d] == 1 || t.strides[d] == count);
     count *= t.sizes[d];
     last += (t.sizes[d] - 1) * t.strides[d];
   }
   char* end = count == 0 ? data : data + (last + 1) * (t.dtype.bits / 8);
-  out = {data, end, count, t.ndim, t.sizes, t.strides, t.device, t.dtype};
+  out = {data, end, count, t.ndim, t.sizes, t.strides, t.device, t.dtype, row_major};
   return count == 0 || t.data != nullptr;  // null: zeros that autograd never wrote, or a storage that was freed
 }
 

@@ -22,12 +22,15 @@ struct View {
   const int64_t* strides;
   dlpack::Device device;
   dlpack::DataType type;
+  bool row_major;  // contiguous in the order of its dimensions: what most tensors are
 
   bool same_sizes(const View& other) const;
   bool same_strides(const View& other) const;  // in every dimension that has more than one element
-  bool dense() const;                          // its elements fill one stretch of memory, each once
-  bool disjoint() const;                       // no element shares memory with another: true only when certain
-  bool expanded() const;                       // a dimension of several elements with stride 0
+  bool dense() const {                         // its elements fill one stretch of memory, each once
+    return row_major || (disjoint() && end - data == count * item_size());
+  }
+  bool disjoint() const;  // no element shares memory with another: true only when certain
+  bool expanded() const;  // a dimension of several elements with stride 0
   int64_t item_size() const { return type.bits / 8; }
 };
 
