@@ -12,17 +12,18 @@ import fusedoptim
 from fusedoptim import native
 from fusedoptim.step import FusedStep
 
+_AT_START = fusedoptim.build_info()["instruction_set"]
+
 
 @pytest.fixture(autouse=True)
 def _restore_globals() -> Iterator[None]:
     """No test changes the number of threads, the backend or the instruction set for those after it."""
-    threads, info = torch.get_num_threads(), fusedoptim.build_info()
-    backend = fusedoptim.get_backend()
+    threads, backend = torch.get_num_threads(), fusedoptim.get_backend()
     yield
     torch.set_num_threads(threads)
     if fusedoptim.get_backend() != backend:
         fusedoptim.set_backend("auto" if backend == "native" else backend)
-    native.set_instruction_set(info["instruction_set"])
+    native.set_instruction_set(_AT_START)
 
 
 @pytest.fixture

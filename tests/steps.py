@@ -20,6 +20,7 @@ from torch.nn import Parameter
 import fusedoptim
 from fusedoptim import native
 
+_AT_START = fusedoptim.build_info()["instruction_set"]
 INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -77,13 +78,12 @@ def backend(name: str) -> Iterator[None]:
         with fusedoptim.set_backend("reference"):
             yield
         return
-    before = fusedoptim.build_info()["instruction_set"]
     native.set_instruction_set(name)
     try:
         with fusedoptim.set_backend("native"):
             yield
     finally:
-        native.set_instruction_set(before)
+        native.set_instruction_set(_AT_START)
 
 
 @contextmanager
