@@ -59,7 +59,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--repeats",
         type=int,
-        help="calls in a row per measurement, sharing the caches between them (default: 10 for small models, "
+        help="calls in a row per measurement, sharing the caches between them (default: 10 or 20 for small models, "
         "1 for large; 1 shows each step as a training loop meets it, with none of its data in the nearest cache)",
     )
     return parser.parse_args(arguments)

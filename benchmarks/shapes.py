@@ -59,7 +59,7 @@ def gpt2(width: int = 768, layers: int = 12) -> Iterator[Shape]:
 
 
 MODELS = {
-    "400x64": Model(((64,),) * 400, 100, repeats=10),
+    "400x64": Model(((64,),) * 400, 100, repeats=20),
     "tutorial-mlp": Model(((200, 2000), (200,), (20, 200), (20,)), 200, repeats=10),
     "resnet50": Model(tuple(resnet50()), 40),
     "gpt2": Model(tuple(gpt2()), 15),
