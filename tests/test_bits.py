@@ -26,6 +26,7 @@ from steps import (
     Snapshot,
     any_bits,
     assert_follows,
+    assert_same,
     assert_same_steps,
     backend,
     bits_equal,
@@ -219,3 +220,30 @@ def test_all_numbers_of_a_small_dtype(dtype: torch.dtype, instruction_set: str) 
         with backend(instruction_set):
             optimizer.step()
         assert bits_equal(param, (every.float() + grad.float()).to(dtype)).all()
+
+
+@of_instruction_sets
+def test_fma_rounds_once(instruction_set: str) -> None:
+    """Where the sum of a product and a number, rounded to double and then to float, is not the sum rounded once.
+
+    With lr = -(1 + u) and gradient (1 - u) / 2 units of the parameter, SGD adds a hair less than half a unit.
+    """
+    places, scales = torch.arange(64), torch.exp2(torch.arange(-40.0, 41.0))
+    params = ((1 + places * 2.0**-23)[:, None] * scales).float()
+    rounded_twice = 0
+    for u in (2.0**-k for k in range(13, 24)):
+        grads = (scales * (1 - u) * 2.0**-24).expand_as(params).contiguous()
+        for sign in (1, -1):
+            results = []
+            for name in (instruction_set, "reference"):
+                param = Parameter(params.clone())
+                param.grad = sign * grads
+                optimizer = fusedoptim.SGD([param])
+                optimizer.param_groups[0]["lr"] = -(1 + u)
+                with backend(name):
+                    optimizer.step()
+                results.append(snapshot(optimizer))
+            assert_same(*results)
+            naive = (params.double() + (1 + u) * (sign * grads).double()).float()
+            rounded_twice += int((naive != results[0][0]["param"]).sum())
+    assert rounded_twice > 1000
