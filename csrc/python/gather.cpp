@@ -12,6 +12,12 @@ std::string describe(py::handle group, py::ssize_t group_index, py::ssize_t inde
          std::string(py::str(param.attr("dtype"))) + ", " + std::string(py::str(param.attr("device"))) + ")";
 }
 
+// Said here in few words: pybind11's own error would print every parameter.
+void check_dict(const py::object& state) {
+  if (PyDict_Check(state.ptr())) return;
+  throw py::type_error(std::string("the optimizer's state must be a dict, got ") + Py_TYPE(state.ptr())->tp_name);
+}
+
 }  // namespace
 
 Plan::Plan(const std::string& rule) : rule_(find_rule(rule)) {
@@ -19,12 +25,15 @@ Plan::Plan(const std::string& rule) : rule_(find_rule(rule)) {
   if (rule_.counts_steps) names_.push_back(intern("step"));
 }
 
-py::object Plan::gather(py::list groups, py::dict state, py::function new_state, bool write_grads) {
+py::object Plan::gather(py::iterable groups, py::object state, py::object new_state, bool write_grads) {
   clear();
+  check_dict(state);
   py::list foreign;
   bool any_foreign = false;
-  for (py::ssize_t g = 0; g < py::ssize_t(groups.size()); ++g) {
-    const py::dict dict = groups[g];
+  py::ssize_t g = -1;
+  for (const py::handle each : groups) {
+    ++g;
+    const py::dict dict = py::reinterpret_borrow<py::object>(each);
     const GroupReader reader(dict);
     const py::list params = dict["params"];
     py::list left;

@@ -23,7 +23,7 @@ class Plan {
   // that has none, as a dict; `write_grads`: the step will also write to the gradients. Returns None, or, where some
   // parameters are not for the kernels, one list per group of those that torch must take. A group with fused=True
   // raises for such a parameter.
-  py::object gather(py::list groups, py::dict state, py::function new_state, bool write_grads);
+  py::object gather(py::iterable groups, py::object state, py::object new_state, bool write_grads);
 
   // Takes the step. `zero_grad`: also write zeros over the gradients. `grad_scale`: divide the gradients by it first.
   void commit(py::dict state, const cpu::InstructionSet& set, int threads, bool zero_grad, py::object grad_scale);
@@ -97,7 +97,7 @@ class Plan {
 };
 
 // Resets the gradients of all parameters as torch.optim.Optimizer.zero_grad does.
-void zero_grad(py::list groups, bool set_to_none, int threads);
+void zero_grad(py::iterable groups, bool set_to_none, int threads);
 
 // Stops autograd from following a gradient that is about to be zeroed, as Optimizer.zero_grad does.
 void cut_off(py::handle grad);

@@ -7,7 +7,7 @@ void cut_off(py::handle grad) {
   grad.attr("grad_fn").is_none() ? grad.attr("requires_grad_")(false) : grad.attr("detach_")();
 }
 
-void zero_grad(py::list groups, bool set_to_none, int threads) {
+void zero_grad(py::iterable groups, bool set_to_none, int threads) {
   const Torch& torch = Torch::get();
   std::vector<cpu::Span> spans;
   py::list zeroed;  // also keeps the tensors alive while the GIL is released
