@@ -1,4 +1,4 @@
-"""Prints the results of `train_loop.py` and `compare_step.py` as Markdown tables, for the README."""
+"""Prints the results of `train_loop.py` and `compare_step.py` as Markdown tables, or writes them into the README."""
 
 import argparse
 import json
@@ -10,6 +10,7 @@ from report import RESULTS, machine_line, number
 from variants import OURS, RULES
 
 Result = Mapping[str, Any]
+BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
@@ -28,9 +29,9 @@ def cell(figures: Result, time: str, ratio: str) -> str:
     return f"{text} ({figures[ratio]['median']:.2f} x)" if ratio in figures else text
 
 
-def tables(record: Result) -> Iterator[str]:
+def tables(record: Result, optimizers: Sequence[str]) -> Iterator[str]:
     """The machine and one line per case of a record, `time` being that of the whole loop or of the step."""
-    results = record["results"]
+    results = [result for result in record["results"] if result["optimizer"] in optimizers]
     subject, time, ratio = (
         ("workload", "loop", "loop_ratio") if "workload" in results[0] else ("model", "time", "ratio")
     )
@@ -46,13 +47,28 @@ def tables(record: Result) -> Iterator[str]:
     yield f"\n{machine_line(record['machine'])}, {record['machine']['date'][:10]}\n"
 
 
+def write_into(path: Path, lines: Sequence[str]) -> None:
+    """Replaces what stands between the two marks in a file."""
+    before, found, rest = path.read_text().partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (found and end):
+        raise SystemExit(f"{path} lacks the lines {BEGIN} and {END}")
+    path.write_text("\n".join((before + BEGIN, *lines, END + after)))
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Prints a table for each file of results."""
+    """Prints or writes a table for each file of results."""
     parser = argparse.ArgumentParser(description=__doc__)
     files = [RESULTS / "train_loop.json", RESULTS / "compare_step.json"]
     parser.add_argument("files", nargs="*", type=Path, default=files, help="JSON files (default: those in results)")
-    for path in parser.parse_args(arguments).files:
-        print("\n".join(tables(json.loads(path.read_text()))))
+    parser.add_argument("--optimizer", nargs="+", default=list(RULES), help="which optimizers (default: all)")
+    parser.add_argument("--into", type=Path, help=f"a file to write to, between {BEGIN} and {END}")
+    args = parser.parse_args(arguments)
+    lines = [line for path in args.files for line in tables(json.loads(path.read_text()), args.optimizer)]
+    if args.into:
+        write_into(args.into, lines)
+    else:
+        print("\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -130,19 +130,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console.print(f"clock: {clock_cost:.3f} µs a reading; times are medians in µs, ± half the interquartile range\n")
 
     cases = [Case(*names, args) for names in product(args.workload or WORKLOADS, args.optimizer or RULES)]
-    results = []
+    settings = {"rounds": args.rounds, "zero_grad": args.zero_grad, "quick": args.quick}
+    results: list[dict[str, Any]] = []
+    record = {"machine": machine, "clock_cost_us": clock_cost, "settings": settings, "results": results}
     with make_progress(console) as progress:
         bar = progress.add_task("", total=sum(case.units for case in cases))
         for case in cases:
             progress.update(bar, description=f"{case.name}, {case.rule}")
             results.append(case.run(lambda: progress.advance(bar)))
             console.print(case_table(results[-1]), *score_lines(results[-1]), "", sep="\n")
+            save_json(args.output / "train_loop.json", record)  # so that an interrupted run leaves what it has
 
     measured = {(c.name, c.rule): {name: t.loop for name, t in c.timings.items()} for c in cases}
     claims = check_claims(CLAIMS, measured)
-    settings = {"rounds": args.rounds, "zero_grad": args.zero_grad, "quick": args.quick}
-    record = {"machine": machine, "clock_cost_us": clock_cost, "settings": settings}
-    save_json(args.output / "train_loop.json", {**record, "results": results, "claims": claims})
+    save_json(args.output / "train_loop.json", {**record, "claims": claims})
     for rule in args.optimizer or RULES:
         chosen = [result for result in results if result["optimizer"] == rule]
         title = f"{RULES[rule].class_name}: time of one training iteration (and its ratio to ours)"
