@@ -61,7 +61,7 @@ sanitize: ## run the tests on a build with AddressSanitizer and UndefinedBehavio
 	@FUSEDOPTIM_CMAKE_ARGS=-DFUSEDOPTIM_SANITIZE=address,undefined $(MAKE) $(BUILT)
 	$(call say,'sanitize: $(RUN) -m pytest $(ARGS)')
 	@LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
-	  ASAN_OPTIONS=detect_leaks=0 $(RUN) -m pytest $(ARGS)
+	  ASAN_OPTIONS=detect_leaks=0 $(RUN) -m pytest --capture=sys $(ARGS)
 
 format: $(READY) ## bring all sources into the common format
 	@$(RUN) -m ruff check --fix-only $(PY_FILES)
