@@ -31,7 +31,7 @@ CLAIMS = (
     Claim(("tutorial-b1", "adam"), "torch-default", OURS, 3.3),
     Claim(("tutorial-b1", "adam"), "torch-fused", OURS, 1.35),
 )
-ROUNDS = 9
+ROUNDS = 5
 QUICK_ROUNDS, QUICK_ITERATIONS = 2, 30
 
 
