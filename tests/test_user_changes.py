@@ -252,7 +252,6 @@ def test_versions_rise_and_stale_graphs_raise(name: str, options: dict[str, Any]
             loss.backward()
 
 
-
 def test_zeroing_in_the_step_raises_the_version_of_the_gradient() -> None:
     twins = Twins("SGD", {})
     twins.step()
