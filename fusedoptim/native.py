@@ -17,7 +17,10 @@ except ImportError as error:
     _C = None  # type: ignore[assignment]
     load_error = error
 
-_CURE = "install a C++17 compiler (g++ or clang++) and reinstall fusedoptim with FUSEDOPTIM_NATIVE=1 to see its errors"
+_CURE = (
+    "install a C++17 compiler (g++ or clang++) and reinstall fusedoptim with FUSEDOPTIM_NATIVE=1 to see its errors, "
+    "and with pip's --no-cache-dir, which may keep a wheel without the module"
+)
 
 
 def available() -> bool:

@@ -100,6 +100,7 @@ void Schedule::run(const InstructionSet& set) const noexcept {
 
 void zero_grads(const std::vector<Task>& tasks) noexcept {
   for (const Task& task : tasks) {
+    if (task.count == 0) continue;  // its gradient may have no memory at all
     const size_t size = size_of(task.dtype);
     if (task.layout == nullptr) {
       std::memset(task.operands[1], 0, size_t(task.count) * size);
@@ -116,7 +117,9 @@ void zero(const std::vector<Span>& spans, int threads) {
   int64_t total = 0;
   for (const Span& span : spans) total += span.bytes;
   if (threads <= 1 || total < 2 * kBytesPerThread) {
-    for (const Span& span : spans) std::memset(span.data, 0, size_t(span.bytes));
+    for (const Span& span : spans) {
+      if (span.bytes > 0) std::memset(span.data, 0, size_t(span.bytes));
+    }
     return;
   }
   std::vector<Span> pieces;
