@@ -49,7 +49,8 @@ class FusedStep(Optimizer):
         Raises:
             ValueError: ``zero_grad`` is none of these.
             RuntimeError: A group has ``fused=True`` and a parameter that the kernels cannot take; the message names
-                both the parameter and the reason. Or elements of a parameter share memory.
+                both the parameter and the reason. Or elements of a parameter share memory, or those of a gradient
+                that is to be zeroed or unscaled.
             KeyError: The state of a parameter is incomplete.
         """
         if torch.compiler.is_compiling():
