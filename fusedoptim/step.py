@@ -41,7 +41,8 @@ class FusedStep(Optimizer):
             closure: Reevaluates the model and returns the loss.
             zero_grad: What becomes of the gradients: None leaves them; ``"to_zero"`` writes zeros over them in the
                 same pass over memory; ``"to_none"`` drops them. Equal, bit for bit, to ``step()`` followed by
-                ``zero_grad(set_to_none=False)`` or ``zero_grad(set_to_none=True)``.
+                ``zero_grad(set_to_none=False)`` or ``zero_grad(set_to_none=True)``, but that
+                gradients whose elements share memory cannot be zeroed here.
 
         Returns:
             What ``closure`` returned, or None.
