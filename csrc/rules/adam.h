@@ -29,34 +29,36 @@ struct Adam {
   static constexpr const char* kStates[] = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq"};
   static constexpr bool kCountsSteps = true;
 
-  // A variant is weight decay (none, coupled, decoupled) x amsgrad x on which side exp_avg is interpolated from.
+  // A variant is weight decay (none, coupled, decoupled) x amsgrad.
   enum Decay { kNone, kCoupled, kDecoupled };
-  static constexpr int kVariants = 12;
+  static constexpr int kVariants = 6;
 
   static int variant(const Options& o, bool /*first*/) {
     const int decay = o.weight_decay == 0 ? kNone : o.decoupled_weight_decay ? kDecoupled : kCoupled;
-    return decay * 4 + (o.amsgrad ? 2 : 0) + (T(1 - o.beta1) < T(0.5) ? 0 : 1);
+    return decay * 2 + (o.amsgrad ? 1 : 0);
   }
-  static constexpr int states_of(int variant) { return (variant & 2) != 0 ? 3 : 2; }
+  static constexpr int states_of(int variant) { return variant % 2 == 1 ? 3 : 2; }
 
-  T one_minus_beta1, minus_beta1, beta2, one_minus_beta2, eps, weight_decay, keep, minus_step_size;
+  // exp_avg is interpolated from the nearer side: from grad where 1 - beta1 is a half or more.
+  bool from_grad;
+  T change_weight, beta2, one_minus_beta2, eps, weight_decay, keep, minus_step_size;
   Divisor<T> root_correction2;
 
-  Adam(const Options& o, double step)
-      : one_minus_beta1(T(1 - o.beta1)),
-        minus_beta1(one_minus_beta1 - T(1)),
+  FUSEDOPTIM_INLINE Adam(const Options& o, double step)
+      : from_grad(!(T(1 - o.beta1) < T(0.5))),
+        change_weight(T(1 - o.beta1) - T(from_grad ? 1 : 0)),
         beta2(T(o.beta2)),
         one_minus_beta2(T(1 - o.beta2)),
         eps(T(o.eps)),
         weight_decay(T(o.weight_decay)),
         keep(T(1 - o.lr * o.weight_decay)),
-        minus_step_size(T(-(o.lr / (1 - std::pow(o.beta1, step))))),
-        root_correction2(std::sqrt(1 - std::pow(o.beta2, step))) {}
+        minus_step_size(T(-(o.lr / (1 - power(o.beta1, step))))),
+        root_correction2(sqrt(1 - power(o.beta2, step))) {}
 
   template <int variant, class V>
   FUSEDOPTIM_INLINE void operator()(V& param, V grad, V* state) const {
-    constexpr int decay = variant / 4;
-    constexpr bool amsgrad = states_of(variant) == 3, from_grad = (variant & 1) != 0;
+    constexpr int decay = variant / 2;
+    constexpr bool amsgrad = states_of(variant) == 3;
     V& exp_avg = state[0];
     V& exp_avg_sq = state[1];
 
@@ -64,7 +66,7 @@ struct Adam {
     if constexpr (decay == kDecoupled) param = param * V(keep);
 
     const V change = grad - exp_avg;
-    exp_avg = from_grad ? fma(V(minus_beta1), change, grad) : fma(V(one_minus_beta1), change, exp_avg);
+    exp_avg = fma(V(change_weight), change, from_grad ? grad : exp_avg);
     exp_avg_sq = fma(V(one_minus_beta2) * grad, grad, exp_avg_sq * V(beta2));
 
     V second_moment = exp_avg_sq;

@@ -14,6 +14,6 @@ struct RuleList {
 using AllRules = RuleList<Sgd, Adam>;
 
 constexpr int kMaxStates = 3;     // the most state tensors that a rule keeps per parameter
-constexpr int kMaxVariants = 12;  // the most variants that a rule has
+constexpr int kMaxVariants = 10;  // the most variants that a rule has
 
 }  // namespace fusedoptim

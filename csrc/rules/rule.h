@@ -1,8 +1,10 @@
 // What a rule is, and the scalar arithmetic that it may use.
 //
 // A rule is a struct template over its arithmetic type T (float or double). An instance holds the constants of one
-// step, folded from the options on the host in double and rounded once to T; calling it updates one element (or one
-// vector of elements) held in registers. It knows no loop, no pointer into memory, no storage type, no device.
+// step, folded from the options in double and rounded once to T; calling it updates one element (or one vector of
+// elements) held in registers. It knows no loop, no pointer into memory, no storage type, no device. Where an option or
+// the step count lies on a CUDA device, the constants are folded there, by the same constructor to the same bits: hence
+// `power` for std::pow, and nothing but IEEE operations.
 //
 //   template <class T> struct Example {
 //     struct Options {                                   // as they stand in a param group, by name
@@ -15,7 +17,7 @@
 //     static constexpr int kVariants;                    // choices made at compile time, numbered from 0
 //     static int variant(const Options&, bool first);    // `first`: this parameter has no state yet
 //     static constexpr int states_of(int variant);       // how many of kStates this variant uses
-//     Example(const Options&, double step);              // `step` after its increment
+//     FUSEDOPTIM_INLINE Example(const Options&, double step);  // `step` after its increment
 //     template <int variant, class V> void operator()(V& param, V grad, V* state) const;
 //   };
 //
@@ -24,6 +26,7 @@
 #pragma once
 
 #include <cmath>
+#include <cstdint>
 
 #if defined(__CUDACC__)
 #define FUSEDOPTIM_INLINE __host__ __device__ __forceinline__
@@ -49,6 +52,40 @@ FUSEDOPTIM_INLINE T if_nonzero(T test, T yes, T no) {
   return (test > 0) | (test < 0) ? yes : no;
 }
 
+// base^exponent, rounded once to nearest even but for fewer than one exponent in 2^20: by squaring, in pairs of doubles
+// whose sum is the number (T. J. Dekker, "A floating-point technique for extending the available precision", 1971).
+// Libraries' pow differ in the last bit, and no two devices share one. base lies in [0, 1]; a fraction of the exponent,
+// which no step count has, is taken by square roots, each rounded; a negative one gives NaN.
+FUSEDOPTIM_INLINE double power(double base, double exponent) {
+  if (!(exponent >= 0)) return NAN;
+  double high = 1, low = 0;              // of the result
+  double square = base, square_low = 0;  // base^(2^i)
+  uint64_t whole = exponent < 0x1p63 ? uint64_t(exponent) : uint64_t(1) << 63;
+  double fraction = exponent < 0x1p52 ? exponent - double(whole) : 0;
+  for (;; whole >>= 1) {
+    if (whole & 1) {
+      const double product = high * square;
+      const double rest = fma(high, square, -product) + fma(high, square_low, low * square);
+      high = product + rest;
+      low = (product - high) + rest;
+    }
+    if (whole <= 1) break;
+    const double product = square * square;
+    const double rest = fma(square, square, -product) + 2 * (square * square_low);
+    square = product + rest;
+    square_low = (product - square) + rest;
+  }
+  for (double root = base; fraction > 0;) {
+    root = sqrt(root);
+    fraction *= 2;
+    if (fraction >= 1) {
+      high *= root;
+      fraction -= 1;
+    }
+  }
+  return high;
+}
+
 // Division by a number r that is the same for all elements: for float one multiplication and two fmas give the quotient
 // as division rounds it, in a fraction of its time. y = RN(1/r), q = RN(a y), then RN(q + RN(a - q r) y), which equals
 // RN(a / r) for every mantissa of a and of r: tests/proofs/division.cpp tries all that could differ. (P. Markstein,
@@ -60,7 +97,7 @@ struct Divisor {
   T value, reciprocal;
   bool by_division;
 
-  explicit Divisor(double r)
+  FUSEDOPTIM_INLINE explicit Divisor(double r)
       : value(T(r)), reciprocal(T(1) / value), by_division(sizeof(T) > 4 || !(value >= T(0x1p-40) && value <= 1)) {}
 
   template <class V>

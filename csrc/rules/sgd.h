@@ -40,7 +40,7 @@ struct Sgd {
 
   T minus_lr, momentum, one_minus_dampening, weight_decay;
 
-  Sgd(const Options& o, double /*step*/)
+  FUSEDOPTIM_INLINE Sgd(const Options& o, double /*step*/)
       : minus_lr(T(-o.lr)),
         momentum(T(o.momentum)),
         one_minus_dampening(T(1 - o.dampening)),

@@ -1,0 +1,79 @@
+// What a kernel is given: plain memory, laid out alike on host and device.
+#pragma once
+
+#include <cstdint>
+
+#include "core/task.h"
+
+namespace fusedoptim::cuda {
+
+constexpr int kThreads = 256;           // of a block
+constexpr int kBlocksPerProcessor = 2;  // that registers must suffice for: with fewer registers ptxas spills
+constexpr int kChunk = 8192;            // elements that a block takes at once
+constexpr int kZeroChunk = 65536;       // bytes that a block zeroes at once
+constexpr int kMaxFoldBytes = 128;      // a rule's constants, or its options
+constexpr int kMaxDeviceNumbers = 4;    // options of one group that lie on the device
+constexpr int kNoLayout = -1;
+
+// One parameter. Operands are param, grad and the states.
+struct Row {
+  void* operands[kMaxOperands];
+  int64_t count;     // elements
+  const void* step;  // its step count on the device, or null
+  int32_t step_is_double;
+  int32_t layout;  // kNoLayout: all operands are contiguous in one order; else where its Layout begins in `layouts`:
+};  // ndim, the sizes, and a row of ndim element strides for each operand
+
+struct Chunk {
+  int32_t row, index;  // elements index * kChunk and on
+};
+
+// A step count to raise, each listed once however many rows read it.
+struct Count {
+  void* at;
+  int64_t is_double;
+};
+
+// An option of the group that lies on the device, as a tensor learning rate does.
+struct DeviceNumber {
+  const void* at;
+  int32_t is_double;
+  int32_t option;  // which double of the rule's options it is
+};
+
+// The parameter of a step kernel. The table of rows, chunks, counts and layouts stays on the device between steps;
+// what changes from step to step is here.
+struct StepLaunch {
+  const Row* rows;
+  const Chunk* chunks;
+  const Count* counts;
+  const int64_t* layouts;
+  unsigned* ticket;         // 0 before and after each launch
+  const float* found_inf;   // null, or: the step is taken only if it is 0
+  const float* grad_scale;  // null, or: grad is divided by it first, and stored
+  int32_t chunk_count, counts_count;
+  bool maximize, zero_grad;
+  bool fold_on_device;  // `fold` holds the rule's options and not its constants
+  int32_t number_count;
+  DeviceNumber numbers[kMaxDeviceNumbers];
+  alignas(16) unsigned char fold[kMaxFoldBytes];
+};
+
+struct ZeroSpan {
+  char* data;
+  int64_t bytes;
+};
+
+// The parameter of the kernel that zeroes memory.
+struct ZeroLaunch {
+  const ZeroSpan* spans;
+  const Chunk* chunks;  // `row` numbers the spans; bytes index * kZeroChunk and on
+  int32_t chunk_count;
+};
+
+// The host's handles of the kernels, for cudaLaunchKernel; null for a variant that the rule does not have.
+using KernelHandle = const void*;
+KernelHandle step_kernel(int rule, int variant, DType dtype);
+KernelHandle zero_kernel();
+
+}  // namespace fusedoptim::cuda
