@@ -12,12 +12,39 @@ is 1. That bit then remembers that something was cut off, and rounding again, to
 at least two bits lower, gives the same as rounding the exact number once.
 """
 
+import math
+from decimal import Context, Decimal
+
 import torch
 from torch import Tensor
 
 _EXPONENT_GAP = 300  # of two summands further apart than 2^300, the sign of the smaller is all that counts
 _MIN_NORMAL = 2.0**-1022
 _SPLITTER = 2.0**27 + 1
+_EXACT = Context(prec=60, Emin=-(10**15), Emax=10**15)
+
+
+def power(base: float, exponent: float) -> float:
+    """Return ``base ** exponent`` rounded once for whole exponents: libraries' own differ in the last bit.
+
+    Args:
+        base: From 0 to 1.
+        exponent: A step count. A fraction, which no count has, is taken by square roots, each rounded; a negative
+            one gives NaN.
+    """
+    if not exponent >= 0:
+        return math.nan
+    whole = math.floor(min(exponent, 2.0**63))
+    result = float(_EXACT.power(Decimal(base), whole)) if base > 0 else float(whole == 0)
+    fraction = exponent - whole if exponent < 2.0**52 else 0.0
+    root = base
+    while fraction > 0:
+        root = math.sqrt(root)
+        fraction *= 2
+        if fraction >= 1:
+            result *= root
+            fraction -= 1
+    return result
 
 
 def as_scalar(value: float, like: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fusedoptim.ieee import as_scalar, fma, sqrt
+from fusedoptim.ieee import as_scalar, fma, power, sqrt
 
 State = Mapping[str, Tensor | None]
 
@@ -132,8 +132,8 @@ def adam(
         Reddi, Kale & Kumar 2018, "On the Convergence of Adam and Beyond", algorithm 2.
     """
     beta1, beta2 = betas
-    bias_correction1 = 1 - beta1**step
-    bias_correction2 = 1 - beta2**step
+    bias_correction1 = 1 - power(beta1, step)
+    bias_correction2 = 1 - power(beta2, step)
     step_size = lr / bias_correction1
 
     names = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")[: 3 if amsgrad else 2]

@@ -19,16 +19,40 @@ struct Layout {
   const int64_t* strides;
 };
 
+constexpr int kMaxFoldBytes = 128;    // a rule's constants, or the options that they are folded from
+constexpr int kMaxDeviceNumbers = 4;  // options of one group that lie on a device
+
+// A number that lies on the task's device, as the learning rate may and the step count, and is read there.
+struct DeviceNumber {
+  const void* at;
+  int32_t is_double;
+  int32_t option;  // which double of the rule's options it is
+};
+
+// The options of a group some of whose numbers lie on a device.
+struct DeviceOptions {
+  const void* options;  // the rule's Options; what lies on the device is not in it
+  DeviceNumber numbers[kMaxDeviceNumbers];
+  int number_count;
+};
+
+constexpr int kHost = -1;
+
 struct Task {
   int rule;  // index in AllRules
   int variant;
   DType dtype;
   int operand_count;
-  const void* constants;  // an instance of the rule for the dtype's arithmetic type
+  const void* constants;  // kMaxFoldBytes with an instance of the rule for the dtype's arithmetic type
   void* operands[kMaxOperands];
   int64_t count;         // elements
   const Layout* layout;  // null: every operand is contiguous in one common order of elements
   bool maximize;
+  int device = kHost;  // or the number of a CUDA device, on which everything below may lie
+  // Not null: the constants are folded on the device from these; `constants` is null.
+  const DeviceOptions* device_options = nullptr;
+  DeviceNumber step{};   // the count before the step, to be raised there; at null: it lies on the host
+  double next_step = 1;  // the host's count after the step
 };
 
 struct RunOptions {

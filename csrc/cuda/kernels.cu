@@ -80,7 +80,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor) step(const __gr
     if (launch.fold_on_device) {
       __syncthreads();  // nobody reads the rule of the last chunk any more
       if (folds) {
-        const double next = row.step != nullptr ? read(row.step, row.step_is_double) + 1 : 1;
+        const double next = row.step != nullptr ? read(row.step, row.step_is_double) + 1 : launch.step;
         if (next != folded_step) folded.get() = Rule<T>(options.get(), next);
         folded_step = next;
       }

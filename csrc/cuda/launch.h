@@ -11,8 +11,6 @@ constexpr int kThreads = 256;           // of a block
 constexpr int kBlocksPerProcessor = 2;  // that registers must suffice for: with fewer registers ptxas spills
 constexpr int kChunk = 8192;            // elements that a block takes at once
 constexpr int kZeroChunk = 65536;       // bytes that a block zeroes at once
-constexpr int kMaxFoldBytes = 128;      // a rule's constants, or its options
-constexpr int kMaxDeviceNumbers = 4;    // options of one group that lie on the device
 constexpr int kNoLayout = -1;
 
 // One parameter. Operands are param, grad and the states.
@@ -34,13 +32,6 @@ struct Count {
   int64_t is_double;
 };
 
-// An option of the group that lies on the device, as a tensor learning rate does.
-struct DeviceNumber {
-  const void* at;
-  int32_t is_double;
-  int32_t option;  // which double of the rule's options it is
-};
-
 // The parameter of a step kernel. The table of rows, chunks, counts and layouts stays on the device between steps;
 // what changes from step to step is here.
 struct StepLaunch {
@@ -55,6 +46,7 @@ struct StepLaunch {
   bool maximize, zero_grad;
   bool fold_on_device;  // `fold` holds the rule's options and not its constants
   int32_t number_count;
+  double step;  // the step count, after its increment, of rows that have none on the device
   DeviceNumber numbers[kMaxDeviceNumbers];
   alignas(16) unsigned char fold[kMaxFoldBytes];
 };
