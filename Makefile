@@ -17,6 +17,8 @@ PIP := $(RUN) -m pip --disable-pip-version-check
 READY := $(VENV)/.ready
 BUILT := $(VENV)/.built
 SETTING := $(VENV)/.setting
+# The environment variables that a build depends on.
+SETTINGS := (FUSEDOPTIM_(NATIVE|CUDA|CMAKE_ARGS)|CXX|CXXFLAGS|LDFLAGS|TORCH_CUDA_ARCH_LIST|CUDACXX|CUDA_HOME|CUDA_PATH)=
 NATIVE := $(shell find csrc -type f) CMakeLists.txt setup.py
 CXX_FILES = $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 PY_FILES = fusedoptim benchmarks tests setup.py
@@ -58,7 +60,7 @@ lint: $(BUILT) ## check style, types and formatting, changing nothing
 	$(call say,'lint: clean')
 
 sanitize: ## run the tests on a build with AddressSanitizer and UndefinedBehaviorSanitizer, which takes minutes
-	@FUSEDOPTIM_CMAKE_ARGS=-DFUSEDOPTIM_SANITIZE=address,undefined $(MAKE) $(BUILT)
+	@FUSEDOPTIM_CUDA=0 FUSEDOPTIM_CMAKE_ARGS=-DFUSEDOPTIM_SANITIZE=address,undefined $(MAKE) $(BUILT)
 	$(call say,'sanitize: $(RUN) -m pytest $(ARGS)')
 	@LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
 	  ASAN_OPTIONS=detect_leaks=0 $(RUN) -m pytest --capture=sys $(ARGS)
@@ -96,11 +98,11 @@ $(READY): requirements-dev.txt $(VENV)/bin/pip
 	@touch $@
 
 $(BUILT): $(READY) $(SETTING) $(NATIVE) pyproject.toml
-	$(call say,'build: the native module (about half a minute from scratch)')
+	$(call say,'build: the native module (about half a minute from scratch, two with CUDA)')
 	@$(PIP) install --no-build-isolation --no-deps --editable .
 	@touch $@
 
 # Rewritten only when it changes: then what was built with other settings is built again.
 $(SETTING): $(READY) FORCE
-	@now="$$(env | grep -E '^(FUSEDOPTIM_NATIVE|FUSEDOPTIM_CMAKE_ARGS|CXX|CXXFLAGS|LDFLAGS)=' | sort)"; \
+	@now="$$(env | grep -E '^$(SETTINGS)' | sort)"; \
 	  [[ -f $@ && "$$(<$@)" == "$$now" ]] || echo "$$now" >$@

@@ -88,8 +88,11 @@ def build_info() -> dict[str, Any]:
         ``version``, ``torch``, ``python`` and ``platform``; ``native``, whether the compiled module is in use, and
         ``native_error``, why not; ``compiler``; ``openmp``, the OpenMP version it was built with;
         ``instruction_sets_built``, ``instruction_sets_supported`` (those that this processor runs, best first) and
-        ``instruction_set``, the one in use; ``cuda``, whether CUDA kernels are built, and ``cuda_architectures``;
-        ``threads``, as ``torch.get_num_threads()`` says.
+        ``instruction_set``, the one in use; ``cuda``, whether CUDA kernels are built; ``cuda_architectures``, those
+        that they are built for, such as 9.0 as machine code and 9.0+PTX as PTX, which serves later ones too;
+        ``cuda_compiler``; ``cuda_runtime``, the version of the runtime library that the module holds;
+        ``cuda_error``, why CUDA cannot be used here, such as a missing driver; ``threads``, as
+        ``torch.get_num_threads()`` says. It asks the driver for its devices, and takes none into use.
     """
     return {
         "version": metadata.version("fusedoptim"),
@@ -103,7 +106,10 @@ def build_info() -> dict[str, Any]:
         "instruction_sets_built": [entry.name for entry in _C.built()] if available() else [],
         "instruction_sets_supported": [entry.name for entry in _C.supported()] if available() else [],
         "instruction_set": _instruction_set.name if available() else None,
-        "cuda": False,
-        "cuda_architectures": [],
+        "cuda": bool(getattr(_C, "cuda_architectures", [])),
+        "cuda_architectures": list(getattr(_C, "cuda_architectures", [])),
+        "cuda_compiler": getattr(_C, "cuda_compiler", None),
+        "cuda_runtime": getattr(_C, "cuda_runtime", None),
+        "cuda_error": getattr(_C, "cuda_error", lambda: "this build has no CUDA kernels")(),
         "threads": torch.get_num_threads(),
     }
