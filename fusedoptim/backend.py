@@ -23,8 +23,14 @@ class Plan(Protocol):
     ) -> list[list[Any]] | None:
         """Return None, or for each group the parameters that torch's own implementation must take."""
 
-    def commit(self, state: dict[Any, Any], zero_grad: bool, grad_scale: float | None) -> None:
-        """Take the step that was gathered."""
+    def is_skipped_by_host(self) -> bool:
+        """Whether what was gathered can only be skipped by the host, not by a number on a device."""
+
+    def commit(self, state: dict[Any, Any], zero_grad: bool, grad_scale: Any = None, found_inf: Any = None) -> None:
+        """Take the step that was gathered; with ``found_inf``, a tensor on a device, only if that is 0."""
+
+    def zero_grads(self, groups: list[Any]) -> None:
+        """Write zeros over all gradients."""
 
     def clear(self) -> None:
         """Forget what was gathered."""

@@ -69,16 +69,30 @@ class NativePlan:
     def __init__(self, rule: str) -> None:
         self._plan = _C.Plan(rule)
         self.gather = self._plan.gather
+        self.is_skipped_by_host = self._plan.is_skipped_by_host
         self.clear = self._plan.clear
 
-    def commit(self, state: dict[Any, Any], zero_grad: bool, grad_scale: float | None) -> None:
-        """Take the step that was gathered; see ``reference_plan.ReferencePlan.commit``."""
-        self._plan.commit(state, _instruction_set, torch.get_num_threads(), zero_grad, grad_scale)
+    def commit(self, state: dict[Any, Any], zero_grad: bool, grad_scale: Any = None, found_inf: Any = None) -> None:
+        """Take the step that was gathered; see ``reference_plan.ReferencePlan.commit``.
+
+        Both numbers may be tensors on a CUDA device, which are read there. With ``found_inf`` the step is taken only
+        if it is 0.
+        """
+        self._plan.commit(state, _instruction_set, torch.get_num_threads(), zero_grad, grad_scale, found_inf)
+
+    def zero_grads(self, groups: list[dict[str, Any]]) -> None:
+        """Write zeros over the gradients of all parameters of ``groups`` in one call."""
+        self._plan.zero_grads(groups, torch.get_num_threads())
 
 
-def zero_grad(groups: list[dict[str, Any]], set_to_none: bool) -> None:
-    """Reset the gradients of all parameters of ``groups`` in one call."""
-    _C.zero_grad(groups, set_to_none, torch.get_num_threads())
+def drop_grads(groups: list[dict[str, Any]]) -> None:
+    """Drop the gradients of all parameters of ``groups`` in one call."""
+    _C.drop_grads(groups)
+
+
+def is_on_cuda(number: Any) -> bool:
+    """Whether it is one number in a plain tensor on a CUDA device, which the kernels can read there."""
+    return _C is not None and bool(_C.is_on_cuda(number))
 
 
 def build_info() -> dict[str, Any]:

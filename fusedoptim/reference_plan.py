@@ -107,15 +107,30 @@ class ReferencePlan:
         assert grad is not None
         self._rows.append(_Row(param, grad, state, fresh, options, bool(group.get("maximize"))))
 
+    def is_skipped_by_host(self) -> bool:
+        """Always: nothing here is read on a device."""
+        return True
+
+    def zero_grads(self, groups: list[dict[str, Any]]) -> None:
+        """Write zeros over all gradients."""
+        for group in groups:
+            for param in group["params"]:
+                if param.grad is not None:
+                    _zero(param.grad)
+
     @torch.no_grad()
-    def commit(self, state: dict[Tensor, dict[str, Any]], zero_grad: bool, grad_scale: float | None) -> None:
+    def commit(
+        self, state: dict[Tensor, dict[str, Any]], zero_grad: bool, grad_scale: Any = None, found_inf: None = None
+    ) -> None:
         """Take the step that was gathered.
 
         Args:
             state: The optimizer's state; new entries are put into it.
             zero_grad: Also write zeros over the gradients.
             grad_scale: Divide the gradients by it first, and leave them divided.
+            found_inf: None: the host has decided.
         """
+        grad_scale = None if grad_scale is None else float(grad_scale)
         for row in self._rows:
             if grad_scale is not None:
                 row.grad.copy_(reference.prepare_grad(row.grad, grad_scale=grad_scale))
@@ -133,14 +148,18 @@ class ReferencePlan:
                 state.setdefault(row.param, {}).update(row.state)
         if zero_grad:
             for row in self._rows:
-                row.grad.detach_() if row.grad.grad_fn is not None else row.grad.requires_grad_(False)
-                row.grad.zero_()
+                _zero(row.grad)
         self.clear()
 
     def clear(self) -> None:
         """Forget what was gathered."""
         self._rows.clear()
         self._fresh.clear()
+
+
+def _zero(grad: Tensor) -> None:
+    grad.detach_() if grad.grad_fn is not None else grad.requires_grad_(False)
+    grad.zero_()
 
 
 def _is_torchs(group: dict[str, Any]) -> bool:

@@ -81,10 +81,7 @@ class FusedStep(Optimizer):
             with torch.enable_grad():
                 loss = closure()
 
-        all_zeroed = False
-        found_inf = getattr(self, "found_inf", None)  # set by GradScaler: a sum over devices
-        if found_inf is None or float(found_inf) == 0:
-            all_zeroed = self._update(zero_grad == "to_zero")
+        all_zeroed = self._update(zero_grad == "to_zero")
         if zero_grad == "to_none" or (zero_grad == "to_zero" and not all_zeroed):
             self._reset_gradients(set_to_none=zero_grad == "to_none")
         return loss
@@ -106,24 +103,38 @@ class FusedStep(Optimizer):
         self._step_label = f"Optimizer.step#{type(self).__name__}.step"
 
     def _reset_gradients(self, set_to_none: bool) -> None:
-        if native.available():
-            native.zero_grad(self.param_groups, set_to_none)
-        else:
+        if not native.available():
             super().zero_grad(set_to_none)
+        elif set_to_none:
+            native.drop_grads(self.param_groups)
+        else:
+            plan = self._take_plan()
+            plan.zero_grads(self.param_groups)
+            self._plans[get_backend()] = plan
 
     def _update(self, zero_grad: bool) -> bool:
         """Take the step, and return whether it has zeroed every gradient."""
+        found_inf = getattr(self, "found_inf", None)  # set by GradScaler, with grad_scale: a sum over devices
+        grad_scale = getattr(self, "grad_scale", None)
+        if found_inf is not None and not native.is_on_cuda(found_inf):
+            if float(found_inf) != 0:
+                return False
+            found_inf = None
+        if grad_scale is not None and not native.is_on_cuda(grad_scale):
+            grad_scale = float(grad_scale)
         plan = self._take_plan()
         try:
-            grad_scale = getattr(self, "grad_scale", None)
-            scale = None if grad_scale is None else float(grad_scale)
-            foreign = plan.gather(self.param_groups, self.state, self._new_state, zero_grad or scale is not None)
+            foreign = plan.gather(self.param_groups, self.state, self._new_state, zero_grad or grad_scale is not None)
+            if found_inf is not None and (foreign is not None or plan.is_skipped_by_host()):
+                if float(found_inf) != 0:
+                    return False
+                found_inf = None
             if foreign is not None:
                 self._torch_step(foreign)
-            plan.commit(self.state, zero_grad, scale)
+            plan.commit(self.state, zero_grad, grad_scale, found_inf)
         finally:
             plan.clear()
-        self._plans[get_backend()] = plan
+            self._plans[get_backend()] = plan
         return zero_grad and foreign is None
 
     @property

@@ -17,7 +17,7 @@ from torch.nn import Parameter
 pytestmark = pytest.mark.usefixtures("one_thread", "kernels_only")
 
 SIZE, STEPS = 4096, 10
-CLEAR = 0.01  # with fewer differing elements than this fraction, two implementations round in the same places
+CLEAR = 0.025  # with fewer differing elements than this fraction, two implementations round in the same places
 LOW_PRECISION = (torch.bfloat16, torch.float16)
 
 
@@ -87,9 +87,9 @@ def test_errors_are_not_larger_than_torchs(case: Case, dtype: torch.dtype) -> No
 
     Where the two round differently (low precision in the for-loop, constants from Tensor hyper-parameters), results
     differ in many elements and the criterion is strict. In float32 Adam differs from the for-loop in one element of
-    a thousand, and only because torch's square root is not always rounded correctly; which of two neighbouring
-    results is nearer to the truth is then a toss for each such element. So, below one differing element in a hundred,
-    the sum of the losses must not exceed 4 standard errors of as many tosses, and the maximum torch's by more than
+    a thousand, on some processors in one of fifty, and only because torch's square root is not always rounded
+    correctly (there, one root of five is not); which of two neighbouring results is nearer to the truth is then a
+    toss for each such element. So, below one differing element in forty, the sum of the losses must not exceed 4 standard errors of as many tosses, and the maximum torch's by more than
     the one unit that neighbours are apart.
     """
     errors = all_errors(case, dtype)

@@ -7,11 +7,12 @@
 
 namespace fusedoptim::python {
 
-void Plan::commit(py::dict state, const cpu::InstructionSet& set, int threads, bool zero_grad, py::object grad_scale) {
+void Plan::commit(py::dict state, const cpu::InstructionSet& set, int threads, bool zero_grad, py::object grad_scale,
+                  py::object found_inf) {
   RunOptions options;
   options.threads = threads;
   options.unscale = !grad_scale.is_none();
-  if (options.unscale) options.grad_scale = py::cast<double>(grad_scale);
+  if (options.unscale && !tasks_.empty()) options.grad_scale = py::cast<double>(grad_scale);
   const bool grads_are_written = zero_grad || options.unscale;
 
   // Where parameters share memory, they are updated one after the other, as a loop over them would, and gradients are
@@ -22,6 +23,7 @@ void Plan::commit(py::dict state, const cpu::InstructionSet& set, int threads, b
   options.backwards = (turn_back_ = !turn_back_) && !options.in_order;
   options.zero_grad = zero_grad && !options.in_order;
   const cpu::Schedule schedule(tasks_, options);
+  if (!device_tasks_.empty()) prepare_devices(options, grad_scale, found_inf);
 
   const size_t count = rows_.size();
   const py::list written(grads_are_written ? 2 * count : count);
@@ -29,21 +31,57 @@ void Plan::commit(py::dict state, const cpu::InstructionSet& set, int threads, b
     PyList_SET_ITEM(written.ptr(), i, rows_[i].param.inc_ref().ptr());
     if (grads_are_written) PyList_SET_ITEM(written.ptr(), count + i, rows_[i].grad.inc_ref().ptr());
   }
+  // A launch can fail: before anything is written on the host.
+  if (!device_tasks_.empty()) {
+    const py::gil_scoped_release released;
+    driver_.launch();
+  }
   if (zero_grad) cut_grads_off();
   adopt_fresh_state(state);
   for (const Row& row : rows_) {
     const Step& step = row.step;
-    if (step.at == nullptr) continue;
+    if (step.at == nullptr || step.on_device) continue;
     step.is_double ? *reinterpret_cast<double*>(step.at) = step.next
                    : *reinterpret_cast<float*>(step.at) = float(step.next);
   }
-  {
+  if (!tasks_.empty()) {
     const py::gil_scoped_release released;
     schedule.run(set);
     if (zero_grad && options.in_order) cpu::zero_grads(tasks_);
   }
+  if (zero_grad && options.in_order) {
+    for (const Row& row : rows_) {
+      if (row.on_device) row.grad.attr("zero_")();
+    }
+  }
   Torch::get().bump_versions(written);
   clear();
+}
+
+void Plan::prepare_devices(const RunOptions& options, py::handle grad_scale, py::handle found_inf) {
+  const Torch& torch = Torch::get();
+  std::vector<cuda::DeviceRun> runs;
+  for (const Row& row : rows_) {
+    if (!row.on_device) continue;
+    const int device = device_tasks_[row.task].device;
+    auto run = std::find_if(runs.begin(), runs.end(), [&](const auto& known) { return known.device == device; });
+    if (run == runs.end()) {
+      runs.push_back({device, torch.current_stream({dlpack::kCuda, device})});
+      run = runs.end() - 1;
+      const auto number = [&](py::handle value) {
+        return value.is_none() ? nullptr
+                               : static_cast<const float*>(number_on(row.param, device, value, DType::f32).at);
+      };
+      run->found_inf = number(found_inf);
+      run->grad_scale = number(grad_scale);
+    }
+    if (row.step.at != nullptr && !row.step.on_device && driver_.is_capturing(*run)) {
+      throw std::runtime_error(
+          "Attempting CUDA graph capture of step(), but a step count lies on the host, where no graph raises it: "
+          "construct the optimizer with capturable=True");
+    }
+  }
+  driver_.prepare(device_tasks_, runs, options.zero_grad, options.in_order);
 }
 
 bool Plan::memory_is_shared(bool grads_are_written) {
@@ -88,12 +126,13 @@ void Plan::count_shared_steps() {
   std::unordered_map<const char*, double> last;
   for (size_t i = 0; i < rows_.size(); ++i) {
     Step& step = rows_[i].step;
-    if (step.at == nullptr) continue;
+    if (step.at == nullptr || step.on_device) continue;
     const auto [found, first] = last.try_emplace(step.at, step.next);
     if (first) continue;
     step.next = found->second += 1;
-    rule_.fold(rows_[i].group->options, step.next, tasks_[i].dtype, constants_.emplace_back());
-    tasks_[i].constants = constants_.back().bytes;
+    Task& task = (rows_[i].on_device ? device_tasks_ : tasks_)[rows_[i].task];
+    task.next_step = step.next;
+    if (task.device_options == nullptr) task.constants = constants_for(*rows_[i].group, step.next, task.dtype);
   }
 }
 

@@ -43,7 +43,7 @@ py::object Plan::gather(py::iterable groups, py::object state, py::object new_st
       group->dict = dict;
       group->maximize = reader.flag("maximize");
       group->strict = reader.flag("fused");
-      rule_.read(reader, group->options);
+      rule_.read(GroupReader(dict, &group->on_device), group->options);
     }
     for (py::ssize_t i = 0; i < PyList_GET_SIZE(params.ptr()); ++i) {
       const py::object param = py::reinterpret_borrow<py::object>(PyList_GET_ITEM(params.ptr(), i));
@@ -61,8 +61,9 @@ py::object Plan::gather(py::iterable groups, py::object state, py::object new_st
         if (reason == nullptr) continue;
         if (group->strict) {
           throw std::runtime_error(
-              "`fused=True` requires all the params to be floating point Tensors of supported devices: ['cpu'] but " +
-              describe(dict, g, i, param) + " cannot be taken by the fused kernels: " + reason +
+              "`fused=True` requires all the params to be floating point Tensors of supported devices: " +
+              std::string(cuda::built() ? "['cpu', 'cuda']" : "['cpu']") + " but " + describe(dict, g, i, param) +
+              " cannot be taken by the fused kernels: " + reason +
               "; with fused=None torch's own implementation takes it");
         }
       }
@@ -74,7 +75,7 @@ py::object Plan::gather(py::iterable groups, py::object state, py::object new_st
   return any_foreign ? py::object(foreign) : py::none();
 }
 
-const char* Plan::add(const Group& group, py::handle param, py::object grad, PyObject* state, py::handle new_state,
+const char* Plan::add(Group& group, py::handle param, py::object grad, PyObject* state, py::handle new_state,
                       bool write_grads) {
   const Torch& torch = Torch::get();
   if (!torch.is_plain(param.ptr())) return "it is a tensor subclass";
@@ -83,11 +84,17 @@ const char* Plan::add(const Group& group, py::handle param, py::object grad, PyO
   DType dtype;
   if (!torch.view(param.ptr(), views[0])) return "torch does not show its memory";
   if (!torch.view(grad.ptr(), views[1])) return "its gradient is sparse or has no memory to show";
-  if (views[0].device.type != dlpack::kCpu) return "its device is not supported";
+  const dlpack::Device device = views[0].device;
+  if (device.type == dlpack::kCuda) {
+    if (const char* problem = driver_.problem(device.index)) return problem;
+  } else if (device.type != dlpack::kCpu) {
+    return "its device is not supported";
+  }
   if (!dtype_of(views[0], dtype)) return "its dtype is not float64, float32, bfloat16 or float16";
   if (const char* reason = check_param_and_grad(param, grad, views[0], views[1])) return reason;
 
   Row row;
+  row.on_device = device.type == dlpack::kCuda;
   int variant = rule_.variant(group.options, dtype, false);
   const int states = rule_.states_of(variant);
   if (states > 0 || rule_.counts_steps) {
@@ -98,20 +105,24 @@ const char* Plan::add(const Group& group, py::handle param, py::object grad, PyO
       if (!made) made = new_state(param, group.dict);
       row.fresh_state = made;
       find_entries(row.fresh_state.ptr(), states, entries);
+      const int next_variant = variant;
       variant = rule_.variant(group.options, dtype, true);
+      if (variant != next_variant) skipped_by_host_ = true;  // one that is skipped must be the first again
     }
     if (const char* reason = view_states(views, states, entries)) return reason;
     if (rule_.counts_steps) {
-      if (const char* reason = view_step(entries[states], row.step)) return reason;
+      if (const char* reason = view_step(entries[states], views[0], row.step)) return reason;
+      if (!row.step.on_device) skipped_by_host_ = true;
     }
   }
   if (write_grads && views[1].count > 0 && !views[1].dense() && !views[1].disjoint()) {
     throw ParamError{PyExc_RuntimeError, std::string(kSharedElements) + " a gradient to be zeroed or unscaled"};
   }
+  if (!row.on_device) skipped_by_host_ = true;
   row.group = &group;
   row.param = py::reinterpret_borrow<py::object>(param);
   row.grad = std::move(grad);
-  add_task(group, row, views, dtype, variant, 2 + states);
+  add_task(row, views, dtype, variant, 2 + states);
   rows_.push_back(std::move(row));
   return nullptr;
 }
@@ -153,32 +164,41 @@ const char* Plan::view_states(Views& views, int count, PyObject* const* entries)
   return nullptr;
 }
 
-const char* Plan::view_step(PyObject* tensor, Step& out) {
+const char* Plan::view_step(PyObject* tensor, const View& param, Step& out) {
   const Torch& torch = Torch::get();
   View view;
   DType dtype;
   if (tensor == nullptr) throw ParamError{PyExc_KeyError, "the state has no 'step'"};
   if (!torch.is_plain(tensor) || !torch.view(tensor, view)) return "its step is not a plain tensor";
-  if (view.device.type != dlpack::kCpu || view.count != 1) return "its step is not one number on the CPU";
+  if (view.count != 1) return "its step is not one number";
+  out.on_device = view.device.type != dlpack::kCpu;
+  if (out.on_device && (view.device.type != param.device.type || view.device.index != param.device.index))
+    return "its step is neither on the CPU nor on its own device";
   if (!dtype_of(view, dtype) || (dtype != DType::f32 && dtype != DType::f64))
     return "its step is not float32 or float64";
   kept_.push_back(py::reinterpret_borrow<py::object>(tensor));
   out.at = view.data;
   out.is_double = dtype == DType::f64;
+  if (out.on_device) return nullptr;
   out.next = out.is_double ? *reinterpret_cast<double*>(out.at) + 1 : double(*reinterpret_cast<float*>(out.at) + 1);
   return nullptr;
 }
 
-void Plan::add_task(const Group& group, const Row& row, const Views& views, DType dtype, int variant, int operands) {
+void Plan::add_task(Row& row, const Views& views, DType dtype, int variant, int operands) {
   const View& param = views[0];
-  const bool wide = dtype == DType::f64;
-  if (folded_group_ != &group || folded_step_ != row.step.next || folded_double_ != wide) {
-    rule_.fold(group.options, row.step.next, dtype, constants_.emplace_back());
-    folded_group_ = &group;
-    folded_step_ = row.step.next;
-    folded_double_ = wide;
+  Group& group = *row.group;
+  std::vector<Task>& tasks = row.on_device ? device_tasks_ : tasks_;
+  row.task = tasks.size();
+  Task& task = tasks.emplace_back(
+      Task{rule_.index, variant, dtype, operands, nullptr, {}, param.count, nullptr, group.maximize});
+  task.next_step = row.step.next;
+  if (row.on_device) task.device = param.device.index;
+  if (row.step.on_device) task.step = {row.step.at, row.step.is_double, 0};
+  if (row.step.on_device || (row.on_device && !group.on_device.empty())) {
+    task.device_options = options_on(group, row.param, task.device);
+  } else {
+    task.constants = constants_for(group, row.step.next, dtype);
   }
-  Task task{rule_.index, variant, dtype, operands, constants_.back().bytes, {}, param.count, nullptr, group.maximize};
   bool flat = param.dense();
   for (int k = 0; k < operands; ++k) {
     const View& view = views[k];
@@ -187,7 +207,60 @@ void Plan::add_task(const Group& group, const Row& row, const Views& views, DTyp
     if (view.count > 0) ranges_.push_back({view.data, view.end, k == 1});
   }
   if (!flat) task.layout = add_layout(views, operands);
-  tasks_.push_back(task);
+}
+
+const void* Plan::constants_for(Group& group, double step, DType dtype) {
+  const bool wide = dtype == DType::f64;
+  if (folded_group_ != &group || folded_step_ != step || folded_double_ != wide) {
+    if (!group.on_device.empty() && !group.complete) {
+      group.complete = std::make_unique<Options>();
+      rule_.read(GroupReader(group.dict), *group.complete);
+    }
+    const Options& options = group.complete ? *group.complete : group.options;
+    rule_.fold(options, step, dtype, constants_.emplace_back());
+    folded_group_ = &group;
+    folded_step_ = step;
+    folded_double_ = wide;
+  }
+  return constants_.back().bytes;
+}
+
+const DeviceOptions* Plan::options_on(Group& group, py::handle param, int device) {
+  for (const auto& [index, options] : group.by_device) {
+    if (index == device) return options;
+  }
+  DeviceOptions& options = device_options_.emplace_back();
+  options.options = group.options.bytes;
+  options.number_count = int(group.on_device.size());
+  if (options.number_count > kMaxDeviceNumbers) throw std::runtime_error("too many options lie on a device");
+  const double* first = reinterpret_cast<const double*>(group.options.bytes);
+  for (int i = 0; i < options.number_count; ++i) {
+    const OptionOnDevice& option = group.on_device[i];
+    options.numbers[i] = number_on(param, device, option.tensor, DType::f64);
+    options.numbers[i].option = int(option.place - first);
+  }
+  group.by_device.emplace_back(device, &options);
+  return &options;
+}
+
+// A number as float32, or as `copy` if it must be copied, on the parameter's device; kept alive until the step is
+// queued.
+DeviceNumber Plan::number_on(py::handle param, int device, py::handle number, DType copy) {
+  const Torch& torch = Torch::get();
+  View view;
+  DType dtype;
+  if (torch.is_plain(number.ptr()) && torch.view(number.ptr(), view) && view.device.type == dlpack::kCuda &&
+      view.device.index == device && view.count == 1 && dtype_of(view, dtype) &&
+      (dtype == DType::f32 || dtype == copy)) {
+    kept_.push_back(py::reinterpret_borrow<py::object>(number));
+  } else {
+    kept_.push_back(torch.number_beside(param, number, copy == DType::f64));
+    if (!torch.view(kept_.back().ptr(), view) || view.count != 1) {
+      throw py::type_error("a tensor with one element was expected, got " + std::string(py::repr(number)));
+    }
+    dtype = copy;
+  }
+  return {view.data, dtype == DType::f64, 0};
 }
 
 const Layout* Plan::add_layout(const Views& views, int operands) {
@@ -202,6 +275,9 @@ void Plan::clear() {
   kept_.clear();
   fresh_.clear();
   tasks_.clear();
+  device_tasks_.clear();
+  device_options_.clear();
+  skipped_by_host_ = false;
   ranges_.clear();
   constants_.clear();
   layouts_.clear();

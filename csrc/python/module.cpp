@@ -1,6 +1,7 @@
 // The Python module fusedoptim._C.
 #include <pybind11/stl.h>
 
+#include "cuda/info.h"
 #include "python/plan.h"
 
 #if defined(_OPENMP)
@@ -35,6 +36,10 @@ PYBIND11_MODULE(_C, m) {
 #else
   m.attr("openmp") = py::none();
 #endif
+  m.attr("cuda_architectures") = fusedoptim::cuda::architectures();
+  m.attr("cuda_compiler") = fusedoptim::cuda::compiler();
+  m.attr("cuda_runtime") = fusedoptim::cuda::runtime();
+  m.def("cuda_error", fusedoptim::cuda::error, "Why CUDA cannot be used here, or None.");
   fusedoptim::python::Torch::get();  // fails here, at import, if this torch is not one we know
 
   py::class_<InstructionSet>(m, "InstructionSet").def_property_readonly("name", [](const InstructionSet& s) {
@@ -50,8 +55,13 @@ PYBIND11_MODULE(_C, m) {
   py::class_<Plan>(m, "Plan")
       .def(py::init<const std::string&>(), "rule"_a)
       .def("gather", &Plan::gather, "groups"_a, "state"_a, "new_state"_a, "write_grads"_a)
-      .def("commit", &Plan::commit, "state"_a, "instruction_set"_a, "threads"_a, "zero_grad"_a, "grad_scale"_a)
+      .def("commit", &Plan::commit, "state"_a, "instruction_set"_a, "threads"_a, "zero_grad"_a, "grad_scale"_a,
+           "found_inf"_a)
+      .def("is_skipped_by_host", &Plan::is_skipped_by_host)
+      .def("zero_grads", &Plan::zero_grads, "groups"_a, "threads"_a)
       .def("clear", &Plan::clear);
 
-  m.def("zero_grad", &fusedoptim::python::zero_grad, "groups"_a, "set_to_none"_a, "threads"_a);
+  m.def("drop_grads", &fusedoptim::python::drop_grads, "groups"_a);
+  m.def("is_on_cuda", &fusedoptim::python::is_on_cuda, "number"_a,
+        "Whether it is one number in a plain tensor on a CUDA device.");
 }

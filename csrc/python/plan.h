@@ -4,12 +4,14 @@
 #include <pybind11/pybind11.h>
 
 #include <deque>
+#include <memory>
 #include <string>
 #include <unordered_map>
 #include <vector>
 
 #include "core/task.h"
 #include "cpu/instruction_set.h"
+#include "cuda/run.h"
 #include "python/rules.h"
 #include "python/tensor.h"
 
@@ -25,27 +27,41 @@ class Plan {
   // raises for such a parameter.
   py::object gather(py::iterable groups, py::object state, py::object new_state, bool write_grads);
 
+  // Whether what was gathered can only be skipped by the host, not by a number on a device. A parameter on the host is
+  // one reason, a step count there another, and a rule whose first step is another one.
+  bool is_skipped_by_host() const { return skipped_by_host_; }
+
   // Takes the step. `zero_grad`: also write zeros over the gradients. `grad_scale`: divide the gradients by it first.
-  void commit(py::dict state, const cpu::InstructionSet& set, int threads, bool zero_grad, py::object grad_scale);
+  // `found_inf`, a number on a CUDA device or None: the step is taken only if it is 0.
+  void commit(py::dict state, const cpu::InstructionSet& set, int threads, bool zero_grad, py::object grad_scale,
+              py::object found_inf);
 
   void clear();
+
+  // Writes zeros over the gradients of all parameters, as Optimizer.zero_grad(set_to_none=False) does.
+  void zero_grads(py::iterable groups, int threads);
 
  private:
   struct Group {
     py::object dict;
     bool maximize, strict;
     Options options;
+    std::vector<OptionOnDevice> on_device;                        // what is missing in `options`
+    std::unique_ptr<Options> complete;                            // with those brought to the host, once needed there
+    std::vector<std::pair<int, const DeviceOptions*>> by_device;  // with those brought to one device
   };
   struct Step {  // where a parameter's step count lies, and what it becomes
     char* at = nullptr;
-    bool is_double = false;
+    bool is_double = false, on_device = false;
     double next = 1;
   };
   struct Row {
-    const Group* group;
+    Group* group;
     py::object param, grad;
     py::object fresh_state;  // entries that the optimizer's state does not have yet; null if it has them all
     Step step;
+    bool on_device;
+    size_t task;  // its number in device_tasks_ or tasks_
   };
   struct Range {
     const char* begin;
@@ -56,19 +72,23 @@ class Plan {
   using Views = View[kMaxOperands];
 
   // These return why the kernels cannot take the parameter, or null.
-  const char* add(const Group& group, py::handle param, py::object grad, PyObject* state, py::handle new_state,
+  const char* add(Group& group, py::handle param, py::object grad, PyObject* state, py::handle new_state,
                   bool write_grads);
   const char* view_states(Views& views, int count, PyObject* const* entries);
-  const char* view_step(PyObject* tensor, Step& out);
+  const char* view_step(PyObject* tensor, const View& param, Step& out);
 
   bool is_new(PyObject* const* entries, int count) const;
   void find_entries(PyObject* state, int count, PyObject** entries) const;
-  void add_task(const Group& group, const Row& row, const Views& views, DType dtype, int variant, int operands);
+  void add_task(Row& row, const Views& views, DType dtype, int variant, int operands);
+  const void* constants_for(Group& group, double step, DType dtype);
+  const DeviceOptions* options_on(Group& group, py::handle param, int device);
   const Layout* add_layout(const Views& views, int operands);
   bool memory_is_shared(bool grads_are_written);
   bool find_shared_memory(bool grads_are_written);
   void cut_grads_off();
   void count_shared_steps();
+  void prepare_devices(const RunOptions& options, py::handle grad_scale, py::handle found_inf);
+  DeviceNumber number_on(py::handle param, int device, py::handle number, DType copy);
   void adopt_fresh_state(py::dict state) const;
 
   const RuleEntry& rule_;
@@ -79,8 +99,11 @@ class Plan {
   std::vector<Row> rows_;
   std::vector<py::object> kept_;  // the state's tensors, which other threads may take out of it during the step
   std::unordered_map<PyObject*, py::object> fresh_;  // new state by parameter, one of which may be listed twice
-  std::vector<Task> tasks_;                          // one per row
+  std::vector<Task> tasks_;                          // for the host
+  std::vector<Task> device_tasks_;
   std::deque<Constants> constants_;
+  std::deque<DeviceOptions> device_options_;
+  bool skipped_by_host_ = false;
   std::deque<Layout> layouts_;
   std::deque<std::vector<int64_t>> layout_numbers_;
   std::vector<Range> ranges_;
@@ -94,10 +117,11 @@ class Plan {
   bool checked_for_writes_ = false, checked_result_ = false;
   std::vector<uint32_t> by_address_;
   bool turn_back_ = true;
+  cuda::Driver driver_;
 };
 
-// Resets the gradients of all parameters as torch.optim.Optimizer.zero_grad does.
-void zero_grad(py::iterable groups, bool set_to_none, int threads);
+// Drops the gradients of all parameters, as torch.optim.Optimizer.zero_grad does.
+void drop_grads(py::iterable groups);
 
 // Stops autograd from following a gradient that is about to be zeroed, as Optimizer.zero_grad does.
 void cut_off(py::handle grad);

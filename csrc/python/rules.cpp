@@ -4,6 +4,7 @@
 #include <new>
 #include <string>
 
+#include "python/tensor.h"
 #include "rules/all.h"
 
 namespace fusedoptim::python {
@@ -18,7 +19,7 @@ py::handle item(py::handle group, const char* name) {
   return found;
 }
 
-double number(py::handle value, const char* name) {
+double to_number(py::handle value, const char* name) {
   // A tensor that requires grad warns when it is made a float, but not when it is asked for its item.
   py::object plain = py::reinterpret_borrow<py::object>(value);
   if (!PyFloat_Check(value.ptr()) && py::hasattr(value, "item")) {
@@ -35,16 +36,38 @@ double number(py::handle value, const char* name) {
 
 }  // namespace
 
-void GroupReader::operator()(const char* name, double& out) const { out = number(item(group_, name), name); }
+void GroupReader::operator()(const char* name, double& out) const {
+  out = number(item(group_, name), name, nullptr, false);
+}
+
+void GroupReader::operator()(const char* name, double& out, OnDevice) const {
+  out = number(item(group_, name), name, &out, true);
+}
 
 void GroupReader::operator()(const char* name, double& first, double& second) const {
+  pair(name, first, second, false);
+}
+
+void GroupReader::operator()(const char* name, double& first, double& second, OnDevice) const {
+  pair(name, first, second, true);
+}
+
+void GroupReader::pair(const char* name, double& first, double& second, bool may_stay) const {
   const py::handle pair = item(group_, name);
   if (!py::isinstance<py::sequence>(pair) || py::len(pair) != 2) {
     throw py::type_error(std::string(name) + " must be a pair of numbers, got " + std::string(py::repr(pair)));
   }
   const py::sequence both = py::reinterpret_borrow<py::sequence>(pair);
-  first = number(py::object(both[0]), name);
-  second = number(py::object(both[1]), name);
+  first = number(py::object(both[0]), name, &first, may_stay);
+  second = number(py::object(both[1]), name, &second, may_stay);
+}
+
+double GroupReader::number(py::handle value, const char* name, const double* place, bool may_stay) const {
+  if (may_stay && on_device_ != nullptr && is_on_cuda(value)) {
+    on_device_->push_back({py::reinterpret_borrow<py::object>(value), place});
+    return 0;
+  }
+  return to_number(value, name);
 }
 
 void GroupReader::operator()(const char* name, bool& out) const {
@@ -72,7 +95,7 @@ namespace {
 template <template <class> class Rule>
 struct Erased {
   using O = typename Rule<float>::Options;
-  static_assert(sizeof(O) <= kMaxOptionBytes && sizeof(Rule<double>) <= kMaxConstantBytes);
+  static_assert(sizeof(O) <= kMaxFoldBytes && sizeof(Rule<double>) <= kMaxFoldBytes);
 
   static const O& as_options(const Options& o) { return *reinterpret_cast<const O*>(o.bytes); }
 

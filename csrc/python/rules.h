@@ -3,31 +3,46 @@
 
 #include <pybind11/pybind11.h>
 
-#include "core/dtype.h"
+#include <vector>
+
+#include "core/task.h"
+#include "rules/rule.h"
 
 namespace fusedoptim::python {
 
-// Reads numbers from a param group (a dict). Tensors with one element count as numbers.
+struct Options {
+  alignas(16) unsigned char bytes[kMaxFoldBytes];
+};
+struct Constants {
+  alignas(16) unsigned char bytes[kMaxFoldBytes];
+};
+
+// An option that was left on its CUDA device: a tensor in place of a double of the rule's options.
+struct OptionOnDevice {
+  pybind11::object tensor;
+  const double* place;
+};
+
+// Reads numbers from a param group (a dict). Tensors with one element count as numbers; those on a CUDA device stay
+// there, as entries of `on_device`, if that is not null and the rule lets them.
 class GroupReader {
  public:
-  explicit GroupReader(pybind11::handle group) : group_(group) {}
+  explicit GroupReader(pybind11::handle group, std::vector<OptionOnDevice>* on_device = nullptr)
+      : group_(group), on_device_(on_device) {}
   void operator()(const char* name, double& out) const;
+  void operator()(const char* name, double& out, OnDevice) const;
   void operator()(const char* name, double& first, double& second) const;  // a pair, such as betas
+  void operator()(const char* name, double& first, double& second, OnDevice) const;
   void operator()(const char* name, bool& out) const;
   bool flag(const char* name) const;  // false where the group lacks it
   bool asks_for_torch() const;        // the user asked for torch's own implementation
 
  private:
-  pybind11::handle group_;
-};
+  double number(pybind11::handle value, const char* name, const double* place, bool may_stay) const;
+  void pair(const char* name, double& first, double& second, bool may_stay) const;
 
-constexpr size_t kMaxOptionBytes = 128;
-constexpr size_t kMaxConstantBytes = 128;
-struct Options {
-  alignas(16) unsigned char bytes[kMaxOptionBytes];
-};
-struct Constants {
-  alignas(16) unsigned char bytes[kMaxConstantBytes];
+  pybind11::handle group_;
+  std::vector<OptionOnDevice>* on_device_;
 };
 
 struct RuleEntry {

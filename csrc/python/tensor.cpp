@@ -72,6 +72,9 @@ Torch::Torch() {
   }
   grad_ = getset(base, "grad");
   requires_grad_ = getset(base, "requires_grad");
+  full_ = torch.attr("full");
+  float32_ = torch.attr("float32");
+  float64_ = torch.attr("float64");
   is_neg_ = base.attr("is_neg");
   increment_version_ = torch.attr("autograd").attr("graph").attr("increment_version");
 }
@@ -118,6 +121,26 @@ bool Torch::view(PyObject* plain, View& out) const {
   char* end = count == 0 ? data : data + (last + 1) * (t.dtype.bits / 8);
   out = {data, end, count, t.ndim, t.sizes, t.strides, t.device, t.dtype, row_major};
   return count == 0 || t.data != nullptr;  // null: zeros that autograd never wrote, or a storage that was freed
+}
+
+py::object Torch::number_beside(py::handle param, py::handle number, bool wide) const {
+  const py::object device = param.attr("device"), dtype = wide ? float64_ : float32_;
+  if (py::hasattr(number, "to")) return number.attr("detach")().attr("to")(device, dtype);
+  return full_(py::tuple(), number, py::arg("dtype") = dtype, py::arg("device") = device);
+}
+
+void* Torch::current_stream(dlpack::Device device) const {
+  void* stream = nullptr;
+  if (api_->current_work_stream == nullptr) throw std::runtime_error("this torch does not show its CUDA streams");
+  if (api_->current_work_stream(device.type, device.index, &stream) != 0) throw py::error_already_set();
+  return stream;
+}
+
+bool is_on_cuda(py::handle value) {
+  const Torch& torch = Torch::get();
+  View view;
+  return torch.is_plain(value.ptr()) && torch.view(value.ptr(), view) && view.device.type == dlpack::kCuda &&
+         view.count == 1;
 }
 
 bool dtype_of(const View& view, DType& out) {

@@ -50,6 +50,9 @@ class Torch {
   // False where torch cannot show the memory of a plain tensor (sparse, meta, wrapped by torch.func, without memory,
   // …).
   bool view(PyObject* plain, View& out) const;
+  // A copy of a number, a tensor or not, on a parameter's device, as float64 or float32.
+  py::object number_beside(py::handle param, py::handle number, bool wide) const;
+  void* current_stream(dlpack::Device device) const;
   void bump_versions(py::handle tensors) const { increment_version_(tensors); }
   py::object intern(const char* name) const {
     return py::reinterpret_steal<py::object>(PyUnicode_InternFromString(name));
@@ -62,9 +65,12 @@ class Torch {
   const dlpack::ExchangeApi* api_;
   PyGetSetDef* grad_;
   PyGetSetDef* requires_grad_;
-  py::object is_neg_;
+  py::object is_neg_, full_, float32_, float64_;
   py::object increment_version_;
 };
+
+// Whether it is one number in a plain tensor on a CUDA device.
+bool is_on_cuda(py::handle value);
 
 // The storage type of a view that the kernels know; false for any other.
 bool dtype_of(const View& view, DType& out);

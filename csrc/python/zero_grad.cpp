@@ -1,38 +1,61 @@
+#include <algorithm>
+
 #include "cpu/run.h"
 #include "python/plan.h"
 
 namespace fusedoptim::python {
+namespace {
+
+template <class Visit>
+void for_each_grad(py::iterable groups, Visit visit) {
+  const Torch& torch = Torch::get();
+  for (const py::handle group : groups) {
+    const py::list params = py::reinterpret_borrow<py::dict>(group)["params"];
+    for (const py::handle param : params) {
+      const py::object grad = torch.grad(param);
+      if (!grad.is_none()) visit(param, grad);
+    }
+  }
+}
+
+}  // namespace
 
 void cut_off(py::handle grad) {
   grad.attr("grad_fn").is_none() ? grad.attr("requires_grad_")(false) : grad.attr("detach_")();
 }
 
-void zero_grad(py::iterable groups, bool set_to_none, int threads) {
+void drop_grads(py::iterable groups) {
+  for_each_grad(groups, [](py::handle param, py::handle) { Torch::get().clear_grad(param); });
+}
+
+void Plan::zero_grads(py::iterable groups, int threads) {
   const Torch& torch = Torch::get();
   std::vector<cpu::Span> spans;
+  std::vector<cuda::Span> device_spans;
+  std::vector<cuda::DeviceRun> runs;
   py::list zeroed;  // also keeps the tensors alive while the GIL is released
-  for (const py::handle group : groups) {
-    const py::list params = py::reinterpret_borrow<py::dict>(group)["params"];
-    for (const py::handle param : params) {
-      const py::object grad = torch.grad(param);
-      if (grad.is_none()) continue;
-      if (set_to_none) {
-        torch.clear_grad(param);
-        continue;
-      }
-      const bool plain = torch.is_plain(grad.ptr());
-      if (!plain || torch.requires_grad(grad)) cut_off(grad);
-      View view;
-      if (plain && torch.view(grad.ptr(), view) && view.device.type == dlpack::kCpu && view.dense()) {
-        spans.push_back({view.data, view.count * view.item_size()});
-        zeroed.append(grad);
-      } else {
-        grad.attr("zero_")();
-      }
+  for_each_grad(groups, [&](py::handle, py::handle grad) {
+    const bool plain = torch.is_plain(grad.ptr());
+    if (!plain || torch.requires_grad(grad)) cut_off(grad);
+    View view;
+    const bool flat = plain && torch.view(grad.ptr(), view) && view.dense();
+    if (flat && view.device.type == dlpack::kCpu) {
+      spans.push_back({view.data, view.count * view.item_size()});
+    } else if (flat && view.device.type == dlpack::kCuda && driver_.problem(view.device.index) == nullptr) {
+      const int index = view.device.index;
+      device_spans.push_back({index, view.data, view.count * view.item_size()});
+      const auto same = [index](const cuda::DeviceRun& run) { return run.device == index; };
+      if (std::none_of(runs.begin(), runs.end(), same)) runs.push_back({index, torch.current_stream(view.device)});
+    } else {
+      grad.attr("zero_")();
+      return;
     }
-  }
+    zeroed.append(grad);
+  });
+  if (!device_spans.empty()) driver_.prepare_zero(device_spans, runs);
   {
     const py::gil_scoped_release released;
+    if (!device_spans.empty()) driver_.launch();
     cpu::zero(spans, threads);
   }
   torch.bump_versions(zeroed);

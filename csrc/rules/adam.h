@@ -13,8 +13,8 @@ struct AdamOptions {
 
   template <class Read>
   void read(Read&& read) {
-    read("lr", lr);
-    read("betas", beta1, beta2);
+    read("lr", lr, kOnDevice);
+    read("betas", beta1, beta2, kOnDevice);
     read("eps", eps);
     read("weight_decay", weight_decay);
     read("amsgrad", amsgrad);

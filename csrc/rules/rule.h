@@ -9,7 +9,7 @@
 //   template <class T> struct Example {
 //     struct Options {                                   // as they stand in a param group, by name
 //       double lr; bool nesterov;
-//       template <class Read> void read(Read&& read) { read("lr", lr); read("nesterov", nesterov); }
+//       template <class Read> void read(Read&& read) { read("lr", lr, kOnDevice); read("nesterov", nesterov); }
 //     };
 //     static constexpr const char* kName;                // "example"
 //     static constexpr const char* kStates[];            // names in the state dict, in the order of `state`
@@ -35,6 +35,10 @@
 #endif
 
 namespace fusedoptim {
+
+// Says of an option that it may be a tensor on a CUDA device, to be read there; `variant` must not look at it.
+struct OnDevice {};
+constexpr OnDevice kOnDevice;
 
 FUSEDOPTIM_INLINE float fma(float a, float b, float c) { return ::fmaf(a, b, c); }
 FUSEDOPTIM_INLINE double fma(double a, double b, double c) { return ::fma(a, b, c); }

@@ -13,7 +13,7 @@ struct SgdOptions {
 
   template <class Read>
   void read(Read&& read) {
-    read("lr", lr);
+    read("lr", lr, kOnDevice);
     read("momentum", momentum);
     read("dampening", dampening);
     read("weight_decay", weight_decay);

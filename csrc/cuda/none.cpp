@@ -1,0 +1,21 @@
+// In place of the CUDA driver, where the build has none.
+#if !defined(FUSEDOPTIM_CUDA)
+#include "cuda/run.h"
+
+namespace fusedoptim::cuda {
+
+bool built() { return false; }
+
+struct Driver::State {};
+
+Driver::Driver() = default;
+Driver::~Driver() = default;
+const char* Driver::problem(int) { return "this build has no CUDA kernels"; }
+// With a problem on every device no task gets here.
+bool Driver::is_capturing(const DeviceRun&) { return false; }
+void Driver::prepare(const std::vector<Task>&, const std::vector<DeviceRun>&, bool, bool) {}
+void Driver::prepare_zero(const std::vector<Span>&, const std::vector<DeviceRun>&) {}
+void Driver::launch() {}
+
+}  // namespace fusedoptim::cuda
+#endif

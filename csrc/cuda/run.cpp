@@ -1,0 +1,286 @@
+#include "cuda/run.h"
+
+#include <algorithm>
+#include <cstring>
+#include <deque>
+#include <map>
+
+#include "cuda/tables.h"
+
+namespace fusedoptim::cuda {
+namespace {
+
+// Blocks per place that the device has for one: more than one, so that those which finish early take others' work; few,
+// so that each has several chunks to work on.
+constexpr int kWaves = 4;
+
+template <class T>
+Bytes bytes_of(const std::vector<T>& entries) {
+  return {entries.data(), entries.size() * sizeof(T)};
+}
+
+template <class T>
+size_t append(std::vector<char>& to, const std::vector<T>& entries) {
+  static_assert(alignof(T) <= 8 && sizeof(T) % 8 == 0);  // then every part begins aligned
+  const size_t begin = to.size();
+  const char* from = reinterpret_cast<const char*>(entries.data());
+  to.insert(to.end(), from, from + entries.size() * sizeof(T));
+  return begin;
+}
+
+void cut(std::vector<Chunk>& chunks, size_t row, int64_t count, int64_t chunk) {
+  for (int64_t i = 0; i * chunk < count; ++i) chunks.push_back({int32_t(row), int32_t(i)});
+}
+
+Shape write_step_table(const std::vector<Row>& rows, const std::vector<int64_t>& layouts, std::vector<char>& out) {
+  std::vector<Chunk> chunks;
+  std::vector<Count> counts;
+  for (size_t i = 0; i < rows.size(); ++i) {
+    cut(chunks, i, rows[i].count, kChunk);
+    if (rows[i].step != nullptr) counts.push_back({const_cast<void*>(rows[i].step), rows[i].step_is_double});
+  }
+  const auto by_address = [](const Count& a, const Count& b) { return std::less<>()(a.at, b.at); };
+  std::sort(counts.begin(), counts.end(), by_address);
+  counts.erase(std::unique(counts.begin(), counts.end(), [](const Count& a, const Count& b) { return a.at == b.at; }),
+               counts.end());
+
+  Shape shape;
+  append(out, rows);
+  shape.chunks = append(out, chunks);
+  shape.counts = append(out, counts);
+  shape.layouts = append(out, layouts);
+  shape.ticket = append(out, std::vector<uint64_t>{0});
+  shape.chunk_count = int32_t(chunks.size());
+  shape.counts_count = int32_t(counts.size());
+  return shape;
+}
+
+Shape write_zero_table(const std::vector<ZeroSpan>& spans, std::vector<char>& out) {
+  std::vector<Chunk> chunks;
+  for (size_t i = 0; i < spans.size(); ++i) cut(chunks, i, spans[i].bytes, kZeroChunk);
+  Shape shape;
+  append(out, spans);
+  shape.chunks = append(out, chunks);
+  shape.chunk_count = int32_t(chunks.size());
+  return shape;
+}
+
+template <template <class> class... Rules>
+const char* rule_name(int rule, RuleList<Rules...>) {
+  const char* const names[] = {Rules<float>::kName...};
+  return names[rule];
+}
+
+const char* dtype_name(DType dtype) {
+  const char* const names[kDTypes] = {"float64", "float32", "bfloat16", "float16"};
+  return names[int(dtype)];
+}
+
+// Tasks that one launch serves, and their rows.
+struct Bucket {
+  const Task* first;
+  const DeviceRun* run;
+  std::vector<Row> rows;
+  std::vector<int64_t> layouts;
+
+  // Whether a task differs from the bucket's in nothing but its memory.
+  bool takes(const Task& task) const {
+    return task.device == first->device && task.rule == first->rule && task.variant == first->variant &&
+           task.dtype == first->dtype && task.maximize == first->maximize &&
+           task.device_options == first->device_options && same_fold(task);
+  }
+
+  bool same_fold(const Task& task) const {
+    if (task.device_options == nullptr) {
+      return task.constants == first->constants || std::memcmp(task.constants, first->constants, kMaxFoldBytes) == 0;
+    }
+    return (task.step.at != nullptr) == (first->step.at != nullptr) && task.next_step == first->next_step;
+  }
+
+  void add(const Task& task) {
+    Row row{};
+    std::copy(task.operands, task.operands + task.operand_count, row.operands);
+    row.count = task.count;
+    row.step = task.step.at;
+    row.step_is_double = task.step.is_double;
+    row.layout = kNoLayout;
+    if (task.layout != nullptr) {
+      const Layout& layout = *task.layout;
+      row.layout = int32_t(layouts.size());
+      layouts.push_back(layout.ndim);
+      layouts.insert(layouts.end(), layout.sizes, layout.sizes + layout.ndim);
+      layouts.insert(layouts.end(), layout.strides, layout.strides + task.operand_count * layout.ndim);
+    }
+    rows.push_back(row);
+  }
+};
+
+struct Launch {
+  int device;
+  cudaStream_t stream;
+  KernelHandle kernel;
+  int blocks;
+  std::string name;  // for errors
+  bool is_step;
+  StepLaunch step;
+  ZeroLaunch zero;
+};
+
+}  // namespace
+
+struct Driver::State {
+  Tables tables;
+  std::vector<Launch> launches;
+  std::map<int, std::string> problems;                   // by device, empty where there is none
+  std::map<std::pair<int, KernelHandle>, int> capacity;  // blocks that a device runs at once
+
+  int blocks(int device, KernelHandle kernel, int chunks) {
+    int& most = capacity[{device, kernel}];
+    if (most == 0) {
+      int per_processor = 0, processors = 0;
+      check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&per_processor, kernel, kThreads, 0),
+            "asking how many blocks fit");
+      check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device),
+            "asking for the number of multiprocessors");
+      most = std::max(1, per_processor * processors * kWaves);
+    }
+    return std::clamp(chunks, 1, most);
+  }
+
+  void prepare(const Bucket& bucket, bool zero_grad, bool capturing) {
+    const Task& task = *bucket.first;
+    const cudaStream_t stream = static_cast<cudaStream_t>(bucket.run->stream);
+    const Table& table =
+        tables.find(task.device, stream, capturing, bytes_of(bucket.rows), bytes_of(bucket.layouts),
+                    [&](std::vector<char>& out) { return write_step_table(bucket.rows, bucket.layouts, out); });
+    const Shape& shape = table.shape;
+    if (shape.chunk_count == 0 && shape.counts_count == 0) return;
+
+    Launch& launch = launches.emplace_back();
+    launch.device = task.device;
+    launch.stream = stream;
+    launch.kernel = step_kernel(task.rule, task.variant, task.dtype);
+    launch.blocks = blocks(task.device, launch.kernel, shape.chunk_count);
+    launch.name = std::string(rule_name(task.rule, AllRules())) + " on " + std::to_string(bucket.rows.size()) + " " +
+                  dtype_name(task.dtype) + " parameters";
+    launch.is_step = true;
+    StepLaunch& step = launch.step;
+    step = {};
+    step.rows = reinterpret_cast<const Row*>(table.memory);
+    step.chunks = reinterpret_cast<const Chunk*>(table.memory + shape.chunks);
+    step.counts = reinterpret_cast<const Count*>(table.memory + shape.counts);
+    step.layouts = reinterpret_cast<const int64_t*>(table.memory + shape.layouts);
+    step.ticket = reinterpret_cast<unsigned*>(table.memory + shape.ticket);
+    step.found_inf = bucket.run->found_inf;
+    step.grad_scale = bucket.run->grad_scale;
+    step.chunk_count = shape.chunk_count;
+    step.counts_count = shape.counts_count;
+    step.maximize = task.maximize;
+    step.zero_grad = zero_grad;
+    step.step = task.next_step;
+    step.fold_on_device = task.device_options != nullptr;
+    if (step.fold_on_device) {
+      const DeviceOptions& options = *task.device_options;
+      step.number_count = options.number_count;
+      std::copy(options.numbers, options.numbers + options.number_count, step.numbers);
+      std::memcpy(step.fold, options.options, kMaxFoldBytes);
+    } else {
+      std::memcpy(step.fold, task.constants, kMaxFoldBytes);
+    }
+  }
+};
+
+bool built() { return true; }
+
+Driver::Driver() = default;
+Driver::~Driver() = default;
+
+const char* Driver::problem(int device) {
+  if (!state_) state_ = std::make_unique<State>();
+  const auto [found, is_new] = state_->problems.try_emplace(device);
+  if (is_new) {
+    try {
+      const CurrentDevice on(device);
+      cudaFuncAttributes attributes;
+      check(cudaFuncGetAttributes(&attributes, zero_kernel()), "looking for the kernels");
+    } catch (const Error& error) {
+      found->second = std::string("the kernels of this build do not run on its device: ") + error.what();
+    }
+  }
+  return found->second.empty() ? nullptr : found->second.c_str();
+}
+
+bool Driver::is_capturing(const DeviceRun& run) {
+  const CurrentDevice on(run.device);
+  cudaStreamCaptureStatus status;
+  check(cudaStreamIsCapturing(static_cast<cudaStream_t>(run.stream), &status), "asking whether a graph is captured");
+  return status != cudaStreamCaptureStatusNone;
+}
+
+void Driver::prepare(const std::vector<Task>& tasks, const std::vector<DeviceRun>& runs, bool zero_grad,
+                     bool in_order) {
+  state_->launches.clear();
+  state_->tables.begin_step();
+  std::deque<Bucket> buckets;
+  for (const Task& task : tasks) {
+    const auto bucket =
+        in_order ? buckets.end()
+                 : std::find_if(buckets.begin(), buckets.end(), [&](const Bucket& b) { return b.takes(task); });
+    if (bucket != buckets.end()) {
+      bucket->add(task);
+      continue;
+    }
+    const auto run =
+        std::find_if(runs.begin(), runs.end(), [&](const DeviceRun& r) { return r.device == task.device; });
+    buckets.push_back({&task, &*run, {}, {}});
+    buckets.back().rows.reserve(in_order ? 1 : tasks.size());
+    buckets.back().add(task);
+  }
+  for (const Bucket& bucket : buckets) {
+    const CurrentDevice on(bucket.first->device);
+    state_->prepare(bucket, zero_grad, is_capturing(*bucket.run));
+  }
+}
+
+void Driver::prepare_zero(const std::vector<Span>& spans, const std::vector<DeviceRun>& runs) {
+  state_->launches.clear();
+  state_->tables.begin_step();
+  for (const DeviceRun& run : runs) {
+    std::vector<ZeroSpan> here;
+    for (const Span& span : spans) {
+      if (span.device == run.device && span.bytes > 0) here.push_back({span.data, span.bytes});
+    }
+    if (here.empty()) continue;
+    const CurrentDevice on(run.device);
+    const cudaStream_t stream = static_cast<cudaStream_t>(run.stream);
+    const Table& table = state_->tables.find(run.device, stream, is_capturing(run), bytes_of(here), {nullptr, 0},
+                                             [&](std::vector<char>& out) { return write_zero_table(here, out); });
+    Launch& launch = state_->launches.emplace_back();
+    launch.device = run.device;
+    launch.stream = stream;
+    launch.kernel = zero_kernel();
+    launch.blocks = state_->blocks(run.device, launch.kernel, table.shape.chunk_count);
+    launch.name = "zeroing of " + std::to_string(here.size()) + " gradients";
+    launch.is_step = false;
+    launch.zero = {reinterpret_cast<const ZeroSpan*>(table.memory),
+                   reinterpret_cast<const Chunk*>(table.memory + table.shape.chunks), table.shape.chunk_count};
+  }
+}
+
+void Driver::launch() {
+  for (size_t i = 0; i < state_->launches.size(); ++i) {
+    Launch& launch = state_->launches[i];
+    const CurrentDevice on(launch.device);
+    void* parameter = launch.is_step ? static_cast<void*>(&launch.step) : &launch.zero;
+    const cudaError_t code = cudaLaunchKernel(launch.kernel, dim3(unsigned(launch.blocks)), dim3(unsigned(kThreads)),
+                                              &parameter, 0, launch.stream);
+    if (code == cudaSuccess) continue;
+    cudaGetLastError();
+    throw Error("the CUDA launch of " + launch.name + " (" + std::to_string(launch.blocks) + " blocks of " +
+                std::to_string(kThreads) + " threads on cuda:" + std::to_string(launch.device) +
+                ") failed: " + describe(code) +
+                (i > 0 ? "; " + std::to_string(i) + " launches of this step were made before it" : ""));
+  }
+}
+
+}  // namespace fusedoptim::cuda
