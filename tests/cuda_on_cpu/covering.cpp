@@ -1,0 +1,214 @@
+// The design. What a kernel does is decided by few things at a time, and for each set of things that meet in one
+// condition, every kernel (rule x variant x dtype) gets every combination of them:
+//
+//   small    maximize x zero_grad x grad_scale (they meet in `update`), on every size up to 65, so every number of
+//            elements ahead of and behind whole packs of 2, 4 and 8, with every set of misaligned operands that
+//            matters: none, all, each one alone. Many small tensors in one launch.
+//   skipped  found_inf x zero_grad (they meet in `skip`): every kind of number that is not 0 must stop the step.
+//   folded   where constants come from x how many options lie on the device; rows with own and with shared steps.
+//   large    sizes around one chunk and beyond two, since the chunk is where indices are cut.
+//   strided  layouts x zero_grad x grad_scale, as a strided row takes another way through the loop.
+//
+// All else turns with the number of the launch, by counts that share no factor, so that across the 64 kernels every
+// pair of it occurs: found_inf absent or 0, -0; the fold; the grid from one block to more blocks than chunks.
+#include "covering.h"
+
+#include <cmath>
+#include <iterator>
+
+#include "any_rule.h"
+#include "cuda/launch.h"
+
+namespace cuda_on_cpu {
+namespace {
+
+using fusedoptim::cuda::kChunk;
+
+const Strides kTransposed{{9, 7}, {{7, 1}, {1, 9}, {1, 9}, {7, 1}, {1, 9}}};
+const Strides kWithGaps{{5, 6}, {{17, 2}, {6, 1}, {1, 5}, {40, 3}}};
+const Strides kEverySecond{{33}, {{2}, {1}}};
+const Strides kScalar{{}, {{}}};
+const Strides kBeyondOneChunk{{3, 41, 71}, {{2911, 71, 1}, {1, 3, 123}, {41, 1, 123}}};
+
+// Every set of misaligned operands that matters to a condition on all of them: none, all, each one alone.
+std::vector<unsigned> alignments(int operands) {
+  std::vector<unsigned> sets{0, (1u << operands) - 1};
+  for (int k = 0; k < operands; ++k) sets.push_back(1u << k);
+  return sets;
+}
+
+int64_t count_of(const Strides& strides) {
+  int64_t count = 1;
+  for (const int64_t size : strides.sizes) count *= size;
+  return count;
+}
+
+RowCase strided(const Strides& strides) { return {count_of(strides), 0, &strides}; }
+
+class Design {
+ public:
+  Design(int rule, int variant, DType dtype, int kernel, uint64_t seed,
+         const std::function<void(const StepCase&)>& visit)
+      : rule_(rule),
+        variant_(variant),
+        dtype_(dtype),
+        launch_(kernel),
+        seed_(seed * 1000003 + kernel * 1009),
+        alignments_(alignments(operands_of(rule, variant))),
+        visit_(visit) {}
+
+  void all() {
+    small();
+    skipped();
+    folded();
+    large();
+    strided_rows();
+  }
+
+  // Each thread's own elements, a second chunk for the same and for another block, rules folded by one thread for all,
+  // step counts raised by the last block: that is all that threads share.
+  void brief() {
+    for (const bool on_device : {true, false}) {
+      StepCase step = next();
+      step.zero_grad = on_device;
+      step.grad_scale = 3.0f;
+      step.fold = on_device ? Fold::kOnDevice : Fold::kOnHostCounting;
+      step.device_numbers = on_device ? 2 : 0;
+      step.found_inf = 0.0f;
+      step.rows = {{600}, {17, alignments_[1]}, {5, 0, nullptr, 3}};
+      if (on_device) {
+        step.rows.push_back(strided(kTransposed));
+      } else {
+        step.rows.push_back({kChunk + 1});
+      }
+      step.grid = 3;
+      visit(step);
+    }
+  }
+
+ private:
+  void small() {
+    std::vector<RowCase> rows;
+    for (const int64_t size : {1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65}) {
+      for (const unsigned misaligned : alignments_)
+        rows.push_back({size, misaligned, nullptr, double(rows.size() % 5)});
+    }
+    for (int flags = 0; flags < 8; ++flags) {
+      StepCase step = next();
+      set_flags(step, flags);
+      step.rows = rows;
+      visit(step);
+    }
+  }
+
+  void skipped() {
+    for (const float found_inf : {1.0f, 2.5f, NAN, -1.0f, 0x1p-149f}) {
+      for (const bool zero_grad : {false, true}) {
+        StepCase step = next();
+        step.found_inf = found_inf;
+        step.zero_grad = zero_grad;
+        step.rows = {{1}, {9, alignments_[1]}, {65}, {64, 2}, strided(kTransposed)};
+        visit(step);
+      }
+    }
+  }
+
+  void folded() {
+    // Steps that repeat at once, that come back later, and that two rows share; the fourth row takes two chunks.
+    const std::vector<RowCase> rows{{5, 0, nullptr, 0},    {4, 0, nullptr, 0, true}, {7, 0, nullptr, 0},
+                                    {3, 0, nullptr, 999},  {8, 0, nullptr, 1e6},     {6, 0, nullptr, 999},
+                                    {5, 1, nullptr, 16e6}, {9, 2, nullptr, 1}};
+    for (const Fold fold : {Fold::kOnDevice, Fold::kOnDeviceHostStep}) {
+      for (int numbers = 0; numbers <= fusedoptim::kMaxDeviceNumbers; ++numbers) {
+        StepCase step = next();
+        step.fold = fold;
+        step.device_numbers = numbers;
+        step.rows = rows;
+        step.grid = numbers % 2 == 0 ? 1 : 3;
+        visit(step);
+      }
+    }
+    StepCase step = next();
+    step.fold = Fold::kOnHostCounting;
+    step.rows = rows;
+    visit(step);
+  }
+
+  void large() {
+    for (const bool on_device : {false, true}) {
+      StepCase step = next();
+      step.fold = on_device ? Fold::kOnDevice : Fold::kOnHost;
+      set_flags(step, int(launch_ % 8));
+      const unsigned one = alignments_[2 + launch_ % (alignments_.size() - 2)];
+      for (const unsigned misaligned : {0u, alignments_[1], one}) {
+        for (const int64_t size : {kChunk - 1, kChunk, kChunk + 1}) step.rows.push_back({size, misaligned});
+      }
+      step.rows.push_back({2 * kChunk + 9, on_device ? one : 0});
+      visit(step);
+    }
+  }
+
+  void strided_rows() {
+    for (int flags = 0; flags < 8; flags += 2) {
+      StepCase step = next();
+      set_flags(step, flags);
+      step.rows = {strided(kTransposed), {9, 0}, strided(kWithGaps), strided(kEverySecond), strided(kScalar)};
+      if (flags == 2) step.rows.push_back(strided(kBeyondOneChunk));
+      visit(step);
+    }
+  }
+
+  // The next launch, with all that turns.
+  StepCase next() {
+    ++launch_;
+    StepCase step;
+    step.rule = rule_;
+    step.variant = variant_;
+    step.dtype = dtype_;
+    step.seed = seed_ + launch_;
+    step.fold = Fold(launch_ % 4);
+    step.device_numbers = step.fold >= Fold::kOnDevice ? int(launch_ / 4 % 3) : 0;
+    const std::optional<float> not_found[] = {std::nullopt, 0.0f, -0.0f};
+    step.found_inf = not_found[launch_ % 3];
+    set_flags(step, int(launch_ % 7));
+    step.grid = 0;
+    return step;
+  }
+
+  static void set_flags(StepCase& step, int flags) {
+    step.maximize = (flags & 1) != 0;
+    step.zero_grad = (flags & 2) != 0;
+    step.grad_scale = (flags & 4) != 0 ? std::optional<float>(3.0f) : std::nullopt;
+  }
+
+  void visit(StepCase& step) const {
+    const int64_t chunks = chunks_of(step.rows), grids[] = {3, chunks, 1, chunks + 2, chunks / 2 + 1};
+    if (step.grid == 0) step.grid = unsigned(grids[launch_ % std::size(grids)]);
+    visit_(step);
+  }
+
+  const int rule_, variant_;
+  const DType dtype_;
+  uint64_t launch_;
+  const uint64_t seed_;
+  const std::vector<unsigned> alignments_;
+  const std::function<void(const StepCase&)>& visit_;
+};
+
+}  // namespace
+
+void for_each_step_case(const std::string& storage, bool brief, uint64_t seed,
+                        const std::function<void(const StepCase&)>& visit) {
+  int kernel = 0;
+  for (const DType dtype : {DType::f64, DType::f32, DType::bf16, DType::f16}) {
+    for (size_t rule = 0; rule < all_rules().size(); ++rule) {
+      for (int variant = 0; variant < all_rules()[rule].variants; ++variant, ++kernel) {
+        if (!storage.empty() && storage != name_of(dtype)) continue;
+        Design design(int(rule), variant, dtype, kernel, seed, visit);
+        brief ? design.brief() : design.all();
+      }
+    }
+  }
+}
+
+}  // namespace cuda_on_cpu

@@ -1,0 +1,331 @@
+#include "runtime.h"
+
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <deque>
+#include <exception>
+#include <memory>
+#include <numeric>
+#include <random>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "sanitizers.h"
+#include "stack_switch.h"
+
+namespace cuda_on_cpu {
+namespace {
+
+constexpr uint32_t kMaxBlockThreads = 1024;
+constexpr Dim3 kMaxBlock{1024, 1024, 64}, kMaxGrid{0x7fffffff, 65535, 65535};
+
+// ---- memory that ThreadSanitizer has no opinion about --------------------------------------------------------------
+// By the system call itself, which ThreadSanitizer does not see: else it would take the memory for one that the calling
+// thread has written. Unmapped by libc's munmap, which it does see, and then forgets all accesses.
+char* map_memory(size_t bytes) {
+  const long at =
+      syscall(SYS_mmap, nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (at == -1) throw std::bad_alloc();
+  return reinterpret_cast<char*>(at);
+}
+
+// The stacks of a block's threads, each above a page that faults.
+class Stacks {
+ public:
+  static constexpr size_t kBytes = 64 * 1024;
+
+  ~Stacks() { clear(); }
+
+  char* at(size_t thread) { return memory_ + thread * kStride + kGuard; }
+
+  void grow_to(size_t threads) {
+    if (threads <= threads_) return;
+    clear();
+    memory_ = map_memory(threads * kStride);
+    threads_ = threads;
+    for (size_t i = 0; i < threads; ++i) mprotect(memory_ + i * kStride, kGuard, PROT_NONE);
+  }
+
+  void clear() {
+    if (memory_ == nullptr) return;
+    forget_frames(memory_, threads_ * kStride);
+    munmap(memory_, threads_ * kStride);
+    memory_ = nullptr;
+    threads_ = 0;
+  }
+
+ private:
+  static constexpr size_t kGuard = 4096, kStride = kGuard + kBytes;
+  char* memory_ = nullptr;
+  size_t threads_ = 0;
+};
+
+// One `__shared__` variable of the block that runs.
+class SharedVariable {
+ public:
+  SharedVariable(const void* key, size_t bytes) : key_(key), bytes_(bytes), memory_(allocate(bytes)) {
+    // Through volatile, as memset would be intercepted and count as an access of this thread.
+    for (size_t i = 0; i < bytes; ++i) static_cast<volatile unsigned char*>(memory_)[i] = 0xff;
+  }
+  ~SharedVariable() { release_memory(); }
+  SharedVariable(const SharedVariable&) = delete;
+
+  const void* key() const { return key_; }
+  size_t bytes() const { return bytes_; }
+  void* memory() const { return memory_; }
+
+ private:
+#if defined(CUDA_ON_CPU_TSAN)
+  static void* allocate(size_t bytes) { return map_memory(bytes); }
+  void release_memory() { munmap(memory_, bytes_); }
+#else
+  // On the heap, where AddressSanitizer sees the first byte beyond.
+  static void* allocate(size_t bytes) { return std::malloc(bytes); }
+  void release_memory() { std::free(memory_); }
+#endif
+
+  const void* key_;
+  size_t bytes_;
+  void* memory_;
+};
+
+// ThreadSanitizer tells threads by numbers, of which it has some 8000, and gives a number that is free again to the
+// next thread: a race between the two then looks like two accesses of one thread. So threads that have ended keep
+// theirs until the grid ends, as far as the numbers go.
+class EndedThreads {
+ public:
+  void add(void* thread) {
+    threads_.push_back(thread);
+    if (threads_.size() > kMost) {
+      end_watched_thread(threads_.front());
+      threads_.pop_front();
+    }
+  }
+  void clear() {
+    for (void* thread : threads_) end_watched_thread(thread);
+    threads_.clear();
+  }
+
+ private:
+  static constexpr size_t kMost = 6000;
+  std::deque<void*> threads_;
+};
+
+// ---- a thread, a block, a grid -------------------------------------------------------------------------------------
+struct Thread {
+  Suspended suspended;
+  bool has_exited;  // a thread that is suspended and has not exited waits at the barrier
+  Dim3 index;
+  void* frames;                      // AddressSanitizer's, while suspended
+  void* watched;                     // ThreadSanitizer's
+  bool has_fenced;                   // so its atomics release
+  std::vector<const void*> atomics;  // that its next fence acquires
+};
+
+// Everything there is but once, as there is one OS thread. Only run_grid's own functions change it.
+struct Grid {
+  uint64_t seed = 0;
+  const std::function<void()>* code;
+  Dim3 size, block_size;
+
+  Dim3 block;
+  std::vector<Thread> threads;
+  std::vector<std::unique_ptr<SharedVariable>> shared;
+  Thread* running = nullptr;
+  std::exception_ptr thrown;  // by a thread
+  const char* barrier;        // what its next barrier releases and acquires
+
+  Suspended scheduler;
+  void* scheduler_watched;
+  void* scheduler_frames;
+  const void* scheduler_stack;
+  size_t scheduler_bytes;
+
+  Stacks stacks;
+  EndedThreads ended;
+  char begin, end;  // released and acquired
+} grid;
+
+std::string text(Dim3 d) {
+  return "(" + std::to_string(d.x) + ", " + std::to_string(d.y) + ", " + std::to_string(d.z) + ")";
+}
+
+uint64_t volume(Dim3 d) { return uint64_t(d.x) * d.y * d.z; }
+
+Dim3 place(uint64_t number, Dim3 size) {
+  return {uint32_t(number % size.x), uint32_t(number / size.x % size.y), uint32_t(number / size.x / size.y)};
+}
+
+void check_launch(Dim3 size, Dim3 block) {
+  const auto within = [](Dim3 d, Dim3 most) {
+    return d.x >= 1 && d.y >= 1 && d.z >= 1 && d.x <= most.x && d.y <= most.y && d.z <= most.z;
+  };
+  if (!within(size, kMaxGrid)) throw Fault("impossible grid " + text(size));
+  if (!within(block, kMaxBlock) || volume(block) > kMaxBlockThreads) throw Fault("impossible block " + text(block));
+}
+
+// ---- switching -----------------------------------------------------------------------------------------------------
+void resume(Thread& thread) {
+  grid.running = &thread;
+  const char* const stack = grid.stacks.at(size_t(&thread - grid.threads.data()));
+  before_switch(&grid.scheduler_frames, stack, Stacks::kBytes);
+  switch_watched_thread(thread.watched);
+  switch_stack(grid.scheduler, thread.suspended);
+  after_switch(grid.scheduler_frames);
+}
+
+// Goes back to the scheduler, and returns when the thread is resumed.
+void suspend() {
+  Thread& thread = *grid.running;
+  before_switch(thread.has_exited ? nullptr : &thread.frames, grid.scheduler_stack, grid.scheduler_bytes);
+  switch_watched_thread(grid.scheduler_watched);
+  switch_stack(thread.suspended, grid.scheduler);
+  after_switch(thread.frames, &grid.scheduler_stack, &grid.scheduler_bytes);
+}
+
+void thread_entry() {
+  after_switch(nullptr, &grid.scheduler_stack, &grid.scheduler_bytes);
+  acquire(&grid.begin);
+  try {
+    (*grid.code)();
+  } catch (...) {
+    grid.thrown = std::current_exception();
+  }
+  release(&grid.end);
+  grid.running->has_exited = true;
+  suspend();
+}
+
+// ---- running -------------------------------------------------------------------------------------------------------
+template <class Number>
+std::vector<Number> numbers_in_order(Number count, std::minstd_rand& random) {
+  std::vector<Number> numbers(count);
+  std::iota(numbers.begin(), numbers.end(), Number(0));
+  if (grid.seed == 1) std::reverse(numbers.begin(), numbers.end());
+  if (grid.seed > 1) std::shuffle(numbers.begin(), numbers.end(), random);
+  return numbers;
+}
+
+void begin_block(Dim3 block) {
+  const size_t count = volume(grid.block_size);
+  grid.block = block;
+  grid.stacks.grow_to(count);
+  grid.threads.resize(count);
+  for (size_t i = 0; i < count; ++i) {
+    Thread& thread = grid.threads[i];
+    thread.suspended = begin_stack(grid.stacks.at(i), Stacks::kBytes, thread_entry);
+    thread.has_exited = false;
+    thread.index = place(i, grid.block_size);
+    thread.watched = begin_watched_thread();
+    thread.has_fenced = false;
+    thread.atomics.clear();
+  }
+}
+
+// `given_up`: with threads that have not exited.
+void end_block([[maybe_unused]] bool given_up) {
+  grid.running = nullptr;
+  grid.shared.clear();
+  for (Thread& thread : grid.threads) grid.ended.add(thread.watched);
+#if defined(CUDA_ON_CPU_TSAN)
+  grid.stacks.clear();  // the next block's frames must not meet accesses to this one's
+#else
+  if (given_up) grid.stacks.clear();
+#endif
+}
+
+// Consecutive barriers of a block take turns with two addresses, else a thread that has just passed one would acquire
+// what another did on its way to the next. No two blocks share one, as nothing orders blocks.
+constexpr int kBarriers = 2;
+
+void run_block(const char* barriers, std::minstd_rand& random) {
+  std::vector<uint32_t> order = numbers_in_order(uint32_t(grid.threads.size()), random);
+  for (uint64_t passed = 0;; ++passed) {
+    grid.barrier = barriers + passed % kBarriers;
+    for (const uint32_t i : order) {
+      resume(grid.threads[i]);
+      if (grid.thrown) std::rethrow_exception(std::exchange(grid.thrown, nullptr));
+    }
+    const auto exited = size_t(std::count_if(grid.threads.begin(), grid.threads.end(),
+                                             [](const Thread& thread) { return thread.has_exited; }));
+    if (exited == grid.threads.size()) return;
+    if (exited > 0) {
+      throw Fault("divergent barrier in block " + text(grid.block) + ": " +
+                  std::to_string(grid.threads.size() - exited) + " threads wait, " + std::to_string(exited) +
+                  " have exited");
+    }
+    if (grid.seed > 1) std::shuffle(order.begin(), order.end(), random);
+  }
+}
+
+}  // namespace
+
+void set_order(uint64_t seed) { grid.seed = seed; }
+
+void run_grid(Dim3 size, Dim3 block, const std::function<void()>& thread) {
+  check_launch(size, block);
+  grid.code = &thread;
+  grid.size = size;
+  grid.block_size = block;
+  grid.scheduler_watched = current_watched_thread();
+  release(&grid.begin);
+  std::minstd_rand random(uint32_t(grid.seed + 1));
+  const std::vector<char> barriers(volume(size) * kBarriers);
+  try {
+    for (const uint64_t number : numbers_in_order(volume(size), random)) {
+      begin_block(place(number, size));
+      run_block(&barriers[number * kBarriers], random);
+      end_block(false);
+    }
+  } catch (...) {
+    end_block(true);
+    grid.ended.clear();
+    throw;
+  }
+  acquire(&grid.end);
+  grid.ended.clear();
+}
+
+Dim3 thread_index() { return grid.running->index; }
+Dim3 block_index() { return grid.block; }
+Dim3 block_size() { return grid.block_size; }
+Dim3 grid_size() { return grid.size; }
+
+void block_barrier() {
+  const char* const barrier = grid.barrier;  // by the time this one opens, `grid` names the next
+  release(barrier);
+  suspend();
+  acquire(barrier);
+}
+
+void fence() {
+  Thread& thread = *grid.running;
+  thread.has_fenced = true;
+  for (const void* at : thread.atomics) acquire(at);
+}
+
+void before_atomic(const void* at) {
+  if (grid.running->has_fenced) release(at);
+}
+
+void after_atomic(const void* at) {
+  std::vector<const void*>& atomics = grid.running->atomics;
+  if (std::find(atomics.begin(), atomics.end(), at) == atomics.end()) atomics.push_back(at);
+}
+
+void* shared_memory(const void* key, size_t bytes) {
+  for (const auto& variable : grid.shared) {
+    if (variable->key() != key) continue;
+    if (variable->bytes() != bytes) throw Fault("one shared variable of two sizes");
+    return variable->memory();
+  }
+  grid.shared.push_back(std::make_unique<SharedVariable>(key, bytes));
+  return grid.shared.back()->memory();
+}
+
+}  // namespace cuda_on_cpu

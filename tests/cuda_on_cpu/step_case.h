@@ -1,0 +1,61 @@
+// One launch of a step kernel, and whether it leaves in memory what the CPU driver leaves there.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "numbers.h"
+
+namespace cuda_on_cpu {
+
+// A kernel did not do what it should.
+struct Mismatch : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+// Where the elements of a row lie that is not contiguous. Empty strides: in row-major order, times two.
+struct Strides {
+  std::vector<int64_t> sizes;
+  std::vector<std::vector<int64_t>> of_operand;  // as many as there are; operand k has number k modulo that
+};
+
+struct RowCase {
+  int64_t count;
+  unsigned misaligned = 0;           // bit k: operand k begins one element past a multiple of 16 bytes
+  const Strides* strides = nullptr;  // null: contiguous
+  double step = 0;                   // before the step
+  bool shares_step = false;          // with the row before: one step count for both
+};
+
+// Where the constants are folded from the options, and where step counts lie.
+enum class Fold {
+  kOnHost,            // both on the host: all rows take the step of the first
+  kOnHostCounting,    // step counts on the device, which the kernel only raises
+  kOnDevice,          // both on the device, each row with its own step count; these are float and double in turn
+  kOnDeviceHostStep,  // step counts on the host: all rows take the step of the first
+};
+
+struct StepCase {
+  int rule, variant;
+  DType dtype;
+  bool maximize = false, zero_grad = false;
+  std::optional<float> grad_scale, found_inf;
+  Fold fold = Fold::kOnHost;
+  int device_numbers = 0;  // so many options lie on the device, float and double in turn, if constants are folded there
+  unsigned grid = 1;
+  std::vector<RowCase> rows;
+  uint64_t seed = 0;  // of all numbers
+};
+
+int operands_of(int rule, int variant);
+int64_t chunks_of(const std::vector<RowCase>& rows);
+std::string describe(const StepCase& step);
+
+// Throws Mismatch or Fault; returns how many elements were compared. `guard`: so many elements behind each operand must
+// stay as they are; none where AddressSanitizer watches the end of the memory.
+int64_t check(const StepCase& step, int guard);
+
+}  // namespace cuda_on_cpu
