@@ -44,7 +44,8 @@ class Operands:
         if declared is None:
             raise self.error(f"unknown register {name}")
         is_float, in_float = (kind[0] == "f" for kind in (ptx_type, declared))
-        fits = WIDTHS[declared] == WIDTHS[ptx_type] or (may_be_wider and WIDTHS[declared] > WIDTHS[ptx_type])
+        wider_fits = may_be_wider and not is_float and WIDTHS[declared] > WIDTHS[ptx_type]
+        fits = WIDTHS[declared] == WIDTHS[ptx_type] or wider_fits
         bits = declared[0] == "b" or ptx_type[0] == "b"
         if not fits or (declared == "pred") != (ptx_type == "pred") or (is_float != in_float and not bits):
             raise self.error(f"register {name} of type {declared} as {ptx_type}")

@@ -141,7 +141,7 @@ class Parser:
         names = [f"{found[2]}{i}" for i in range(int(found[3]))] if found[3] else [found[2]]
         for name in names:
             if len(scopes) > 1:
-                scopes[-1][name] = f"{name}_of_line_{self.line(at)}"
+                scopes[-1][name] = f"{name}_scoped{len(kernel.registers)}"
                 name = scopes[-1][name]
             if name in kernel.registers:
                 raise self.fail("a register is declared twice", at)

@@ -9,9 +9,11 @@ A kernel becomes `extern "C" void ptx_<its name>(const void* const* params)`, wh
 import sys
 from pathlib import Path
 
-from ptx_instructions import find
+import ptx_arithmetic  # noqa: F401 - fills the table
+import ptx_moves  # noqa: F401
 from ptx_operands import Operands, cpp_name
 from ptx_parse import WIDTHS, Kernel, PtxError, Statement, parse
+from ptx_table import find
 
 HEADER = """\
 // Made from PTX by ptx_to_cpp.py.
