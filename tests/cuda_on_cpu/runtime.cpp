@@ -6,7 +6,6 @@
 
 #include <algorithm>
 #include <cstdlib>
-#include <deque>
 #include <exception>
 #include <memory>
 #include <numeric>
@@ -81,8 +80,9 @@ class SharedVariable {
 
  private:
 #if defined(CUDA_ON_CPU_TSAN)
-  static void* allocate(size_t bytes) { return map_memory(bytes); }
-  void release_memory() { munmap(memory_, bytes_); }
+  static constexpr size_t kPage = 4096;  // else munmap leaves ThreadSanitizer with what it knows of the rest of it
+  static void* allocate(size_t bytes) { return map_memory((bytes + kPage - 1) / kPage * kPage); }
+  void release_memory() { munmap(memory_, (bytes_ + kPage - 1) / kPage * kPage); }
 #else
   // On the heap, where AddressSanitizer sees the first byte beyond.
   static void* allocate(size_t bytes) { return std::malloc(bytes); }
@@ -94,18 +94,19 @@ class SharedVariable {
   void* memory_;
 };
 
-// ThreadSanitizer tells threads by numbers, of which it has some 8000, and gives a number that is free again to the
-// next thread: a race between the two then looks like two accesses of one thread. So threads that have ended keep
-// theirs until the grid ends, as far as the numbers go.
-class EndedThreads {
+// What ThreadSanitizer takes for threads. No two threads of a grid are the same to it, or a race between them would
+// look like two accesses of one; but it knows at most some 8000, so in a grid beyond that they are used again. Those of
+// one grid serve the next, since grids are ordered and each takes most of a millisecond to make.
+class WatchedThreads {
  public:
-  void add(void* thread) {
-    threads_.push_back(thread);
-    if (threads_.size() > kMost) {
-      end_watched_thread(threads_.front());
-      threads_.pop_front();
-    }
+  void begin_grid() { used_ = 0; }
+
+  void* next() {
+    const size_t i = used_++ % kMost;
+    if (i == threads_.size()) threads_.push_back(begin_watched_thread());
+    return threads_[i];
   }
+
   void clear() {
     for (void* thread : threads_) end_watched_thread(thread);
     threads_.clear();
@@ -113,7 +114,8 @@ class EndedThreads {
 
  private:
   static constexpr size_t kMost = 6000;
-  std::deque<void*> threads_;
+  std::vector<void*> threads_;
+  size_t used_ = 0;
 };
 
 // ---- a thread, a block, a grid -------------------------------------------------------------------------------------
@@ -147,7 +149,7 @@ struct Grid {
   size_t scheduler_bytes;
 
   Stacks stacks;
-  EndedThreads ended;
+  WatchedThreads watched;
   char begin, end;  // released and acquired
 } grid;
 
@@ -201,6 +203,15 @@ void thread_entry() {
   suspend();
 }
 
+// While a thread runs, what the runtime does in its own interest is not the thread's doing: else ThreadSanitizer would
+// report the memory that it allocates here and frees elsewhere.
+class AsScheduler {
+ public:
+  AsScheduler() { switch_watched_thread(grid.scheduler_watched); }
+  ~AsScheduler() { switch_watched_thread(grid.running->watched); }
+  AsScheduler(const AsScheduler&) = delete;
+};
+
 // ---- running -------------------------------------------------------------------------------------------------------
 template <class Number>
 std::vector<Number> numbers_in_order(Number count, std::minstd_rand& random) {
@@ -221,7 +232,7 @@ void begin_block(Dim3 block) {
     thread.suspended = begin_stack(grid.stacks.at(i), Stacks::kBytes, thread_entry);
     thread.has_exited = false;
     thread.index = place(i, grid.block_size);
-    thread.watched = begin_watched_thread();
+    thread.watched = grid.watched.next();
     thread.has_fenced = false;
     thread.atomics.clear();
   }
@@ -231,7 +242,6 @@ void begin_block(Dim3 block) {
 void end_block([[maybe_unused]] bool given_up) {
   grid.running = nullptr;
   grid.shared.clear();
-  for (Thread& thread : grid.threads) grid.ended.add(thread.watched);
 #if defined(CUDA_ON_CPU_TSAN)
   grid.stacks.clear();  // the next block's frames must not meet accesses to this one's
 #else
@@ -274,6 +284,7 @@ void run_grid(Dim3 size, Dim3 block, const std::function<void()>& thread) {
   grid.block_size = block;
   grid.scheduler_watched = current_watched_thread();
   release(&grid.begin);
+  grid.watched.begin_grid();
   std::minstd_rand random(uint32_t(grid.seed + 1));
   const std::vector<char> barriers(volume(size) * kBarriers);
   try {
@@ -284,11 +295,10 @@ void run_grid(Dim3 size, Dim3 block, const std::function<void()>& thread) {
     }
   } catch (...) {
     end_block(true);
-    grid.ended.clear();
+    grid.watched.clear();
     throw;
   }
   acquire(&grid.end);
-  grid.ended.clear();
 }
 
 Dim3 thread_index() { return grid.running->index; }
@@ -314,6 +324,7 @@ void before_atomic(const void* at) {
 }
 
 void after_atomic(const void* at) {
+  const AsScheduler own;
   std::vector<const void*>& atomics = grid.running->atomics;
   if (std::find(atomics.begin(), atomics.end(), at) == atomics.end()) atomics.push_back(at);
 }
@@ -324,6 +335,7 @@ void* shared_memory(const void* key, size_t bytes) {
     if (variable->bytes() != bytes) throw Fault("one shared variable of two sizes");
     return variable->memory();
   }
+  const AsScheduler own;
   grid.shared.push_back(std::make_unique<SharedVariable>(key, bytes));
   return grid.shared.back()->memory();
 }
