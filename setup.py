@@ -244,15 +244,16 @@ class CMakeBuild(build_ext):
 
     def build_extension(self, ext: Extension) -> None:
         """Build with the CUDA kernels if they are wanted and can be, else without them."""
-        cuda = setting("FUSEDOPTIM_CUDA")
+        cuda, toolkit = setting("FUSEDOPTIM_CUDA"), None
         try:
-            toolkit = Toolkit.find() if cuda != "0" else None
+            if cuda != "0":
+                toolkit = Toolkit.find()
+                if toolkit is None and cuda == "1":
+                    raise CudaMissingError("there is no nvcc")
+                if toolkit is None:
+                    print("fusedoptim: building without CUDA kernels: there is no nvcc", file=sys.stderr)
         except CudaMissingError as error:
             self.go_without_cuda(str(error))
-            toolkit = None
-        else:
-            if toolkit is None and cuda == "1":
-                raise SystemExit(f"fusedoptim: FUSEDOPTIM_CUDA=1, and there is no nvcc: {GET_NVCC}")
         try:
             self.build_module(ext, toolkit)
         except subprocess.CalledProcessError:
@@ -260,11 +261,9 @@ class CMakeBuild(build_ext):
                 raise
             self.build_module(ext, None)  # if this fails as well, the compiler is the cause, and not CUDA
             self.go_without_cuda(f"the build with {toolkit.nvcc} failed (pip install -v shows its output)")
-        if toolkit is None and cuda == "auto":
-            print("fusedoptim: built without CUDA kernels", file=sys.stderr)
 
     def go_without_cuda(self, reason: str) -> None:
-        """Say why the module has no CUDA kernels although there is an nvcc; where it must not lack them, stop."""
+        """Say why the module has no CUDA kernels, or stop where a build that fails is an error."""
         if "1" in {setting("FUSEDOPTIM_NATIVE"), setting("FUSEDOPTIM_CUDA")}:
             raise SystemExit(
                 f"fusedoptim: the CUDA kernels cannot be built: {reason}; {GET_NVCC}, or FUSEDOPTIM_CUDA=0"

@@ -4,6 +4,11 @@ from typing import Any
 version: str
 compiler: str
 openmp: int | None
+cuda_architectures: list[str]
+cuda_compiler: str | None
+cuda_runtime: str | None
+
+def cuda_error() -> str | None: ...
 
 class InstructionSet:
     @property

@@ -1,12 +1,13 @@
 """The package as users get it: source archive, wheel, installs with and without a compiler, `python -m fusedoptim`.
 
 One fixture goes the whole way once: source archive, unpacked; from it the wheel; from that an environment that sees
-the torch of this one. Nothing is downloaded.
+the torch of this one. Nothing is downloaded. CUDA is left out but where it is the point.
 """
 
 from __future__ import annotations
 
 import ast
+import importlib.util
 import json
 import os
 import re
@@ -18,8 +19,10 @@ import tarfile
 import venv
 import zipfile
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+import setuptools
 import torch
 
 import fusedoptim
@@ -32,6 +35,15 @@ if not (ROOT / "setup.py").exists():
 
 BUILD = [sys.executable, "-m", "build", "--no-isolation"]
 ALLOWED_LIBRARIES = {"libgomp.so.1", "libstdc++.so.6", "libm.so.6", "libgcc_s.so.1", "libc.so.6"}
+PARTS_OF_OLD_LIBC = {"libdl.so.2", "librt.so.1", "libpthread.so.0"}  # the CUDA runtime asks for them
+# What `nvcc --list-gpu-code` prints, by the toolkit's version.
+GPU_CODES = {
+    "12.0": "sm_50 sm_52 sm_53 sm_60 sm_61 sm_62 sm_70 sm_72 sm_75 sm_80 sm_86 sm_87 sm_89 sm_90 ".replace(" ", "\n"),
+    "12.8": (
+        "sm_50 sm_52 sm_53 sm_60 sm_61 sm_62 sm_70 sm_72 sm_75 sm_80 sm_86 sm_87 sm_89 sm_90 sm_100 sm_101 sm_120 "
+    ).replace(" ", "\n"),
+    "13.0": ("sm_75 sm_80 sm_86 sm_87 sm_88 sm_89 sm_90 sm_100 sm_110 sm_103 sm_120 sm_121 ").replace(" ", "\n"),
+}
 STEP = """
 import torch, fusedoptim
 p = torch.nn.Parameter(torch.ones(5))
@@ -46,7 +58,13 @@ def run(*command: object, cwd: Path, **env: str) -> subprocess.CompletedProcess[
     """Run a command away from the source tree, with its output at hand if it fails."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("FUSEDOPTIM", "PYTHON"))}
     done = subprocess.run(
-        list(map(str, command)), cwd=cwd, env={**inherited, **env}, text=True, stdout=-1, stderr=-2, stdin=-3
+        list(map(str, command)),
+        cwd=cwd,
+        env={**inherited, "FUSEDOPTIM_CUDA": "0", **env},
+        text=True,
+        stdout=-1,
+        stderr=-2,
+        stdin=-3,
     )
     assert done.returncode == 0, f"{command} failed:\n{done.stdout}"
     return done
@@ -113,6 +131,48 @@ def native_module(wheel: Path) -> Path:
 def no_compiler(tmp_path: Path) -> dict[str, str]:
     """Environment variables of a machine without a C++ compiler."""
     return {"CXX": str(tmp_path / "missing" / "g++")}
+
+
+@pytest.fixture(scope="module")
+def setup_py() -> ModuleType:
+    """setup.py as a module."""
+    spec = importlib.util.spec_from_file_location("fusedoptim_setup", ROOT / "setup.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def fake_nvcc(tmp_path: Path) -> Path:
+    """An nvcc that answers questions and compiles nothing."""
+    toolkit = tmp_path / "toolkit"
+    for name in ("bin", "include", "lib"):
+        (toolkit / name).mkdir(parents=True)
+    (toolkit / "include" / "cuda_runtime_api.h").touch()
+    (toolkit / "lib" / "libcudart_static.a").touch()
+    nvcc = toolkit / "bin" / "nvcc"
+    nvcc.write_text(
+        f"""#!/bin/sh
+case "$1" in
+  --version) echo 'Cuda compilation tools, release 12.8, V12.8.61' ;;
+  --list-gpu-code) echo '{GPU_CODES["12.8"]}' ;;
+  --dryrun) echo '#$ TOP={toolkit}' >&2 ;;
+  *) exit 1 ;;
+esac
+"""
+    )
+    nvcc.chmod(0o755)
+    return nvcc
+
+
+def needed_libraries(module: Path) -> set[str]:
+    """The libraries that the loader looks for, the loader itself apart."""
+    lines = run(tool("readelf"), "--dynamic", "--wide", module, cwd=module.parent).stdout.splitlines()
+    assert not [line for line in lines if "(RPATH)" in line or "(RUNPATH)" in line]
+    needed = {line.split("[")[1].rstrip("]") for line in lines if "(NEEDED)" in line}
+    return {name for name in needed if not name.startswith("ld-linux")}
 
 
 def names_in(wheel: Path) -> set[str]:
@@ -201,10 +261,7 @@ def test_native_on_demand_fails_loudly(
 
 @pytest.mark.slow
 def test_links_nothing_but_the_language_runtime(native_module: Path) -> None:
-    lines = run(tool("readelf"), "--dynamic", "--wide", native_module, cwd=native_module.parent).stdout.splitlines()
-    needed = {line.split("[")[1].rstrip("]") for line in lines if "(NEEDED)" in line}
-    assert {name for name in needed if not name.startswith("ld-linux")} <= ALLOWED_LIBRARIES
-    assert not [line for line in lines if "(RPATH)" in line or "(RUNPATH)" in line]
+    assert needed_libraries(native_module) <= ALLOWED_LIBRARIES
     symbols = run(tool("nm"), "--dynamic", "--undefined-only", native_module, cwd=native_module.parent).stdout
     torchs = ("_ZN2at", "_ZNK2at", "_ZN3c10", "_ZNK3c10", "_ZN5torch", "_ZNK5torch", "THP")
     foreign = [symbol for symbol in symbols.split() if symbol.startswith(torchs)]
@@ -224,6 +281,197 @@ def test_each_instruction_set_keeps_to_its_namespace(sdist: Path, wheel: Path) -
         outside = [symbol for symbol in shared if f"fusedoptim::{name}::" not in symbol.split("(")[0]]
         assert outside == [f"fusedoptim::cpu::{name}()"], path
         assert len(shared) > 10
+
+
+# ---- CUDA ------------------------------------------------------------------------------------------------------------
+DEFAULT = ["7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0", "12.0+PTX"]
+
+
+@pytest.mark.parametrize(
+    ("toolkit", "wanted", "architectures"),
+    [
+        ("12.0", None, ["7.5", "8.0", "8.6", "8.9", "9.0", "9.0+PTX"]),
+        ("12.8", None, DEFAULT),
+        ("13.0", None, DEFAULT),
+        ("13.0", "", DEFAULT),
+        ("13.0", "8.0", ["8.0"]),
+        ("12.8", "7.0 8.0;9.0+PTX", ["7.0", "8.0", "9.0", "9.0+PTX"]),
+        ("13.0", "8.6;8.6;8.6+PTX", ["8.6", "8.6+PTX"]),
+        ("13.0", "Ampere", ["8.0", "8.6", "8.6+PTX"]),
+        ("13.0", "Ampere+Tegra Hopper", ["8.7", "9.0", "9.0+PTX"]),
+        ("13.0", "Blackwell", ["10.0", "10.3", "12.0", "12.1", "12.1+PTX"]),
+        ("13.0", "9.0a 10.0f+PTX", ["9.0a", "10.0f", "10.0f+PTX"]),
+    ],
+)
+def test_architectures(setup_py: ModuleType, toolkit: str, wanted: str | None, architectures: list[str]) -> None:
+    assert setup_py.cuda_architectures(wanted, GPU_CODES[toolkit]) == architectures
+
+
+@pytest.mark.parametrize(
+    ("toolkit", "wanted", "entry", "message"),
+    [
+        ("13.0", "8.0;8.x", "8.x", "unknown architecture"),
+        ("13.0", "8", "8", "unknown architecture"),
+        ("13.0", "8.0,9.0", "8.0,9.0", "unknown architecture"),
+        ("13.0", "Amperes", "8.6+PTXs", "unknown architecture"),
+        ("13.0", "All", "All", "unknown architecture"),
+        ("13.0", "8.0a", "8.0a", "unknown architecture"),
+        ("13.0", "9.0f", "9.0f", "unknown architecture"),
+        ("13.0", "9.0 7.0+PTX", "7.0+PTX", "this nvcc does not know"),
+        ("12.0", "12.0", "12.0", "this nvcc does not know"),
+    ],
+)
+def test_bad_architectures(setup_py: ModuleType, toolkit: str, wanted: str, entry: str, message: str) -> None:
+    with pytest.raises(SystemExit, match=re.escape(f"TORCH_CUDA_ARCH_LIST={wanted}: {message} '{entry}'")):
+        setup_py.cuda_architectures(wanted, GPU_CODES[toolkit])
+
+
+def test_architectures_as_flags(setup_py: ModuleType) -> None:
+    assert setup_py.code_flags(["8.0", "8.6", "9.0a", "12.0", "12.1", "12.1+PTX"]) == [
+        "-gencode=arch=compute_80,code=sm_80", "-gencode=arch=compute_80,code=sm_86",
+        "-gencode=arch=compute_90a,code=sm_90a", "-gencode=arch=compute_120,code=sm_120",
+        "-gencode=arch=compute_120,code=sm_121", "-gencode=arch=compute_121,code=compute_121",
+    ]  # fmt: skip
+
+
+def test_torch_takes_these_architectures(setup_py: ModuleType) -> None:
+    """Every name that torch knows means here what it means there."""
+    source = (Path(torch.__file__).parent / "utils" / "cpp_extension.py").read_text()
+    (listed,) = re.findall(r"named_arches = collections\.OrderedDict\((\[.*?\])\)", source, re.DOTALL)
+    assert list(setup_py.NAMED_ARCHITECTURES.items()) == ast.literal_eval(listed)
+
+
+def test_where_nvcc_is_looked_for(setup_py: ModuleType, tmp_path: Path) -> None:
+    def program(*parts: str) -> Path:
+        path = tmp_path.joinpath(*parts)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch(mode=0o755)
+        return path
+
+    on_path, home, path = program("on_path", "nvcc"), program("home", "bin", "nvcc"), program("path", "bin", "nvcc")
+    system = [program("local", name, "bin", "nvcc") for name in ("cuda", "cuda-13.10", "cuda-13.2", "cuda-9.0")]
+    packages = [program("site", "nvidia", name, "bin", "nvcc") for name in ("cu14", "cu13")]
+    environ = {"PATH": str(on_path.parent)}
+
+    def found(**more: str) -> list[Path]:
+        return list(setup_py.nvcc_candidates({**environ, **more}, tmp_path / "local", [tmp_path / "site"]))
+
+    assert found() == [on_path, *system, *packages]
+    homes = {"CUDA_HOME": str(tmp_path / "home"), "CUDA_PATH": str(tmp_path / "path")}
+    assert found(**homes) == [home, path, on_path, *system, *packages]
+    assert found(CUDACXX=str(home), CUDA_PATH=str(tmp_path / "path")) == [home]
+    assert found(CUDACXX="nvcc") == [on_path]
+    with pytest.raises(setup_py.CudaMissingError, match="gone names no program"):
+        found(CUDACXX=str(tmp_path / "gone"))
+
+
+def test_a_toolkit_tells_about_itself(setup_py: ModuleType, fake_nvcc: Path) -> None:
+    toolkit = setup_py.Toolkit.at(fake_nvcc)
+    root = fake_nvcc.parent.parent
+    assert toolkit[:4] == (fake_nvcc, "12.8.61", root / "include", root / "lib" / "libcudart_static.a")
+    assert setup_py.cuda_architectures(None, toolkit.list_gpu_code) == DEFAULT
+    toolkit.runtime.unlink()
+    with pytest.raises(setup_py.CudaMissingError, match=r"nvcc has no libcudart_static\.a in .*/toolkit/lib"):
+        setup_py.Toolkit.at(fake_nvcc)
+    fake_nvcc.write_text("#!/bin/sh\nexit 1\n")
+    with pytest.raises(setup_py.CudaMissingError, match="nvcc does not work"):
+        setup_py.Toolkit.at(fake_nvcc)
+
+
+@pytest.mark.parametrize(
+    ("cuda", "native", "nvcc", "built", "said"),
+    [
+        ("auto", "auto", "works", ["cuda"], ""),
+        ("1", "1", "works", ["cuda"], ""),
+        ("0", "auto", "works", ["cpu"], ""),
+        ("auto", "auto", "absent", ["cpu"], "building without CUDA kernels: there is no nvcc"),
+        ("auto", "1", "absent", ["cpu"], "building without CUDA kernels: there is no nvcc"),
+        ("1", "auto", "absent", [], "the CUDA kernels cannot be built: there is no nvcc; install the CUDA toolkit, or"),
+        ("auto", "auto", "broken", ["cpu"], "fusedoptim: building without CUDA kernels: it is broken"),
+        ("auto", "1", "broken", [], "the CUDA kernels cannot be built: it is broken; install"),
+        ("1", "auto", "broken", [], "the CUDA kernels cannot be built: it is broken; install"),
+        ("auto", "auto", "fails", ["cuda", "cpu"], "fusedoptim: building without CUDA kernels: the build with"),
+        ("auto", "1", "fails", ["cuda"], "returned non-zero"),
+        ("1", "auto", "fails", ["cuda"], "returned non-zero"),
+    ],
+)
+def test_whether_cuda_is_built(
+    setup_py: ModuleType,
+    fake_nvcc: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    cuda: str,
+    native: str,
+    nvcc: str,
+    built: list[str],
+    said: str,
+) -> None:
+    tried = []
+
+    def find() -> object:
+        if nvcc == "broken":
+            raise setup_py.CudaMissingError("it is broken")
+        return None if nvcc == "absent" else setup_py.Toolkit.at(fake_nvcc)
+
+    def build_module(self: object, ext: object, toolkit: object) -> None:
+        tried.append("cpu" if toolkit is None else "cuda")
+        if toolkit is not None and nvcc == "fails":
+            raise subprocess.CalledProcessError(1, ["cmake", "--build"])
+
+    monkeypatch.setattr(setup_py.Toolkit, "find", find)
+    monkeypatch.setattr(setup_py.CMakeBuild, "build_module", build_module)
+    monkeypatch.setattr(setup_py, "tell", lambda message: print(message, file=sys.stderr))
+    monkeypatch.setenv("FUSEDOPTIM_CUDA", cuda)
+    monkeypatch.setenv("FUSEDOPTIM_NATIVE", native)
+    stopped = None
+    try:
+        setup_py.CMakeBuild(setuptools.Distribution()).build_extension(None)
+    except (SystemExit, subprocess.CalledProcessError) as error:
+        stopped = str(error)
+    assert tried == built
+    assert (stopped is None) == (nvcc == "works" or built[-1:] == ["cpu"])
+    lines = (stopped or capsys.readouterr().err).splitlines()
+    assert (len(lines), said in "".join(lines)) == (bool(said), True)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"FUSEDOPTIM_CUDA": "yes"}, "FUSEDOPTIM_CUDA must be auto, 0 or 1, got 'yes'"),
+        ({"FUSEDOPTIM_CUDA": "1", "FUSEDOPTIM_NATIVE": "0"}, "contradict"),
+        ({"FUSEDOPTIM_CUDA": "1", "CUDACXX": "/gone/nvcc"}, "CUDACXX=/gone/nvcc names no program; install the CUDA"),
+        ({"FUSEDOPTIM_CUDA": "1", "TORCH_CUDA_ARCH_LIST": "8.0 8.x"}, "unknown architecture '8.x'"),
+        ({"FUSEDOPTIM_CUDA": "auto", "TORCH_CUDA_ARCH_LIST": "8.0 8.x"}, "unknown architecture '8.x'"),
+    ],
+)
+def test_a_bad_setting_stops_the_build(fake_nvcc: Path, tmp_path: Path, settings: dict[str, str], message: str) -> None:
+    command = [sys.executable, ROOT / "setup.py", "-q", "build_ext"]
+    places = ["--build-lib", tmp_path / "lib", "--build-temp", tmp_path / "o"]
+    with pytest.raises(AssertionError, match=rf"failed:\n.*{re.escape(message)}.*\s+assert"):  # in one line
+        run(*command, *places, cwd=ROOT, **{"CUDACXX": str(fake_nvcc), **settings})
+
+
+@pytest.mark.slow
+def test_a_build_with_cuda_needs_no_driver(setup_py: ModuleType, sdist: Path, tmp_path: Path) -> None:
+    if setup_py.Toolkit.find() is None:
+        pytest.skip("there is no nvcc")
+    tree = tmp_path / "tree"
+    shutil.copytree(sdist, tree, ignore=shutil.ignore_patterns("build", "dist", "*.egg-info"))
+    run(*BUILD, "--wheel", cwd=tree, FUSEDOPTIM_CUDA="1", TORCH_CUDA_ARCH_LIST="8.0")
+    (built,) = tree.glob("dist/*.whl")
+    python = environment(tmp_path / "env", built)
+    assert run(python, "-W", "error", "-c", STEP, cwd=tmp_path).stdout.split()[0] == "native"
+    info = json.loads(run(python, "-m", "fusedoptim", "--json", cwd=tmp_path).stdout)
+    assert (info["cuda"], info["cuda_architectures"]) == (True, ["8.0"])
+    assert re.fullmatch(r"nvcc \d+\.\d+\.\d+", info["cuda_compiler"])
+    assert info["cuda_compiler"].startswith(f"nvcc {info['cuda_runtime']}.")
+    if not Path("/dev/nvidiactl").exists():
+        assert "CUDA d" in info["cuda_error"]  # it lacks a driver or a device
+
+    (module,) = (tmp_path / "env").glob("lib/python*/site-packages/fusedoptim/_C.*.so")
+    assert needed_libraries(module) <= ALLOWED_LIBRARIES | PARTS_OF_OLD_LIBC
+    # The runtime library neither comes from another module nor serves one: torch may hold another version.
+    assert "cuda" not in run(tool("nm"), "--dynamic", module, cwd=tmp_path).stdout.lower()
 
 
 def test_worked_example_of_contributing_applies(tmp_path: Path) -> None:
@@ -255,10 +503,15 @@ def test_build_info() -> None:
     kinds = {
         "version": str, "torch": str, "python": str, "platform": str, "native": bool,
         "instruction_sets_built": list, "instruction_sets_supported": list,
-        "cuda": bool, "cuda_architectures": list, "threads": int,
+        "cuda": bool, "cuda_architectures": list, "cuda_compiler": str | None, "cuda_runtime": str | None,
+        "cuda_error": str | None, "threads": int,
     }  # fmt: skip
     assert not [name for name, kind in kinds.items() if not isinstance(info[name], kind)]
     assert info["native"] == (info["native_error"] is None)
+    cuda = {bool(info[name]) for name in ("cuda", "cuda_architectures", "cuda_compiler", "cuda_runtime")}
+    assert cuda == {info["cuda"]}
+    if not info["cuda"]:
+        assert info["cuda_error"] == "this build has no CUDA kernels"
     if info["native"]:
         assert info["instruction_set"] == info["instruction_sets_supported"][0]
         assert set(info["instruction_sets_supported"]) <= set(info["instruction_sets_built"])
