@@ -1,0 +1,218 @@
+"""Compiles CUDA kernels for the host, and the programs that run them; with a cache, as templates take their time."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sysconfig
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent.parent
+CSRC = ROOT / "csrc"
+CACHE = ROOT / "build" / "cuda_on_cpu"
+COMPILER = shutil.which("g++") or shutil.which("c++") or shutil.which("clang++")
+STORAGES = ("f64", "f32", "bf16", "f16")
+
+JOBS = 2
+DAYS_KEPT = 7  # of what the cache holds, after its last use
+
+# Bits are a contract, as in CMakeLists.txt. Product kernels read one memory as different types, as nvcc lets them.
+BITS = ("-std=c++17", "-ffp-contract=off", "-fno-strict-aliasing")
+
+
+class BuildError(Exception):
+    """The compiler's words."""
+
+
+@dataclass(frozen=True)
+class Sanitizer:
+    """How kernels are watched."""
+
+    flags: tuple[str, ...] = ()
+    runtime: tuple[str, ...] = ()
+    """Flags of the runtime, which is not watched itself."""
+    arguments: tuple[str, ...] = ()
+    """Of the source-level program."""
+
+
+SANITIZERS = {
+    "none": Sanitizer(),
+    # Nothing behind the operands: there AddressSanitizer watches.
+    "address": Sanitizer(
+        ("-fsanitize=address,undefined", "-fno-sanitize-recover=all"), ("-DCUDA_ON_CPU_ASAN",), ("--guard", "0")
+    ),
+    "thread": Sanitizer(("-fsanitize=thread",), ("-DCUDA_ON_CPU_TSAN",), ("--brief",)),
+}
+# Threads that are given up leave their memory behind, and what Python preloads is not for these programs.
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"} | {
+    "ASAN_OPTIONS": "detect_leaks=0",
+    "UBSAN_OPTIONS": "print_stacktrace=1",
+    "TSAN_OPTIONS": "halt_on_error=1",
+}
+
+
+@dataclass(frozen=True)
+class Object:
+    """An object file to be: a source, the flags, and the product sources that it includes."""
+
+    source: Path
+    flags: tuple[str, ...]
+    csrc: Path = CSRC
+
+
+# ---- the toolkit's headers -----------------------------------------------------------------------------------------
+
+
+def _include_candidates() -> Iterator[Path]:
+    for name in ("CUDA_HOME", "CUDA_PATH"):
+        if os.environ.get(name):
+            yield Path(os.environ[name]) / "include"
+    nvcc = shutil.which("nvcc")
+    if nvcc is not None:
+        yield Path(nvcc).resolve().parent.parent / "include"
+    for root in sorted(Path("/usr/local").glob("cuda*")):
+        yield root / "include"
+    for packages in (sysconfig.get_path("purelib"), sysconfig.get_path("platlib")):
+        yield from sorted(Path(packages).glob("nvidia/cu1[0-9]/include"), reverse=True)
+
+
+@cache
+def find_cuda_include() -> Path | None:
+    """The folder of CUDA's own headers, which are all that g++ needs of it."""
+    for folder in _include_candidates():
+        if all((folder / name).is_file() for name in ("cuda_runtime_api.h", "cuda_fp16.h", "vector_functions.h")):
+            return folder
+    return None
+
+
+def why_not() -> str | None:
+    """Why kernels cannot be compiled here, in one line; None if they can."""
+    if COMPILER is None:
+        return "there is no C++ compiler"
+    if find_cuda_include() is None:
+        return "there are no CUDA headers: no nvcc on PATH, in CUDA_HOME, /usr/local/cuda or site-packages"
+    return None
+
+
+# ---- compiling, with a cache ---------------------------------------------------------------------------------------
+
+
+@cache
+def _compiler_version() -> str:
+    return subprocess.run([str(COMPILER), "--version"], capture_output=True, text=True, check=True).stdout
+
+
+def _key(*parts: object) -> str:
+    digest = hashlib.sha256()
+    for part in (COMPILER, _compiler_version(), *parts):
+        digest.update(part if isinstance(part, bytes) else str(part).encode())
+        digest.update(b"\0")
+    return digest.hexdigest()[:24]
+
+
+def _headers(folder: Path) -> Iterator[object]:
+    for path in sorted(folder.rglob("*")):
+        if path.suffix in (".h", ".cuh"):
+            yield path.relative_to(folder)
+            yield path.read_bytes()
+
+
+def _cached(key: str, name: str, command: Sequence[str]) -> Path:
+    """The file that ``command`` makes if told its path at the end."""
+    made = CACHE / key / name
+    if made.exists():
+        os.utime(made.parent)
+        return made
+    made.parent.mkdir(parents=True, exist_ok=True)
+    partial = made.with_name(f"{name}.{os.getpid()}")
+    done = subprocess.run([*command, "-o", str(partial)], capture_output=True, text=True)
+    if done.returncode != 0:
+        raise BuildError(done.stderr[:4000])
+    partial.replace(made)  # at once: another process may build the same
+    return made
+
+
+def _compile(wanted: Object) -> Path:
+    contents = wanted.source.read_bytes()
+    key = _key(*wanted.flags, wanted.source.name, contents, *_headers(wanted.csrc), *_headers(HERE))
+    folders = (f"-I{wanted.csrc}", f"-I{HERE}")
+    command = [str(COMPILER), *BITS, *wanted.flags, *folders, "-c", str(wanted.source)]
+    return _cached(key, f"{wanted.source.stem}.o", command)
+
+
+def compile_objects(objects: Sequence[Object]) -> list[Path]:
+    """Compile what the cache does not hold, as many at once as pays on a small machine.
+
+    Raises:
+        BuildError: With the compiler's words.
+    """
+    prune()
+    with ThreadPoolExecutor(JOBS) as pool:
+        return list(pool.map(_compile, objects))
+
+
+def link(objects: Sequence[Path], name: str, flags: Sequence[str] = ()) -> Path:
+    """Link a program from objects that ``compile_objects`` gave."""
+    return _cached(_key(*objects, *flags), name, [str(COMPILER), *flags, *map(str, objects)])
+
+
+def prune() -> None:
+    """Remove what nobody has used for some days."""
+    for folder in CACHE.glob("*"):
+        if time.time() - folder.stat().st_mtime > DAYS_KEPT * 24 * 3600:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+# ---- what programs are made of -------------------------------------------------------------------------------------
+
+
+def kernels(
+    sanitizer: str, storages: Sequence[str] = STORAGES, csrc: Path = CSRC, optimize: str = "-O1"
+) -> list[Object]:
+    """The product's kernels, as host code."""
+    host = ("-x", "c++", "-isystem", str(find_cuda_include()), "-include", "device_on_host.h", "-Wno-unknown-pragmas")
+    flags = (*host, "-g1", optimize, *SANITIZERS[sanitizer].flags)
+    step = [Object(csrc / "cuda" / "kernels.cu", (*flags, f"-DFUSEDOPTIM_STORAGE={name}"), csrc) for name in storages]
+    return [*step, Object(csrc / "cuda" / "zero.cu", flags, csrc)]
+
+
+def runtime(sanitizer: str) -> Object:
+    """The runtime for kernels that are watched by ``sanitizer``."""
+    return Object(HERE / "runtime.cpp", ("-O1", "-g1", *SANITIZERS[sanitizer].runtime))
+
+
+def cpu_driver() -> list[Object]:
+    """The product's CPU driver, with the baseline kernels."""
+    flags = ("-O2", "-fno-math-errno", "-fno-trapping-math")
+    kernels = Object(CSRC / "cpu" / "kernels.cpp", (*flags, "-DFUSEDOPTIM_ISA=baseline"))
+    return [kernels, Object(CSRC / "cpu" / "run.cpp", flags)]
+
+
+def source_level(sanitizer: str, storages: Sequence[str] = STORAGES, csrc: Path = CSRC, optimize: str = "-O1") -> Path:
+    """The program of ``source_level.cpp``, with the kernels of ``csrc``."""
+    whole = tuple(storages) == STORAGES
+    sources = [HERE / f"{name}.cpp" for name in ("source_level", "covering", "step_case", "zero_case")]
+    sources.append(CSRC / "cuda" / "kernels.cpp" if whole else HERE / "linked_kernels.cpp")
+    program = [Object(source, ("-O1", "-g1")) for source in sources]
+    # The slowest first, so that the last does not run alone.
+    objects = [*kernels(sanitizer, storages, csrc, optimize), *cpu_driver(), *program, runtime(sanitizer)]
+    return link(compile_objects(objects), "source_level", SANITIZERS[sanitizer].flags)
+
+
+def run_source_level(program: Path, sanitizer: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run it; stdout holds all that was said."""
+    command = [str(program), *SANITIZERS[sanitizer].arguments, *arguments]
+    while True:
+        done = subprocess.run(command, env=ENVIRONMENT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        # Where the kernel moves programs about more than ThreadSanitizer can follow.
+        if "unexpected memory mapping" not in done.stdout or command[0] == "setarch" or not shutil.which("setarch"):
+            return done
+        command = ["setarch", "-R", *command]
