@@ -78,6 +78,7 @@ class Design {
       step.rows = {{600}, {17, alignments_[1]}, {5, 0, nullptr, 3}};
       if (on_device) {
         step.rows.push_back(strided(kTransposed));
+        step.rows.back().step = 7;  // the block that has had the first row folds again
       } else {
         step.rows.push_back({kChunk + 1});
       }
@@ -130,7 +131,8 @@ class Design {
     }
     StepCase step = next();
     step.fold = Fold::kOnHostCounting;
-    step.rows = rows;
+    for (int i = 0; i < fusedoptim::cuda::kThreads + 9; ++i) step.rows.push_back({1});  // more counts than threads
+    step.grid = 2;
     visit(step);
   }
 
@@ -144,6 +146,8 @@ class Design {
         for (const int64_t size : {kChunk - 1, kChunk, kChunk + 1}) step.rows.push_back({size, misaligned});
       }
       step.rows.push_back({2 * kChunk + 9, on_device ? one : 0});
+      constexpr int kBeyond32Bits = (1 << 18) + 1;  // elements from here on have numbers above 2^31
+      step.rows.push_back({kChunk + 5, 0, nullptr, 0, false, kBeyond32Bits});
       visit(step);
     }
   }

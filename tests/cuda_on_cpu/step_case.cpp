@@ -107,7 +107,8 @@ class Check {
     make_options();
     for (const RowCase& row : step_.rows) add_row(row);
     for (size_t row = 0; row < step_.rows.size(); ++row) {
-      for (int64_t at = 0; at < step_.rows[row].count; at += kChunk) chunks_.push_back({int(row), int(at / kChunk)});
+      int index = step_.rows[row].first_chunk;
+      for (int64_t at = 0; at < step_.rows[row].count; at += kChunk) chunks_.push_back({int(row), index++});
     }
   }
 
@@ -161,8 +162,12 @@ class Check {
     count_of_row_.push_back(count == nullptr ? -1 : int(counts_.size()) - 1);
 
     fusedoptim::cuda::Row table{};
-    for (int k = 0; k < operands; ++k) table.operands[k] = begin(made[k], made[k].device);
-    table.count = row.count;
+    const int64_t before = int64_t(row.first_chunk) * kChunk;  // elements that have no memory at all
+    for (int k = 0; k < operands; ++k) {
+      const auto at = reinterpret_cast<uintptr_t>(begin(made[k], made[k].device)) - uintptr_t(before) * size_;
+      table.operands[k] = reinterpret_cast<void*>(at);
+    }
+    table.count = before + row.count;
     table.layout = row.strides == nullptr ? fusedoptim::cuda::kNoLayout : int32_t(layouts_.size());
     if (step_.fold == Fold::kOnDevice) {
       table.step = count->memory.data();
@@ -269,7 +274,7 @@ class Check {
       for (size_t k = 0; k < operands_[i].size(); ++k) {
         task.operands[k] = begin(operands_[i][k], operands_[i][k].expected);
       }
-      task.count = rows_[i].count;
+      task.count = step_.rows[i].count;
       if (rows_[i].layout != fusedoptim::cuda::kNoLayout) {
         const int64_t* const layout = &layouts_[rows_[i].layout];
         layouts[i] = {int(layout[0]), layout + 1, layout + 1 + layout[0]};

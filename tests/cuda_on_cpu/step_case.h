@@ -23,11 +23,12 @@ struct Strides {
 };
 
 struct RowCase {
-  int64_t count;
+  int64_t count;                     // elements
   unsigned misaligned = 0;           // bit k: operand k begins one element past a multiple of 16 bytes
   const Strides* strides = nullptr;  // null: contiguous
   double step = 0;                   // before the step
   bool shares_step = false;          // with the row before: one step count for both
+  int first_chunk = 0;               // the row is the end of a larger one, of which these chunks are not launched
 };
 
 // Where the constants are folded from the options, and where step counts lie.

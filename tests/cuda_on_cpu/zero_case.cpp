@@ -63,6 +63,13 @@ int64_t launch_zero(const std::vector<int64_t>& sizes, const std::vector<int>& a
       total += size;
     }
   }
+  // The end of a span whose bytes have numbers above 2^31; the rest of it has no memory and is not launched.
+  constexpr int kBeyond32Bits = (1 << 15) + 1, kEnd = 77;
+  constexpr int64_t kLeftOut = int64_t(kBeyond32Bits) * kZeroChunk;
+  const Span& end = spans.emplace_back(3, kEnd, guard);
+  const auto begin = reinterpret_cast<uintptr_t>(end.memory.get()) + uintptr_t(end.lead) - uintptr_t(kLeftOut);
+  chunks.push_back({int(table.size()), kBeyond32Bits});
+  table.push_back({reinterpret_cast<char*>(begin), kLeftOut + kEnd});
   table.shrink_to_fit();
   chunks.shrink_to_fit();
   const ZeroLaunch launch{table.data(), chunks.data(), int(chunks.size())};

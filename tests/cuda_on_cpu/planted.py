@@ -1,0 +1,271 @@
+"""Mistakes that the tests must notice: each is a substitution in a copy of the sources, and what must then be seen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Planted:
+    """One mistake."""
+
+    name: str
+    file: str
+    """In csrc."""
+    old: str
+    """Occurs exactly once in the file."""
+    new: str
+    seen: str
+    """Part of what the failing run says."""
+    sanitizer: str = "none"
+    storage: str = "f32"
+    layer: str = "source"
+    """Which tests notice it: a key of RUNNERS in test_planted.py."""
+
+
+STEP, ZERO, DEVICE = "cuda/kernels.cu", "cuda/zero.cu", "cuda/device.cuh"
+
+# ---- the source of the kernels, run on the host ---------------------------------------------------------------------
+
+BOUNDS = [
+    Planted(
+        "an element beyond the end",
+        STEP,
+        "int(min(row.count - begin, int64_t(kChunk)))",
+        "int(min(row.count - begin + 1, int64_t(kChunk)))",
+        "heap-buffer-overflow",
+        sanitizer="address",
+    ),
+    Planted(
+        "whole packs rounded up",
+        STEP,
+        "whole ? count / kWhole * kWhole : 0",
+        "whole ? (count + kWhole - 1) / kWhole * kWhole : 0",
+        "heap-buffer-overflow",
+        sanitizer="address",
+    ),
+    Planted(
+        "an element beyond the end, without a sanitizer",
+        STEP,
+        "int(min(row.count - begin, int64_t(kChunk)))",
+        "int(min(row.count - begin + 1, int64_t(kChunk)))",
+        "of 1 elements, misaligned operands 0x0: param[1] is",
+    ),
+    Planted("tail left out", STEP, "i < count; i += kThreads)", "i < packed; i += kThreads)", "of 1 elements"),
+    Planted(
+        "no alignment needed",
+        STEP,
+        "whole = whole && aligned(first[k]);",
+        "",
+        "misaligned address",
+        sanitizer="address",
+    ),
+    Planted(
+        "alignment of the first operand only",
+        STEP,
+        "whole = whole && aligned(first[k]);",
+        "whole = whole && (k > 0 || aligned(first[k]));",
+        "misaligned address",
+        sanitizer="address",
+    ),
+    Planted(
+        "chunk begins in 32 bits",
+        STEP,
+        "int64_t(chunk.index) * kChunk",
+        "int64_t(chunk.index * kChunk)",
+        "signed integer overflow",
+        sanitizer="address",
+    ),
+    Planted("wrong stride over chunks", STEP, "c += gridDim.x)", "c += gridDim.x + 1)", "should be"),
+    Planted("wrong stride over packs", STEP, "i += kThreads * kWhole", "i += kThreads", "should be"),
+]
+
+STRIDED = [
+    Planted(
+        "every operand by the strides of the first",
+        STEP,
+        "layout[1 + (1 + k) * ndim + d]",
+        "layout[1 + ndim + d]",
+        "strided elements",
+    ),
+    Planted(
+        "second chunk strided as the first",
+        STEP,
+        "launch.layouts + row.layout, begin + i, at)",
+        "launch.layouts + row.layout, i, at)",
+        "8733 strided elements",
+    ),
+]
+
+ARITHMETIC = [
+    Planted("maximize forgotten", STEP, "if (launch.maximize) grad = -grad;", "", "maximize"),
+    Planted("states swapped on the way back", STEP, "narrow<S>(state[k])", "narrow<S>(state[kStates - 1 - k])", "adam"),
+    Planted(
+        "param and grad swapped",
+        STEP,
+        "operands[0].at[i] = narrow<S>(param);",
+        "operands[1].at[i] = narrow<S>(param);",
+        "param[0] is",
+    ),
+    Planted(
+        "division by a reciprocal",
+        STEP,
+        "widen(operands[1].at[i]) / grad_scale",
+        "widen(operands[1].at[i]) * (1 / grad_scale)",
+        "grad_scale 3.0",
+    ),
+    Planted(
+        "the scaled gradient not stored",
+        STEP,
+        "if (launch.grad_scale != nullptr && !launch.zero_grad) *",
+        "if (false) *",
+        "grad[0] is",
+    ),
+    Planted(
+        "gradient zeroed before it is read",
+        STEP,
+        "  if (!skip) {\n    Elements operands",
+        "  if (launch.zero_grad) *reinterpret_cast<Elements*>(global(at[1])) = Elements{};\n"
+        "  if (!skip) {\n    Elements operands",
+        "zero_grad",
+    ),
+    Planted("bf16 ties away from zero", DEVICE, "0x7fff + ((bits >> 16) & 1)", "0x8000", "should be", storage="bf16"),
+    Planted(
+        "bf16 cut off", DEVICE, "(bits + 0x7fff + ((bits >> 16) & 1)) >> 16", "bits >> 16", "should be", storage="bf16"
+    ),
+    Planted("fp16 cut off", DEVICE, "__float2half_rn(x)", "__float2half_rz(x)", "should be", storage="f16"),
+]
+
+FOUND_INF = [
+    Planted(
+        "found_inf ignored",
+        STEP,
+        "launch.found_inf != nullptr && *launch.found_inf != 0",
+        "false",
+        "found_inf 1.000000",
+    ),
+    Planted("found_inf is 1 or 0", STEP, "*launch.found_inf != 0", "*launch.found_inf == 1", "found_inf 2.500000"),
+    Planted("found_inf is positive", STEP, "*launch.found_inf != 0", "*launch.found_inf > 0", "found_inf nan"),
+    Planted(
+        "a step that is not taken is counted",
+        STEP,
+        "if (skip || launch.counts_count == 0) return;",
+        "if (launch.counts_count == 0) return;",
+        "a step count is",
+    ),
+]
+
+FOLDING = [
+    Planted("step counts are floats", STEP, "read(row.step, row.step_is_double)", "read(row.step, false)", "should be"),
+    Planted("options in order", STEP, "(options.bytes)[number.option]", "(options.bytes)[i]", "device numbers"),
+    Planted(
+        "folded once", STEP, "if (next != folded_step) folded", "if (folded_step != folded_step) folded", "should be"
+    ),
+    Planted(
+        "as many counts as threads",
+        STEP,
+        "i < launch.counts_count; i += kThreads)",
+        "i < launch.counts_count; i += launch.counts_count)",
+        "a step count is",
+    ),
+]
+
+ORDER = [
+    Planted(
+        "no barrier ahead of folding",
+        STEP,
+        "      __syncthreads();  // nobody reads the rule of the last chunk any more\n",
+        "",
+        "data race",
+        sanitizer="thread",
+    ),
+    Planted(
+        "no barrier behind folding",
+        STEP,
+        "folded_step = next;\n      }\n      __syncthreads();\n",
+        "folded_step = next;\n      }\n",
+        "data race",
+        sanitizer="thread",
+    ),
+    Planted(
+        "no barrier behind the ticket",
+        STEP,
+        "  __syncthreads();\n  if (!is_last) return;",
+        "  if (!is_last) return;",
+        "data race",
+        sanitizer="thread",
+    ),
+    Planted(
+        "no fence ahead of the ticket",
+        STEP,
+        "    __threadfence();\n    is_last",
+        "    is_last",
+        "data race",
+        sanitizer="thread",
+    ),
+    Planted(
+        "no fence behind the ticket",
+        STEP,
+        "== gridDim.x - 1;\n    __threadfence();\n",
+        "== gridDim.x - 1;\n",
+        "data race",
+        sanitizer="thread",
+    ),
+    Planted(
+        "a ticket that is not atomic",
+        STEP,
+        "is_last = atomicInc(launch.ticket, gridDim.x - 1) == gridDim.x - 1;",
+        "is_last = *launch.ticket == gridDim.x - 1;\n    *launch.ticket = is_last ? 0 : *launch.ticket + 1;",
+        "data race",
+        sanitizer="thread",
+    ),
+    Planted(
+        "a ticket that is never taken back",
+        STEP,
+        "atomicInc(launch.ticket, gridDim.x - 1)",
+        "atomicInc(launch.ticket, ~0u)",
+        "the ticket was written to",
+    ),
+    Planted(
+        "threads leave ahead of a barrier",
+        STEP,
+        "const Row& row = launch.rows[chunk.row];",
+        "const Row& row = launch.rows[chunk.row];\n    if (threadIdx.x >= row.count) return;",
+        "divergent barrier in block (0, 0, 0)",
+    ),
+]
+
+ZEROING = [
+    Planted(
+        "more bytes up to a multiple of 16 than there are",
+        ZERO,
+        "min(int(-reinterpret_cast<uintptr_t>(first) % 16), count)",
+        "int(-reinterpret_cast<uintptr_t>(first) % 16)",
+        "heap-buffer-overflow",
+        sanitizer="address",
+    ),
+    Planted(
+        "16 bytes at a time from the first on",
+        ZERO,
+        "min(int(-reinterpret_cast<uintptr_t>(first) % 16), count)",
+        "0",
+        "misaligned address",
+        sanitizer="address",
+    ),
+    Planted(
+        "last bytes left out", ZERO, "if (tail + int(threadIdx.x) < count) first[tail + threadIdx.x] = 0;", "",
+        "is not zeroed",
+    ),
+    Planted(
+        "chunk of bytes begins in 32 bits",
+        ZERO,
+        "int64_t(chunk.index) * kZeroChunk",
+        "int64_t(chunk.index * kZeroChunk)",
+        "signed integer overflow",
+        sanitizer="address",
+    ),
+]  # fmt: skip
+
+SOURCE_LEVEL = [*BOUNDS, *STRIDED, *ARITHMETIC, *FOUND_INF, *FOLDING, *ORDER, *ZEROING]
+
+PLANTED = [*SOURCE_LEVEL]

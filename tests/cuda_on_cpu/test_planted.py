@@ -1,0 +1,87 @@
+"""The tests of the CUDA code notice the mistakes of planted.py, and nothing in the sources as they are."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import building
+import pytest
+from planted import PLANTED, Planted
+
+WHY_NOT = building.why_not()
+pytestmark = pytest.mark.skipif(WHY_NOT is not None, reason=str(WHY_NOT))
+
+
+@dataclass(frozen=True)
+class Mode:
+    """How sources are built and run."""
+
+    layer: str
+    storage: str
+    sanitizer: str
+
+    @classmethod
+    def of(cls, planted: Planted) -> Mode:
+        return cls(planted.layer, planted.storage, planted.sanitizer)
+
+
+def run_source_level(csrc: Path, mode: Mode) -> subprocess.CompletedProcess[str]:
+    program = building.source_level(mode.sanitizer, (mode.storage,), csrc, "-O0")
+    return building.run_source_level(program, mode.sanitizer, "--storage", mode.storage)
+
+
+# By layer. Each builds the sources and runs them, and says in its output what it has noticed.
+RUNNERS: dict[str, Callable[[Path, Mode], subprocess.CompletedProcess[str]]] = {"source": run_source_level}
+
+MODES = sorted({Mode.of(planted) for planted in PLANTED}, key=str)
+
+
+def plant(planted: Planted, csrc: Path) -> None:
+    """Write a copy of the sources with the mistake."""
+    shutil.copytree(building.CSRC, csrc)
+    file = csrc / planted.file
+    text = file.read_text()
+    assert text.count(planted.old) == 1, (
+        f"{planted.file} has changed: {planted.old!r} occurs {text.count(planted.old)}x"
+    )
+    file.write_text(text.replace(planted.old, planted.new))
+
+
+def run_planted(planted: Planted, csrc: Path) -> subprocess.CompletedProcess[str]:
+    plant(planted, csrc)
+    return RUNNERS[planted.layer](csrc, Mode.of(planted))
+
+
+@pytest.fixture(scope="module")
+def outcomes(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[Planted, Future[subprocess.CompletedProcess[str]]]]:
+    """What becomes of the mistakes whose tests are selected: a few at a time, as building them is most of the time."""
+    selected = [
+        item.callspec.params["planted"]
+        for item in request.session.items
+        if isinstance(item, pytest.Function) and item.function is test_is_noticed
+    ]
+    folder = tmp_path_factory.mktemp("planted")
+    # What does not change from one to the other comes first, so that it is built once.
+    building.compile_objects([*building.cpu_driver(), *(building.runtime(mode.sanitizer) for mode in MODES)])
+    with ThreadPoolExecutor(building.JOBS) as pool:
+        yield {planted: pool.submit(run_planted, planted, folder / str(i)) for i, planted in enumerate(selected)}
+
+
+@pytest.mark.parametrize("mode", MODES, ids=lambda mode: f"{mode.layer}-{mode.storage}-{mode.sanitizer}")
+def test_nothing_is_noticed_where_nothing_is_planted(mode):
+    done = RUNNERS[mode.layer](building.CSRC, mode)
+    assert done.returncode == 0, done.stdout[:6000]
+
+
+@pytest.mark.parametrize("planted", PLANTED, ids=lambda planted: f"{planted.layer}-{planted.name.replace(' ', '-')}")
+def test_is_noticed(planted, outcomes):
+    done = outcomes[planted].result()
+    assert done.returncode != 0, f"not noticed: {done.stdout[:6000]}"
+    assert planted.seen in done.stdout, done.stdout[:6000]
