@@ -110,7 +110,8 @@ def _compiler_version() -> str:
     return subprocess.run([str(COMPILER), "--version"], capture_output=True, text=True, check=True).stdout
 
 
-def _key(*parts: object) -> str:
+def key(*parts: object) -> str:
+    """A name for what is made of these parts by this compiler."""
     digest = hashlib.sha256()
     for part in (COMPILER, _compiler_version(), *parts):
         digest.update(part if isinstance(part, bytes) else str(part).encode())
@@ -118,16 +119,17 @@ def _key(*parts: object) -> str:
     return digest.hexdigest()[:24]
 
 
-def _headers(folder: Path) -> Iterator[object]:
+def headers(folder: Path) -> Iterator[object]:
+    """The names and contents of all headers of a folder: parts of a key."""
     for path in sorted(folder.rglob("*")):
         if path.suffix in (".h", ".cuh"):
             yield path.relative_to(folder)
             yield path.read_bytes()
 
 
-def _cached(key: str, name: str, command: Sequence[str]) -> Path:
+def cached(named: str, name: str, command: Sequence[str]) -> Path:
     """The file that ``command`` makes if told its path at the end."""
-    made = CACHE / key / name
+    made = CACHE / named / name
     if made.exists():
         os.utime(made.parent)
         return made
@@ -142,10 +144,10 @@ def _cached(key: str, name: str, command: Sequence[str]) -> Path:
 
 def _compile(wanted: Object) -> Path:
     contents = wanted.source.read_bytes()
-    key = _key(*wanted.flags, wanted.source.name, contents, *_headers(wanted.csrc), *_headers(HERE))
+    named = key(*wanted.flags, wanted.source.name, contents, *headers(wanted.csrc), *headers(HERE))
     folders = (f"-I{wanted.csrc}", f"-I{HERE}")
     command = [str(COMPILER), *BITS, *wanted.flags, *folders, "-c", str(wanted.source)]
-    return _cached(key, f"{wanted.source.stem}.o", command)
+    return cached(named, f"{wanted.source.stem}.o", command)
 
 
 def compile_objects(objects: Sequence[Object]) -> list[Path]:
@@ -161,7 +163,7 @@ def compile_objects(objects: Sequence[Object]) -> list[Path]:
 
 def link(objects: Sequence[Path], name: str, flags: Sequence[str] = ()) -> Path:
     """Link a program from objects that ``compile_objects`` gave."""
-    return _cached(_key(*objects, *flags), name, [str(COMPILER), *flags, *map(str, objects)])
+    return cached(key(*objects, *flags), name, [str(COMPILER), *flags, *map(str, objects)])
 
 
 def prune() -> None:

@@ -1,7 +1,7 @@
 """What a step does on a device, beyond the bits: tables, launches, streams, graphs, numbers that stay there, failures.
 
-Run by ``test_end_to_end.py``, with the plugin ``posed``. Work is queued and done only when ``finish`` is called, as far as
-a test does not say otherwise; so what the host does too early, or waits for, shows.
+Run by ``test_end_to_end.py``, with the plugin ``posed``. Work is queued and done only when ``finish`` is called; so what
+the host does too early, or waits for, shows.
 """
 
 from __future__ import annotations
@@ -173,7 +173,7 @@ def test_new_addresses_are_uploaded_and_known_ones_are_not() -> None:
 
 @of_cases(one_per_class())
 def test_many_steps_in_the_queue(case: Case) -> None:
-    """The host runs ahead, with new gradients each time: no table or staging memory is overwritten while it is needed."""
+    """The host runs ahead, with new gradients each time: no table and no staging memory is overwritten too early."""
     device, host = twins(case.make)
     for seed in range(1, 9):
         step_both(device, host, seed)

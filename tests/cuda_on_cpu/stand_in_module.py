@@ -1,83 +1,109 @@
 """Links the extension anew, from the very objects of its build, with a stand-in for the CUDA runtime.
 
 What runs then is the host code of the build, nvcc's own host objects that register its kernels, and the kernels as nvcc
-made them: as PTX, turned into C++.
+makes them with the flags of the build: as PTX, turned into C++.
 """
 
 from __future__ import annotations
 
+import re
 import shlex
+import shutil
 import subprocess
+import sys
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 
 import building
 import ptx_to_cpp
+from building import CSRC, HERE, ROOT, Object
 
-HERE = Path(__file__).parent
-SOURCES = ("runtime.cpp", "ptx_kernels.cpp", "stand_in_runtime.cpp", "posing.cpp")
-STORAGES = ("f64", "f32", "bf16", "f16")
-
-
-def link_command(build: Path) -> list[str]:
-    """The command that linked the extension in a build folder of setup.py."""
-    ninja = building.tool("ninja")
-    commands = subprocess.run([ninja, "-C", build, "-t", "commands"], capture_output=True, text=True, check=True).stdout
-    (command,) = (line for line in commands.splitlines() if " -shared " in line)
-    words = shlex.split(command)
-    return words[words.index(":") + 2 : words.index("&&", 3)]
+BUILD = ROOT / "build" / f"editable-{sys.implementation.cache_tag}"
+STAND_IN = ("runtime.cpp", "ptx_kernels.cpp", "stand_in_runtime.cpp", "posing.cpp")
+HOST_FLAGS = ("-O1", "-fPIC")
 
 
-def compile_command(build: Path, source: str) -> list[str]:
-    """The command that compiled one source file of the extension there, without the file and its output."""
-    ninja = building.tool("ninja")
-    commands = subprocess.run([ninja, "-C", build, "-t", "commands"], capture_output=True, text=True, check=True).stdout
-    (command,) = (line for line in commands.splitlines() if line.endswith(f"/{source}"))
-    words = shlex.split(command)
-    for flag, extra in (("-o", 1), ("-MF", 1), ("-MT", 1), ("-MD", 0), ("-c", 1)):
+@cache
+def commands() -> list[list[str]]:
+    """The commands of the extension's build, as words."""
+    ninja = shutil.which("ninja", path=str(Path(sys.executable).parent)) or shutil.which("ninja")
+    if ninja is None:
+        return []
+    done = subprocess.run([ninja, "-C", str(BUILD), "-t", "commands"], capture_output=True, text=True)
+    return [shlex.split(line) for line in done.stdout.splitlines()]
+
+
+def why_not() -> str | None:
+    """Why the extension cannot be linked anew, in one line; None if it can."""
+    if building.why_not() is not None:
+        return building.why_not()
+    if not any(word.endswith("cuda/kernels_f32.o") for command in commands() for word in command):
+        return "there is no editable build of the extension with CUDA; `make build` makes one where there is an nvcc"
+    return None
+
+
+def _ptx_command(storage: str | None) -> tuple[list[str], Path]:
+    """The command that makes PTX of a source where the build made an object, and that source."""
+    ending = f"cuda/kernels_{storage}.o" if storage else "cuda/zero.o"
+    (command,) = (words for words in commands() if "-c" in words and any(word.endswith(ending) for word in words))
+    begin = command.index("&&") + 1
+    words = command[begin : command.index("&&", begin)]
+    newest = max(int(number) for number in re.findall(r"compute_(\d+)", " ".join(words)))
+    words = [word for word in words if not word.startswith("-gencode")]
+    source = ROOT / words[words.index("-c") + 1]
+    for flag, values in (("-MD", 0), ("-MF", 1), ("-c", 1), ("-o", 1)):
         at = words.index(flag)
-        del words[at : at + 1 + extra]
-    return words
+        del words[at : at + 1 + values]
+    return [*words, f"-arch=compute_{newest}", "-ptx", str(source)], source
 
 
-def kernels(nvcc: Path, out: Path) -> list[Path]:
-    """Objects of all kernels, from nvcc's PTX for the newest architecture that it knows."""
-    newest = building.architectures(nvcc)[-1]
-    sources = [("kernels.cu", storage) for storage in STORAGES] + [("zero.cu", None)]
-    ptx, cpp = [], []
-    for source, storage in sources:
-        target = out / f"{Path(source).stem}_{storage}.ptx"
-        define = [f"-DFUSEDOPTIM_STORAGE={storage}"] if storage else []
-        code = building.ROOT / "csrc" / "cuda" / source
-        ptx.append([nvcc, *building.NVCC_FLAGS, *define, f"-arch={newest}", "-ptx", code, "-o", target])
-        cpp.append(target)
-    building.run_all(ptx)
-    for target in cpp:
-        target.with_suffix(".cpp").write_text(ptx_to_cpp.translate(target.read_text()))
-    return building.compile_all([target.with_suffix(".cpp") for target in cpp], out, ["-O1", "-fPIC"])
+def kernels() -> list[Object]:
+    """All kernels, as C++ made of their PTX."""
+    objects = []
+    for storage in (*building.STORAGES, None):
+        command, source = _ptx_command(storage)
+        key = building.key(*command, source.read_bytes(), *building.headers(CSRC))
+        ptx = building.cached(key, f"{source.stem}_{storage}.ptx", command)
+        cpp = ptx.with_suffix(".cpp")
+        cpp.write_text(ptx_to_cpp.translate(ptx.read_text()))
+        objects.append(Object(cpp, HOST_FLAGS))
+    return objects
 
 
-def build(nvcc: Path, extension_build: Path, out: Path) -> Path:
-    """The extension, linked with the stand-in; returns the module's file."""
-    out.mkdir(parents=True, exist_ok=True)
-    include = ["-isystem", building.cuda_include(nvcc)]
-    stand_in = building.compile_all([HERE / name for name in SOURCES], out, ["-O1", "-fPIC", *include])
-    return link(extension_build, [*kernels(nvcc, out), *stand_in], out, {})
+def objects() -> list[Path]:
+    """The object files of the stand-in and the kernels."""
+    include = ("-isystem", str(building.find_cuda_include()))
+    stand_in = [Object(HERE / name, (*HOST_FLAGS, *include)) for name in STAND_IN]
+    return building.compile_objects([*kernels(), *stand_in])
 
 
-def link(extension_build: Path, objects: list[Path], out: Path, replaced: Mapping[str, Path]) -> Path:
-    """Link, with the objects of some sources of the extension replaced, by names such as ``csrc/cuda/run.cpp``."""
-    command = link_command(extension_build)
-    target = out / command[command.index("-o") + 1]
-    words: list[str] = []
-    for word in command:
-        source = word.split(".dir/")[-1].removesuffix(".o")
-        if word.endswith("libcudart_static.a"):
-            words += map(str, objects)
-        elif source in replaced:
-            words.append(str(replaced[source]))
+def recompile(source: Path, text: str, out: Path) -> Path:
+    """Compile another text of one of the extension's sources as the build compiles that."""
+    (command,) = (words for words in commands() if words[-1] == str(source))
+    words = list(command)
+    for flag, values in (("-MD", 0), ("-MT", 1), ("-MF", 1)):
+        at = words.index(flag)
+        del words[at : at + 1 + values]
+    changed, made = out / source.name, out / f"{source.name}.o"
+    changed.write_text(text)
+    words[words.index("-o") + 1], words[-1] = str(made), str(changed)
+    subprocess.run(words, cwd=BUILD, check=True)
+    return made
+
+
+def link(objects: list[Path], out: Path, replaced: Mapping[Path, Path] | None = None) -> Path:
+    """Link the extension; ``replaced`` gives other objects for some of its sources."""
+    (words,) = (words for words in commands() if "-shared" in words)
+    words = words[words.index(":") + 2 : words.index("&&", words.index("-shared"))]
+    others = {str(source.relative_to(ROOT)): str(made) for source, made in (replaced or {}).items()}
+    target = out / words[words.index("-o") + 1]
+    linked: list[str] = []
+    for word in words:
+        if word.endswith("/libcudart_static.a"):
+            linked += map(str, objects)
         else:
-            words.append(word)
-    words[words.index("-o") + 1] = str(target)
-    subprocess.run(words, cwd=extension_build, check=True)
+            linked.append(others.get(word.split("_C.dir/")[-1].removesuffix(".o"), word))
+    linked[linked.index("-o") + 1] = str(target)
+    subprocess.run(linked, cwd=BUILD, check=True)
     return target

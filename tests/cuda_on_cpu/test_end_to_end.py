@@ -1,0 +1,69 @@
+"""The CUDA path from Python to the kernels that nvcc made, on a machine without a GPU.
+
+Most of it is the tests of the CPU kernels, run again where tensors pose as CUDA tensors (see ``posed.py``): the public
+classes, the tables, the launches and every kernel then stand between a step and the reference that it is compared with.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import building
+import pytest
+import stand_in_module
+
+WHY_NOT = stand_in_module.why_not()
+pytestmark = pytest.mark.skipif(WHY_NOT is not None, reason=str(WHY_NOT))
+
+TESTS = building.ROOT / "tests"
+# Files, how many tests of each must pass at least, and those that say what is not so on a device.
+POSED = {
+    "test_bits": (900, ""),
+    "test_layouts": (300, ""),
+    "test_user_layouts": (300, ""),
+    "test_shared_memory": (500, ""),
+    "test_driver": (600, ""),
+    "test_user_changes": (120, "not reference"),
+    "test_state": (120, "not reference"),
+    "test_fallback": (30, "not reference"),
+    "test_errors": (60, "not reference"),
+    "test_amp": (40, "not reference"),
+    "test_zero_grad": (
+        50,
+        "not reference and not skipped_step",
+    ),  # where Adam's state is there, empty, after a step that was skipped
+    "cuda_on_cpu/device_tests": (300, ""),
+}
+
+
+@pytest.fixture(scope="module")
+def module(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The extension, linked with the stand-in for CUDA."""
+    return stand_in_module.link(stand_in_module.objects(), tmp_path_factory.mktemp("stand_in"))
+
+
+def run_posed(module: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run tests in a process in which tensors pose as CUDA tensors."""
+    folders = os.pathsep.join(map(str, (building.HERE, TESTS)))
+    environment = {**os.environ, "FUSEDOPTIM_STAND_IN": str(module), "PYTHONPATH": folders}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "posed", "-p", "no:cacheprovider", *arguments]
+    return subprocess.run(
+        command, cwd=building.ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+
+
+@pytest.mark.parametrize("name", POSED)
+def test_on_a_device(name: str, module: Path) -> None:
+    least, chosen = POSED[name]
+    done = run_posed(module, f"tests/{name}.py", *(["-k", chosen] if chosen else []))
+    assert done.returncode == 0, done.stdout[-6000:]
+    passed = re.search(r"(\d+) passed", done.stdout)
+    assert passed is not None
+    assert int(passed[1]) >= least, done.stdout[-2000:]
+    if name == "test_bits":  # each of the others launches some
+        assert "kernels never launched: 1\n" in done.stdout, done.stdout[-2000:]
+        assert re.search(r"^ +_ZN\w*4zero", done.stdout, re.MULTILINE), "all but that which zeroes"
