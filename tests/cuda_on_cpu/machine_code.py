@@ -144,12 +144,12 @@ def _wide(instructions: Counter[str], *kinds: str) -> int:
     )
 
 
-def problems_of_kernel(kernel: Kernel, operands: int | None) -> list[str]:
+def problems_of_kernel(kernel: Kernel, operands: tuple[int, int] | None) -> list[str]:
     """What is wrong with one kernel.
 
     Args:
         kernel: The kernel.
-        operands: How many arrays a step kernel reads and writes; None for the kernel that zeroes memory.
+        operands: How many arrays a step kernel reads and how many it writes; None for the kernel that zeroes memory.
     """
     problems = []
     instructions = kernel.instructions
@@ -168,9 +168,9 @@ def problems_of_kernel(kernel: Kernel, operands: int | None) -> list[str]:
             problems.append("has no 128-bit stores")
         return problems
     # A load of unknown address space (LD, ST) is slower, so it does not count.
-    for kind, verb in (("LDG", "loads"), ("STG", "stores")):
-        if _wide(instructions, kind) < operands:
-            problems.append(f"has {_wide(instructions, kind)} 128-bit {verb} for {operands} operands")
+    for kind, verb, count in zip(("LDG", "STG"), ("loads", "stores"), operands, strict=True):
+        if _wide(instructions, kind) < count:
+            problems.append(f"has {_wide(instructions, kind)} 128-bit {verb} for {count} operands")
     return problems
 
 

@@ -25,10 +25,25 @@ LIST_VARIANTS = """
 
 using namespace fusedoptim;
 
+// A state that is read carries NaN on, into itself at least.
+template <template <class> class Rule, int variant>
+int states_read() {
+  const Rule<float> rule(typename Rule<float>::Options{}, 1);
+  int count = 0;
+  for (int k = 0; k < Rule<float>::states_of(variant); ++k) {
+    float param = 1, states[kMaxStates + 1] = {};
+    states[k] = NAN;
+    rule.template operator()<variant>(param, 1.0f, states);
+    count += std::isnan(states[k]);
+  }
+  return count;
+}
+
 template <template <class> class Rule, int variant = 0>
 void list() {
   if constexpr (variant < Rule<float>::kVariants) {
-    std::printf("%s %d %d\\n", typeid(Rule<float>).name(), variant, Rule<float>::states_of(variant));
+    const int read = 2 + states_read<Rule, variant>(), written = 2 + Rule<float>::states_of(variant);
+    std::printf("%s %d %d %d\\n", typeid(Rule<float>).name(), variant, read, written);
     list<Rule, variant + 1>();
   }
 }
@@ -53,8 +68,8 @@ def built() -> Contents:
 
 
 @pytest.fixture(scope="module")
-def operands(tmp_path_factory: pytest.TempPathFactory) -> dict[Variant, int]:
-    """The step kernels that the sources ask for, and how many arrays each reads and writes."""
+def operands(tmp_path_factory: pytest.TempPathFactory) -> dict[Variant, tuple[int, int]]:
+    """The step kernels that the sources ask for, and how many arrays each reads and how many it writes."""
     compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
     if compiler is None:
         pytest.skip("there is no C++ compiler")
@@ -63,10 +78,12 @@ def operands(tmp_path_factory: pytest.TempPathFactory) -> dict[Variant, int]:
     command = [compiler, "-std=c++17", f"-I{ROOT / 'csrc'}", "list.cpp", "-o", "list"]
     subprocess.run(command, cwd=folder, check=True)
     listed = subprocess.run([folder / "list"], text=True, capture_output=True, check=True).stdout
-    found = re.findall(r"10fusedoptim\d+(\w+?)IfE\S* (\d+) (\d+)", listed)
+    found = re.findall(r"10fusedoptim\d+(\w+?)IfE\S* (\d+) (\d+) (\d+)", listed)
     assert len(found) == len(listed.splitlines()) > 0
     return {
-        Variant(storage, rule, int(number)): 2 + int(states) for storage in STORAGES for rule, number, states in found
+        Variant(storage, rule, int(number)): (int(read), int(written))
+        for storage in STORAGES
+        for rule, number, read, written in found
     }
 
 
@@ -75,14 +92,14 @@ def test_every_architecture_is_there(built: Contents) -> None:
     assert built.code
 
 
-def test_every_kernel_is_there(built: Contents, operands: dict[Variant, int]) -> None:
+def test_every_kernel_is_there(built: Contents, operands: dict[Variant, tuple[int, int]]) -> None:
     for names in [*map(set, built.code.values()), *(ptx.kernels for ptx in built.ptx.values())]:
         variants = [machine_code.variant_of(name) for name in names]
         assert Counter(variants) == Counter([*operands, None])  # None: the kernel that zeroes memory
 
 
 def test_no_kernel_spills_or_approximates_and_all_access_128_bits(
-    built: Contents, operands: dict[Variant, int]
+    built: Contents, operands: dict[Variant, tuple[int, int]]
 ) -> None:
     problems = [
         f"{architecture} {name} {problem}"
@@ -141,7 +158,7 @@ $L__BB0_2:
 """
 
 
-def problems_of(sass: str = SASS, usage: str = USAGE, operands: int | None = 2) -> list[str]:
+def problems_of(sass: str = SASS, usage: str = USAGE, operands: tuple[int, int] | None = (2, 2)) -> list[str]:
     kernels = machine_code.parse_code(sass, usage)
     assert list(kernels) == [STEP]
     return machine_code.problems_of_kernel(kernels[STEP], operands)
