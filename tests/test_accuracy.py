@@ -89,8 +89,8 @@ def test_errors_are_not_larger_than_torchs(case: Case, dtype: torch.dtype) -> No
     differ in many elements and the criterion is strict. In float32 Adam differs from the for-loop in one element of
     a thousand, on some processors in one of fifty, and only because torch's square root is not always rounded
     correctly (there, one root of five is not); which of two neighbouring results is nearer to the truth is then a
-    toss for each such element. So, below one differing element in forty, the sum of the losses must not exceed 4 standard errors of as many tosses, and the maximum torch's by more than
-    the one unit that neighbours are apart.
+    toss for each such element. So, below one differing element in forty, the sum of the losses must not exceed 4
+    standard errors of as many tosses, and the maximum torch's by more than the one unit that neighbours are apart.
     """
     errors = all_errors(case, dtype)
     for who in implementations_of_torch(case, dtype):

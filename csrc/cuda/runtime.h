@@ -38,10 +38,11 @@ class CurrentDevice {
   bool changed_ = false;
 };
 
-// While it lives, this thread may allocate and copy beside a capture, which no such call then becomes part of.
+// While it lives, this thread may allocate, free and ask for events although some stream is being captured, by this
+// thread or another: without it such a call is an error, and ends the capture.
 class BesideCapture {
  public:
-  BesideCapture() { check(cudaThreadExchangeStreamCaptureMode(&mode_), "leaving the capture mode"); }
+  BesideCapture() { cudaThreadExchangeStreamCaptureMode(&mode_); }
   ~BesideCapture() { cudaThreadExchangeStreamCaptureMode(&mode_); }
   BesideCapture(const BesideCapture&) = delete;
   BesideCapture& operator=(const BesideCapture&) = delete;

@@ -35,6 +35,8 @@ void release(Table& table) {
 }  // namespace
 
 Tables::~Tables() {
+  if (tables_.empty()) return;
+  const BesideCapture beside;
   for (Table& table : tables_) release(table);
   for (Staging& staging : stagings_) {
     cudaEventSynchronize(staging.done);
@@ -53,6 +55,7 @@ const Table& Tables::find(int device, cudaStream_t stream, bool capturing, Bytes
       return table;
     }
   }
+  const BesideCapture beside;
   contents_.clear();
   const Shape shape = write(contents_);
   Table& table = take(device, stream, capturing);
@@ -111,7 +114,6 @@ void Tables::upload(Table& table, const std::vector<char>& contents) {
 // While a graph is being captured the contents must be there before the graph is, and stay: on a stream of its own, and
 // waited for, once in the life of a graph.
 void Tables::upload_beside_capture(Table& table, const std::vector<char>& contents) {
-  const BesideCapture beside;
   void* memory = nullptr;
   check(cudaMalloc(&memory, contents.size()), "allocating a table for a graph");
   table.memory = static_cast<char*>(memory);

@@ -13,7 +13,8 @@ static __global__ void __launch_bounds__(kThreads) zero(const __grid_constant__ 
     const int head = min(int(-reinterpret_cast<uintptr_t>(first) % 16), count);
     const int tail = (count - head) / 16 * 16 + head;
     if (threadIdx.x < head) first[threadIdx.x] = 0;
-    for (int i = head + threadIdx.x * 16; i < tail; i += kThreads * 16) *reinterpret_cast<uint4*>(first + i) = uint4{};
+    for (int i = head + threadIdx.x * 16; i < tail; i += kThreads * 16)
+      *reinterpret_cast<uint4*>(global(first + i)) = uint4{};
     if (tail + int(threadIdx.x) < count) first[tail + threadIdx.x] = 0;
   }
 }

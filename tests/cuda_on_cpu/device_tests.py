@@ -1,7 +1,7 @@
 """What a step does on a device, beyond the bits: tables, launches, streams, graphs, numbers that stay there, failures.
 
-Run by ``test_end_to_end.py``, with the plugin ``posed``. Work is queued and done only when ``finish`` is called; so what
-the host does too early, or waits for, shows.
+Run by ``test_end_to_end.py``, with the plugin ``posed``. Work is queued and done only when ``finish`` is called; so
+what the host does too early, or waits for, shows.
 """
 
 from __future__ import annotations
@@ -604,12 +604,19 @@ FAILING = {
 
 
 @pytest.mark.parametrize("options", [{}, {"fused": True}])
-@pytest.mark.parametrize("function", FAILING)
-def test_a_failure_writes_nothing(function: str, options: dict[str, Any]) -> None:
-    """The error says what failed; the next step is the first, with the bits that it would have had."""
+@pytest.mark.parametrize(
+    ("function", "taken"),
+    # In the second step memory and the number of blocks are there.
+    [*((function, 0) for function in FAILING), ("cudaLaunchKernel", 1), ("cudaMemcpyAsync", 1)],
+)
+def test_a_failure_writes_nothing(function: str, taken: int, options: dict[str, Any]) -> None:
+    """The error says what failed; the next step is the one that failed, with the bits that it would have had."""
     code, words = FAILING[function]
     shapes = [(5,), (8193,), (3, 4), (0,)]
     device, host = (fusedoptim.Adam(make_params(shapes), **options) for _ in range(2))
+    for seed in range(taken):
+        step_both(device, host, 10 + seed)
+    finish()
     set_grads(device, 1)
     before = everything_of(device)
     lib.stand_in_fail(function.encode(), 0, code)

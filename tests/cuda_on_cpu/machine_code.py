@@ -164,7 +164,7 @@ def problems_of_kernel(kernel: Kernel, operands: tuple[int, int] | None) -> list
     if approximate:
         problems.append(f"approximates: {sorted(approximate)}")
     if operands is None:
-        if not _wide(instructions, "STG", "ST"):
+        if not _wide(instructions, "STG"):
             problems.append("has no 128-bit stores")
         return problems
     # A load of unknown address space (LD, ST) is slower, so it does not count.

@@ -16,7 +16,7 @@ class Planted:
     """Occurs exactly once in the file."""
     new: str
     seen: str
-    """Part of what the failing run says."""
+    """Part of what the failing run says; in the layer "end to end" the test that fails."""
     sanitizer: str = "none"
     storage: str = "f32"
     layer: str = "source"
@@ -268,4 +268,54 @@ ZEROING = [
 
 SOURCE_LEVEL = [*BOUNDS, *STRIDED, *ARITHMETIC, *FOUND_INF, *FOLDING, *ORDER, *ZEROING]
 
-PLANTED = [*SOURCE_LEVEL]
+# ---- the host's side of a step, from Python to the launch -----------------------------------------------------------
+
+
+def _host(name: str, file: str, old: str, new: str, seen: str) -> Planted:
+    return Planted(name, file, old, new, seen, layer="end to end")
+
+
+RUN, TABLES = "cuda/run.cpp", "cuda/tables.cpp"
+END_TO_END = [
+    _host("a table that stays when addresses change", TABLES, "same(table.key, key, key_rest)",
+          "table.key.size() == key.size + key_rest.size", "test_many_steps_in_the_queue"),
+    _host("a table uploaded in each step", TABLES, "same(table.key, key, key_rest)", "false",
+          "test_400_tensors_are_one"),
+    _host("a table of another stream", TABLES, "table.stream == stream && same", "same", "test_the_current_stream"),
+    _host("staging memory used again too early", TABLES, "if (code == cudaSuccess) return staging;",
+          "if (code == cudaSuccess || code == cudaErrorNotReady) return staging;", "test_many_steps_in_the_queue"),
+    _host("waiting for the device to upload", TABLES, '"recording the upload of a table");',
+          '"recording the upload of a table");\n  cudaStreamSynchronize(table.stream);', "test_found_inf"),
+    _host("the table of a graph overwritten", TABLES, "|| table.frozen || table.last_used", "|| table.last_used",
+          "test_a_graph_outlives_later_steps"),
+    _host("an upload that becomes part of a graph", TABLES,
+          "capturing ? upload_beside_capture(table, contents_) : upload(table, contents_);",
+          "upload(table, contents_);", "test_capture_and_replay"),
+    _host("tables not given back", TABLES, "for (Table& table : tables_) release(table);", "",
+          "test_nothing_is_left_behind"),
+    _host("one launch for each tensor", RUN, "return task.device == first->device &&",
+          "return false && task.device == first->device &&", "test_400_tensors_are_one"),
+    _host("groups that share what they must not", RUN,
+          "std::memcmp(task.constants, first->constants, kMaxFoldBytes) == 0", "true", "test_one_launch_per_bucket"),
+    _host("kernels of another dtype", RUN, "step_kernel(task.rule, task.variant, task.dtype)",
+          "step_kernel(task.rule, task.variant, DType::f32)", "test_bits_of_the_host"),
+    _host("found_inf not handed on", RUN, "step.found_inf = bucket.run->found_inf;", "", "test_found_inf"),
+    _host("found_inf of the first device", RUN, "buckets.push_back({&task, &*run, {}, {}});",
+          "buckets.push_back({&task, &runs[0], {}, {}});", "test_two_devices"),
+    _host("a launch on the current device", RUN, "const CurrentDevice on(launch.device);", "", "test_two_devices"),
+    _host("a launch that fails in silence", RUN, "if (code == cudaSuccess) continue;", "continue;",
+          "test_a_failure_writes"),
+    _host("an option in the place of another", "python/gather.cpp", "int(option.place - first)", "0",
+          "test_learning_rate_on_the_device_and_steps_on_the_host"),
+    _host("a first step that is skipped on the device", "python/gather.cpp",
+          "if (variant != next_variant) skipped_by_host_ = true;", "", "test_overflow_in_the_first_step_of_momentum"),
+    _host("the host's number in place of the device's", "python/rules.cpp",
+          "if (may_stay && on_device_ != nullptr && is_on_cuda(value)) {", "if (false) {", "test_learning_rate_on"),
+    _host("steps counted before the launch", "python/commit.cpp", "    driver_.launch();",
+          "    *reinterpret_cast<float*>(rows_[0].step.at) += 1;\n    driver_.launch();",
+          "test_a_failure_writes_nothing"),
+    _host("a capture whose steps nobody counts", "python/commit.cpp",
+          "!row.step.on_device && driver_.is_capturing(*run)", "false", "test_capture_of_steps_counted_on_the_host"),
+]  # fmt: skip
+
+PLANTED = [*SOURCE_LEVEL, *END_TO_END]

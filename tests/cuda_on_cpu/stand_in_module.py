@@ -6,12 +6,12 @@ makes them with the flags of the build: as PTX, turned into C++.
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
@@ -78,32 +78,40 @@ def objects() -> list[Path]:
     return building.compile_objects([*kernels(), *stand_in])
 
 
-def recompile(source: Path, text: str, out: Path) -> Path:
-    """Compile another text of one of the extension's sources as the build compiles that."""
-    (command,) = (words for words in commands() if words[-1] == str(source))
-    words = list(command)
-    for flag, values in (("-MD", 0), ("-MT", 1), ("-MF", 1)):
-        at = words.index(flag)
-        del words[at : at + 1 + values]
-    changed, made = out / source.name, out / f"{source.name}.o"
-    changed.write_text(text)
-    words[words.index("-o") + 1], words[-1] = str(made), str(changed)
-    subprocess.run(words, cwd=BUILD, check=True)
-    return made
+def host_objects(csrc: Path) -> list[Object]:
+    """The extension's own C++, of another copy of the sources, compiled quickly."""
+    objects = []
+    for words in commands():
+        if not any("/_C.dir/" in word for word in words) or "-c" not in words:
+            continue
+        flags = [word for word in words[1 : words.index("-MD")] if not word.startswith(("-flto", "-fno-fat", "-O"))]
+        flags = [word for word in flags if word != f"-I{CSRC}"]
+        source = Path(words[-1]).relative_to(CSRC)
+        objects.append(Object(csrc / source, (*flags, "-O1"), csrc))
+    return objects
 
 
-def link(objects: list[Path], out: Path, replaced: Mapping[Path, Path] | None = None) -> Path:
-    """Link the extension; ``replaced`` gives other objects for some of its sources."""
+def link(objects: list[Path], out: Path, host: list[Path] | None = None) -> Path:
+    """Link the extension; ``host`` are other objects of its own C++ than those of the build."""
     (words,) = (words for words in commands() if "-shared" in words)
     words = words[words.index(":") + 2 : words.index("&&", words.index("-shared"))]
-    others = {str(source.relative_to(ROOT)): str(made) for source, made in (replaced or {}).items()}
     target = out / words[words.index("-o") + 1]
     linked: list[str] = []
     for word in words:
         if word.endswith("/libcudart_static.a"):
-            linked += map(str, objects)
-        else:
-            linked.append(others.get(word.split("_C.dir/")[-1].removesuffix(".o"), word))
+            linked += map(str, [*objects, *(host or [])])
+        elif host is None or ("_C.dir/" not in word and not word.startswith("-flto")):
+            linked.append(word)
     linked[linked.index("-o") + 1] = str(target)
     subprocess.run(linked, cwd=BUILD, check=True)
     return target
+
+
+def run_posed(module: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run tests in a process in which tensors pose as CUDA tensors."""
+    folders = os.pathsep.join(map(str, (HERE, ROOT / "tests")))
+    environment = {**os.environ, "FUSEDOPTIM_STAND_IN": str(module), "PYTHONPATH": folders}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "posed", "-p", "no:cacheprovider", *arguments]
+    return subprocess.run(
+        command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )

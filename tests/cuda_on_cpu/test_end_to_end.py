@@ -6,20 +6,15 @@ classes, the tables, the launches and every kernel then stand between a step and
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
-import building
 import pytest
 import stand_in_module
 
 WHY_NOT = stand_in_module.why_not()
 pytestmark = pytest.mark.skipif(WHY_NOT is not None, reason=str(WHY_NOT))
 
-TESTS = building.ROOT / "tests"
 # Files, how many tests of each must pass at least, and those that say what is not so on a device.
 POSED = {
     "test_bits": (900, ""),
@@ -46,20 +41,10 @@ def module(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return stand_in_module.link(stand_in_module.objects(), tmp_path_factory.mktemp("stand_in"))
 
 
-def run_posed(module: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run tests in a process in which tensors pose as CUDA tensors."""
-    folders = os.pathsep.join(map(str, (building.HERE, TESTS)))
-    environment = {**os.environ, "FUSEDOPTIM_STAND_IN": str(module), "PYTHONPATH": folders}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "posed", "-p", "no:cacheprovider", *arguments]
-    return subprocess.run(
-        command, cwd=building.ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
-
-
 @pytest.mark.parametrize("name", POSED)
 def test_on_a_device(name: str, module: Path) -> None:
     least, chosen = POSED[name]
-    done = run_posed(module, f"tests/{name}.py", *(["-k", chosen] if chosen else []))
+    done = stand_in_module.run_posed(module, f"tests/{name}.py", *(["-k", chosen] if chosen else []))
     assert done.returncode == 0, done.stdout[-6000:]
     passed = re.search(r"(\d+) passed", done.stdout)
     assert passed is not None

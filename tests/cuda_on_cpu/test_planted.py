@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import building
 import pytest
+import stand_in_module
 from planted import PLANTED, Planted
 
 WHY_NOT = building.why_not()
@@ -30,13 +32,25 @@ class Mode:
         return cls(planted.layer, planted.storage, planted.sanitizer)
 
 
-def run_source_level(csrc: Path, mode: Mode) -> subprocess.CompletedProcess[str]:
+def run_source_level(csrc: Path, mode: Mode, _: Planted | None) -> subprocess.CompletedProcess[str]:
     program = building.source_level(mode.sanitizer, (mode.storage,), csrc, "-O0")
     return building.run_source_level(program, mode.sanitizer, "--storage", mode.storage)
 
 
+def run_end_to_end(csrc: Path, _: Mode, planted: Planted | None) -> subprocess.CompletedProcess[str]:
+    host = building.compile_objects(stand_in_module.host_objects(csrc))
+    with tempfile.TemporaryDirectory() as out:
+        module = stand_in_module.link(stand_in_module.objects(), Path(out), host)
+        chosen = () if planted is None else ("-k", planted.seen)
+        return stand_in_module.run_posed(module, "tests/cuda_on_cpu/device_tests.py", *chosen)
+
+
 # By layer. Each builds the sources and runs them, and says in its output what it has noticed.
-RUNNERS: dict[str, Callable[[Path, Mode], subprocess.CompletedProcess[str]]] = {"source": run_source_level}
+RUNNERS: dict[str, Callable[[Path, Mode, Planted | None], subprocess.CompletedProcess[str]]] = {
+    "source": run_source_level,
+    "end to end": run_end_to_end,
+}
+WHY_NOT_IN = {"source": building.why_not, "end to end": stand_in_module.why_not}
 
 MODES = sorted({Mode.of(planted) for planted in PLANTED}, key=str)
 
@@ -52,9 +66,15 @@ def plant(planted: Planted, csrc: Path) -> None:
     file.write_text(text.replace(planted.old, planted.new))
 
 
+def skip_without_means(layer: str) -> None:
+    why_not = WHY_NOT_IN[layer]()
+    if why_not is not None:
+        pytest.skip(why_not)
+
+
 def run_planted(planted: Planted, csrc: Path) -> subprocess.CompletedProcess[str]:
     plant(planted, csrc)
-    return RUNNERS[planted.layer](csrc, Mode.of(planted))
+    return RUNNERS[planted.layer](csrc, Mode.of(planted), planted)
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +87,7 @@ def outcomes(
         for item in request.session.items
         if isinstance(item, pytest.Function) and item.function is test_is_noticed
     ]
+    selected = [planted for planted in selected if WHY_NOT_IN[planted.layer]() is None]
     folder = tmp_path_factory.mktemp("planted")
     # What does not change from one to the other comes first, so that it is built once.
     building.compile_objects([*building.cpu_driver(), *(building.runtime(mode.sanitizer) for mode in MODES)])
@@ -76,12 +97,15 @@ def outcomes(
 
 @pytest.mark.parametrize("mode", MODES, ids=lambda mode: f"{mode.layer}-{mode.storage}-{mode.sanitizer}")
 def test_nothing_is_noticed_where_nothing_is_planted(mode):
-    done = RUNNERS[mode.layer](building.CSRC, mode)
+    skip_without_means(mode.layer)
+    done = RUNNERS[mode.layer](building.CSRC, mode, None)
     assert done.returncode == 0, done.stdout[:6000]
 
 
 @pytest.mark.parametrize("planted", PLANTED, ids=lambda planted: f"{planted.layer}-{planted.name.replace(' ', '-')}")
 def test_is_noticed(planted, outcomes):
+    skip_without_means(planted.layer)
     done = outcomes[planted].result()
     assert done.returncode != 0, f"not noticed: {done.stdout[:6000]}"
     assert planted.seen in done.stdout, done.stdout[:6000]
+    assert "error" not in done.stdout.splitlines()[-1], "no test ran"
