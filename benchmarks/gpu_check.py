@@ -28,7 +28,7 @@ from typing import Any
 import torch
 
 from gpu_build import build, find_sanitizer
-from gpu_environment import ROOT, stand_in
+from gpu_environment import ROOT, missing, stand_ins
 from gpu_parts import PARTS, Calls, Record, run_limited, run_part, run_units, save
 
 RESULT = Path(__file__).parent / "results" / "gpu.json"
@@ -68,9 +68,10 @@ def build_calls(args: argparse.Namespace) -> Calls:
 
 def bits_calls(args: argparse.Namespace, short: bool = False) -> Calls:
     """The checks of bits; `short` for the sanitizers."""
-    import gpu_bits
-    import gpu_checks
-    from gpu_device import Device
+    with stand_ins():
+        import gpu_bits
+        import gpu_checks
+        from gpu_device import Device
 
     is_small = args.rehearse or short
     device = Device("cpu" if args.rehearse else "cuda:0")
@@ -88,8 +89,9 @@ def bits_calls(args: argparse.Namespace, short: bool = False) -> Calls:
 
 def time_calls(args: argparse.Namespace) -> Calls:
     """The measurements."""
-    import gpu_time
-    from gpu_device import Device
+    with stand_ins():
+        import gpu_time
+        from gpu_device import Device
 
     if args.rehearse:
         return dict(gpu_time.units(gpu_time.rehearsal()))
@@ -179,8 +181,9 @@ def check(args: argparse.Namespace) -> int:
             save(args.output, record)
     try:
         record["machine"] = machine(args)
-        import gpu_report
-        from report import machine_line, make_console
+        with stand_ins():
+            import gpu_report
+            from report import machine_line, make_console
     except Exception as error:  # the package is not there, for the build has failed; or rich is not
         save(args.output, record)
         print(f"gpu_check: no tables: {type(error).__name__}: {error}")
@@ -201,13 +204,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"gpu_check: no CUDA device: torch {torch.__version__} sees none here", file=sys.stderr)
         return 2
     sys.path.insert(0, str(ROOT))
-    missing = stand_in()
     if args.short_run:
         return short_run(args)
     if args.part:
         return run_units(calls_of(args), args.output, args.until)
-    if missing:
-        print(f"gpu_check: not installed, and hardly needed: {', '.join(missing)}")
+    if absent := missing():
+        print(f"gpu_check: not installed, and hardly needed: {', '.join(absent)}")
     return check(args)
 
 
