@@ -20,7 +20,7 @@ SETTING := $(VENV)/.setting
 # The environment variables that a build depends on.
 SETTINGS := (FUSEDOPTIM_(NATIVE|CUDA|CMAKE_ARGS)|CXX|CXXFLAGS|LDFLAGS|TORCH_CUDA_ARCH_LIST|CUDACXX|CUDA_HOME|CUDA_PATH)=
 NATIVE := $(shell find csrc -type f) CMakeLists.txt setup.py
-CXX_FILES = $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+CXX_FILES = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 PY_FILES = fusedoptim benchmarks tests setup.py
 say = @printf '==> %s\n' $(1)
 

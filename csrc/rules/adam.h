@@ -39,14 +39,13 @@ struct Adam {
   }
   static constexpr int states_of(int variant) { return variant % 2 == 1 ? 3 : 2; }
 
-  // exp_avg is interpolated from the nearer side: from grad where 1 - beta1 is a half or more.
-  bool from_grad;
-  T change_weight, beta2, one_minus_beta2, eps, weight_decay, keep, minus_step_size;
+  // exp_avg is interpolated from the nearer side: from grad (1, else 0) where 1 - beta1 is a half or more.
+  T from_grad, change_weight, beta2, one_minus_beta2, eps, weight_decay, keep, minus_step_size;
   Divisor<T> root_correction2;
 
   FUSEDOPTIM_INLINE Adam(const Options& o, double step)
-      : from_grad(!(T(1 - o.beta1) < T(0.5))),
-        change_weight(T(1 - o.beta1) - T(from_grad ? 1 : 0)),
+      : from_grad(T(1 - o.beta1) < T(0.5) ? T(0) : T(1)),
+        change_weight(T(1 - o.beta1) - from_grad),
         beta2(T(o.beta2)),
         one_minus_beta2(T(1 - o.beta2)),
         eps(T(o.eps)),
@@ -66,7 +65,7 @@ struct Adam {
     if constexpr (decay == kDecoupled) param = param * V(keep);
 
     const V change = grad - exp_avg;
-    exp_avg = fma(V(change_weight), change, from_grad ? grad : exp_avg);
+    exp_avg = fma(V(change_weight), change, if_nonzero(V(from_grad), grad, exp_avg));
     exp_avg_sq = fma(V(one_minus_beta2) * grad, grad, exp_avg_sq * V(beta2));
 
     V second_moment = exp_avg_sq;

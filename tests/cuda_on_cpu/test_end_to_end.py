@@ -21,7 +21,7 @@ POSED = {
     "test_layouts": (300, ""),
     "test_user_layouts": (300, ""),
     "test_shared_memory": (500, ""),
-    "test_driver": (600, ""),
+    "test_driver": (300, "float32 or bfloat16"),
     "test_user_changes": (120, "not reference"),
     "test_state": (120, "not reference"),
     "test_fallback": (30, "not reference"),
