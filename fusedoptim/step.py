@@ -109,8 +109,10 @@ class FusedStep(Optimizer):
             native.drop_grads(self.param_groups)
         else:
             plan = self._take_plan()
-            plan.zero_grads(self.param_groups)
-            self._plans[get_backend()] = plan
+            try:
+                plan.zero_grads(self.param_groups)
+            finally:
+                self._plans[get_backend()] = plan
 
     def _update(self, zero_grad: bool) -> bool:
         """Take the step, and return whether it has zeroed every gradient."""
@@ -198,6 +200,11 @@ class FusedStep(Optimizer):
         super().load_state_dict(state_dict)
         for group, own in zip(self.param_groups, kept, strict=True):
             group.update(own)
+            # Torch has placed the step counts as the flags of the file say.
+            for param in group["params"] if group.get("fused") or group.get("capturable") else ():
+                step = self.state.get(param, {}).get("step")
+                if isinstance(step, Tensor) and step.device != param.device:
+                    self.state[param]["step"] = step.to(param.device, torch.float32)
         self.__dict__.pop(takes_scale, None)  # which the flags of the file have set
         self.__dict__.update(scaled)
 

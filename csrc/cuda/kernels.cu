@@ -52,6 +52,12 @@ __device__ __forceinline__ void locate(const int64_t* layout, int64_t index, S**
   }
 }
 
+// The row's step count after this step, rounded as it will be stored.
+__device__ __forceinline__ double next_step(const Row& row) {
+  const double next = read(row.step, row.step_is_double) + 1;
+  return row.step_is_double ? next : double(float(next));
+}
+
 template <template <class> class Rule, int variant>
 __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor) step(const __grid_constant__ StepLaunch launch) {
   constexpr int kOperands = 2 + Rule<T>::states_of(variant), kWhole = kWidth<S>;
@@ -80,7 +86,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor) step(const __gr
     if (launch.fold_on_device) {
       __syncthreads();  // nobody reads the rule of the last chunk any more
       if (folds) {
-        const double next = row.step != nullptr ? read(row.step, row.step_is_double) + 1 : launch.step;
+        const double next = row.step != nullptr ? next_step(row) : launch.step;
         if (next != folded_step) folded.get() = Rule<T>(options.get(), next);
         folded_step = next;
       }

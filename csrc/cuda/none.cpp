@@ -12,7 +12,7 @@ Driver::Driver() = default;
 Driver::~Driver() = default;
 const char* Driver::problem(int) { return "this build has no CUDA kernels"; }
 // With a problem on every device no task gets here.
-bool Driver::is_capturing(const DeviceRun&) { return false; }
+bool Driver::is_capturing(int, void*) { return false; }
 void Driver::prepare(const std::vector<Task>&, const std::vector<DeviceRun>&, bool, bool) {}
 void Driver::prepare_zero(const std::vector<Span>&, const std::vector<DeviceRun>&) {}
 void Driver::launch() {}

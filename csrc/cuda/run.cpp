@@ -87,14 +87,24 @@ struct Bucket {
   bool takes(const Task& task) const {
     return task.device == first->device && task.rule == first->rule && task.variant == first->variant &&
            task.dtype == first->dtype && task.maximize == first->maximize &&
-           task.device_options == first->device_options && same_fold(task);
+           (task.device_options == nullptr) == (first->device_options == nullptr) && same_fold(task);
   }
 
   bool same_fold(const Task& task) const {
     if (task.device_options == nullptr) {
       return task.constants == first->constants || std::memcmp(task.constants, first->constants, kMaxFoldBytes) == 0;
     }
-    return (task.step.at != nullptr) == (first->step.at != nullptr) && task.next_step == first->next_step;
+    return (task.step.at != nullptr) == (first->step.at != nullptr) && task.next_step == first->next_step &&
+           same_options(*task.device_options, *first->device_options);
+  }
+
+  static bool same_options(const DeviceOptions& a, const DeviceOptions& b) {
+    const auto same_number = [](const DeviceNumber& x, const DeviceNumber& y) {
+      return x.at == y.at && x.is_double == y.is_double && x.option == y.option;
+    };
+    return &a == &b ||
+           (std::memcmp(a.options, b.options, kMaxFoldBytes) == 0 &&
+            std::equal(a.numbers, a.numbers + a.number_count, b.numbers, b.numbers + b.number_count, same_number));
   }
 
   void add(const Task& task) {
@@ -126,10 +136,25 @@ struct Launch {
   ZeroLaunch zero;
 };
 
+// Errors that stay as long as the process does.
+bool is_permanent(cudaError_t code) {
+  switch (code) {
+    case cudaSuccess:
+    case cudaErrorNoDevice:
+    case cudaErrorInsufficientDriver:
+    case cudaErrorInvalidDeviceFunction:
+    case cudaErrorNoKernelImageForDevice:
+    case cudaErrorUnsupportedPtxVersion:
+      return true;
+    default:
+      return false;
+  }
+}
+
 }  // namespace
 
 struct Driver::State {
-  Tables tables;
+  Tables tables, zero_tables;
   std::vector<Launch> launches;
   std::map<int, std::string> problems;                   // by device, empty where there is none
   std::map<std::pair<int, KernelHandle>, int> capacity;  // blocks that a device runs at once
@@ -147,11 +172,11 @@ struct Driver::State {
     return std::clamp(chunks, 1, most);
   }
 
-  void prepare(const Bucket& bucket, bool zero_grad, bool capturing) {
+  void prepare(const Bucket& bucket, bool zero_grad) {
     const Task& task = *bucket.first;
     const cudaStream_t stream = static_cast<cudaStream_t>(bucket.run->stream);
     const Table& table =
-        tables.find(task.device, stream, capturing, bytes_of(bucket.rows), bytes_of(bucket.layouts),
+        tables.find(task.device, stream, bucket.run->capturing, bytes_of(bucket.rows), bytes_of(bucket.layouts),
                     [&](std::vector<char>& out) { return write_step_table(bucket.rows, bucket.layouts, out); });
     const Shape& shape = table.shape;
     if (shape.chunk_count == 0 && shape.counts_count == 0) return;
@@ -197,23 +222,28 @@ Driver::~Driver() = default;
 
 const char* Driver::problem(int device) {
   if (!state_) state_ = std::make_unique<State>();
-  const auto [found, is_new] = state_->problems.try_emplace(device);
-  if (is_new) {
-    try {
-      const CurrentDevice on(device);
-      cudaFuncAttributes attributes;
-      check(cudaFuncGetAttributes(&attributes, zero_kernel()), "looking for the kernels");
-    } catch (const Error& error) {
-      found->second = std::string("the kernels of this build do not run on its device: ") + error.what();
-    }
+  const auto found = state_->problems.find(device);
+  if (found != state_->problems.end()) return found->second.empty() ? nullptr : found->second.c_str();
+
+  int before;
+  cudaError_t code = cudaGetDevice(&before);
+  if (code == cudaSuccess) {
+    const CurrentDevice current(device);
+    const BesideCapture beside;  // the first call for a device loads the kernels
+    cudaFuncAttributes attributes;
+    code = cudaFuncGetAttributes(&attributes, zero_kernel());
   }
-  return found->second.empty() ? nullptr : found->second.c_str();
+  if (!is_permanent(code)) check(code, "looking for the kernels");
+  cudaGetLastError();
+  std::string& text = state_->problems[device];
+  if (code != cudaSuccess) text = "the kernels of this build do not run on its device: " + describe(code);
+  return text.empty() ? nullptr : text.c_str();
 }
 
-bool Driver::is_capturing(const DeviceRun& run) {
-  const CurrentDevice on(run.device);
+bool Driver::is_capturing(int device, void* stream) {
+  const CurrentDevice current(device);
   cudaStreamCaptureStatus status;
-  check(cudaStreamIsCapturing(static_cast<cudaStream_t>(run.stream), &status), "asking whether a graph is captured");
+  check(cudaStreamIsCapturing(static_cast<cudaStream_t>(stream), &status), "asking whether a graph is captured");
   return status != cudaStreamCaptureStatusNone;
 }
 
@@ -237,24 +267,26 @@ void Driver::prepare(const std::vector<Task>& tasks, const std::vector<DeviceRun
     buckets.back().add(task);
   }
   for (const Bucket& bucket : buckets) {
-    const CurrentDevice on(bucket.first->device);
-    state_->prepare(bucket, zero_grad, is_capturing(*bucket.run));
+    const CurrentDevice current(bucket.first->device);
+    const BesideCapture beside;
+    state_->prepare(bucket, zero_grad);
   }
 }
 
 void Driver::prepare_zero(const std::vector<Span>& spans, const std::vector<DeviceRun>& runs) {
   state_->launches.clear();
-  state_->tables.begin_step();
+  state_->zero_tables.begin_step();
   for (const DeviceRun& run : runs) {
     std::vector<ZeroSpan> here;
     for (const Span& span : spans) {
       if (span.device == run.device && span.bytes > 0) here.push_back({span.data, span.bytes});
     }
     if (here.empty()) continue;
-    const CurrentDevice on(run.device);
+    const CurrentDevice current(run.device);
+    const BesideCapture beside;
     const cudaStream_t stream = static_cast<cudaStream_t>(run.stream);
-    const Table& table = state_->tables.find(run.device, stream, is_capturing(run), bytes_of(here), {nullptr, 0},
-                                             [&](std::vector<char>& out) { return write_zero_table(here, out); });
+    const Table& table = state_->zero_tables.find(run.device, stream, run.capturing, bytes_of(here), {nullptr, 0},
+                                                  [&](std::vector<char>& out) { return write_zero_table(here, out); });
     Launch& launch = state_->launches.emplace_back();
     launch.device = run.device;
     launch.stream = stream;
@@ -270,7 +302,7 @@ void Driver::prepare_zero(const std::vector<Span>& spans, const std::vector<Devi
 void Driver::launch() {
   for (size_t i = 0; i < state_->launches.size(); ++i) {
     Launch& launch = state_->launches[i];
-    const CurrentDevice on(launch.device);
+    const CurrentDevice current(launch.device);
     void* parameter = launch.is_step ? static_cast<void*>(&launch.step) : &launch.zero;
     const cudaError_t code = cudaLaunchKernel(launch.kernel, dim3(unsigned(launch.blocks)), dim3(unsigned(kThreads)),
                                               &parameter, 0, launch.stream);
@@ -278,7 +310,7 @@ void Driver::launch() {
     cudaGetLastError();
     throw Error("the CUDA launch of " + launch.name + " (" + std::to_string(launch.blocks) + " blocks of " +
                 std::to_string(kThreads) + " threads on cuda:" + std::to_string(launch.device) +
-                ") failed: " + describe(code) +
+                ") failed, or earlier work on the device: " + describe(code) +
                 (i > 0 ? "; " + std::to_string(i) + " launches of this step were made before it" : ""));
   }
 }

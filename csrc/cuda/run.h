@@ -16,6 +16,11 @@ struct Error : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
+// The device's memory is full, or cached by torch's allocator.
+struct OutOfMemory : Error {
+  using Error::Error;
+};
+
 bool built();  // whether this build has kernels
 
 // What a step finds on one device. Both numbers are float32 there; null where there is none.
@@ -24,6 +29,7 @@ struct DeviceRun {
   void* stream;  // torch's current one
   const float* found_inf = nullptr;
   const float* grad_scale = nullptr;
+  bool capturing = false;  // for a CUDA graph
 };
 
 // Memory to be zeroed on a device.
@@ -33,17 +39,18 @@ struct Span {
   int64_t bytes;
 };
 
-// Belongs to one optimizer, and keeps the tables that its kernels read between steps. Nothing here waits for a device.
+// Belongs to one optimizer, and keeps the tables that its kernels read between steps. A step waits for a device only
+// where a table must move to more memory, and a capture for the table of its graph. Python's lock is not needed.
 class Driver {
  public:
   Driver();
   ~Driver();
 
-  // Why the kernels cannot run on a device, or null.
+  // Why the kernels cannot run on a device, or null. Throws where that may be otherwise the next time.
   const char* problem(int device);
 
   // Whether work on the stream is being captured for a CUDA graph.
-  bool is_capturing(const DeviceRun& run);
+  bool is_capturing(int device, void* stream);
 
   // Makes everything ready for `launch`: all that needs memory is done here, nothing is run. `tasks` and what they
   // point to must live until then. `in_order`: one task after the other, as memory that they share demands.

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cuda_runtime_api.h>
+#include <dlfcn.h>
 
 #include <string>
 
@@ -16,26 +17,42 @@ inline std::string describe(cudaError_t code) {
 inline void check(cudaError_t code, const char* doing) {
   if (code == cudaSuccess) return;
   cudaGetLastError();  // so that nobody else takes it for his own
-  throw Error(std::string("CUDA error while ") + doing + ": " + describe(code));
+  const std::string text = std::string("CUDA error while ") + doing + ": " + describe(code);
+  if (code == cudaErrorMemoryAllocation) throw OutOfMemory(text);
+  throw Error(text);
 }
 
-// The device that is current while it lives.
+// Whether this thread has a context. Only the driver says so, and it is loaded if there is one.
+inline bool has_context() {
+  using GetCurrent = int (*)(void**);
+  static const GetCurrent get_current = [] {
+    void* driver = dlopen("libcuda.so.1", RTLD_LAZY | RTLD_NOLOAD);
+    return driver == nullptr ? nullptr : reinterpret_cast<GetCurrent>(dlsym(driver, "cuCtxGetCurrent"));
+  }();
+  void* context = nullptr;
+  return get_current == nullptr || (get_current(&context) == 0 && context != nullptr);
+}
+
+// The device that is current while it lives. A thread that had no context gets none on device 0 afterwards, as choosing
+// that device again would make: it takes hundreds of megabytes.
 class CurrentDevice {
  public:
   explicit CurrentDevice(int device) {
+    const bool had_context = has_context();
     check(cudaGetDevice(&before_), "asking for the current device");
-    if (device != before_) check(cudaSetDevice(device), "choosing the device");
-    changed_ = device != before_;
+    if (device == before_ && had_context) return;
+    check(cudaSetDevice(device), "choosing the device");
+    put_back_ = had_context;
   }
   ~CurrentDevice() {
-    if (changed_) cudaSetDevice(before_);
+    if (put_back_) cudaSetDevice(before_);
   }
   CurrentDevice(const CurrentDevice&) = delete;
   CurrentDevice& operator=(const CurrentDevice&) = delete;
 
  private:
   int before_ = 0;
-  bool changed_ = false;
+  bool put_back_ = false;
 };
 
 // While it lives, this thread may allocate, free and ask for events although some stream is being captured, by this

@@ -6,8 +6,8 @@
 namespace fusedoptim::cuda {
 namespace {
 
-constexpr int kSpares = 2;  // tables of one stream that a step may leave unused: addresses may alternate between steps
-constexpr size_t kMaxTables = 64;  // beyond which the oldest are given back
+constexpr uint64_t kKeptSteps = 3;  // so that addresses which come again within them need no upload
+constexpr size_t kMaxTables = 256;  // beyond which old ones are given back
 
 bool same(const std::vector<char>& key, Bytes first, Bytes rest) {
   return key.size() == first.size + rest.size &&
@@ -26,24 +26,37 @@ size_t grown(size_t bytes) {  // so that a table which grows a little need not m
   return capacity;
 }
 
-// A failed call is no reason for a destructor to throw, nor is a driver that has gone at the end of the process.
 void release(Table& table) {
   if (table.memory != nullptr) cudaFree(table.memory);
   table.memory = nullptr;
 }
 
-}  // namespace
-
-Tables::~Tables() {
-  if (tables_.empty()) return;
-  const BesideCapture beside;
-  for (Table& table : tables_) release(table);
-  for (Staging& staging : stagings_) {
-    cudaEventSynchronize(staging.done);
-    cudaEventDestroy(staging.done);
-    cudaFreeHost(staging.memory);
+// Does work that must not throw, though it may fail: at the end of the process the driver has gone.
+template <class Work>
+void on_device(int device, Work work) {
+  try {
+    const CurrentDevice current(device);
+    const BesideCapture beside;
+    work();
+  } catch (const Error&) {
   }
   cudaGetLastError();
+}
+
+}  // namespace
+
+// Frozen tables stay: a graph may be replayed when the optimizer is gone.
+Tables::~Tables() {
+  for (Table& table : tables_) {
+    if (!table.frozen) on_device(table.device, [&] { release(table); });
+  }
+  for (Staging& staging : stagings_) {
+    on_device(staging.device, [&] {
+      cudaEventSynchronize(staging.done);
+      cudaEventDestroy(staging.done);
+      cudaFreeHost(staging.memory);
+    });
+  }
 }
 
 const Table& Tables::find(int device, cudaStream_t stream, bool capturing, Bytes key, Bytes key_rest,
@@ -55,42 +68,41 @@ const Table& Tables::find(int device, cudaStream_t stream, bool capturing, Bytes
       return table;
     }
   }
-  const BesideCapture beside;
   contents_.clear();
   const Shape shape = write(contents_);
   Table& table = take(device, stream, capturing);
   table.key.clear();  // while the upload may fail, it holds nothing that anyone looks for
   table.last_used = step_;
   capturing ? upload_beside_capture(table, contents_) : upload(table, contents_);
+  table.frozen = capturing;
   table.shape = shape;
   append(table.key, key);
   append(table.key, key_rest);
   return table;
 }
 
-// A table to be overwritten, or a new one.
+bool Tables::is_old(const Table& table) const { return !table.frozen && table.last_used + kKeptSteps < step_; }
+
+// A table to be overwritten, or a new one. What the last few steps used is kept, for addresses may come again.
 Table& Tables::take(int device, cudaStream_t stream, bool capturing) {
   Table* oldest = nullptr;
-  int spares = 0;
   for (Table& table : tables_) {
-    if (table.device != device || table.stream != stream || table.frozen || table.last_used == step_) continue;
-    ++spares;
+    if (capturing || table.device != device || table.stream != stream || !is_old(table)) continue;
     if (oldest == nullptr || table.last_used < oldest->last_used) oldest = &table;
   }
-  if (!capturing && spares >= kSpares) return *oldest;
+  if (oldest != nullptr) return *oldest;
   if (!capturing && tables_.size() >= kMaxTables) drop_oldest();
-  tables_.push_back({device, stream, {}, nullptr, 0, {}, capturing, step_});
+  tables_.push_back({device, stream, {}, nullptr, 0, {}, false, step_});
   return tables_.back();
 }
 
+// Streams that are used no more leave tables that no other may overwrite.
 void Tables::drop_oldest() {
-  const auto age = [this](const Table& table) {  // 0: must stay
-    return table.frozen || table.last_used == step_ ? 0 : step_ - table.last_used;
-  };
-  const auto oldest =
-      std::max_element(tables_.begin(), tables_.end(), [&](const Table& a, const Table& b) { return age(a) < age(b); });
-  if (age(*oldest) == 0) return;
-  release(*oldest);
+  const auto last_used = [](const Table& table) { return table.frozen ? ~uint64_t(0) : table.last_used; };
+  const auto oldest = std::min_element(tables_.begin(), tables_.end(),
+                                       [&](const Table& a, const Table& b) { return last_used(a) < last_used(b); });
+  if (!is_old(*oldest)) return;
+  on_device(oldest->device, [&] { release(*oldest); });
   tables_.erase(oldest);
 }
 

@@ -54,6 +54,7 @@ class Tables {
     cudaEvent_t done;
   };
 
+  bool is_old(const Table& table) const;
   Table& take(int device, cudaStream_t stream, bool capturing);
   void drop_oldest();
   void upload(Table& table, const std::vector<char>& contents);

@@ -74,14 +74,28 @@ void Plan::prepare_devices(const RunOptions& options, py::handle grad_scale, py:
       };
       run->found_inf = number(found_inf);
       run->grad_scale = number(grad_scale);
+      run->capturing = driver_.is_capturing(device, run->stream);
     }
-    if (row.step.at != nullptr && !row.step.on_device && driver_.is_capturing(*run)) {
+    if (row.step.at != nullptr && !row.step.on_device && run->capturing) {
       throw std::runtime_error(
           "Attempting CUDA graph capture of step(), but a step count lies on the host, where no graph raises it: "
           "construct the optimizer with capturable=True");
     }
   }
-  driver_.prepare(device_tasks_, runs, options.zero_grad, options.in_order);
+  with_torchs_memory(runs, [&] { driver_.prepare(device_tasks_, runs, options.zero_grad, options.in_order); });
+}
+
+void Plan::with_torchs_memory(const std::vector<cuda::DeviceRun>& runs, const std::function<void()>& prepare) {
+  try {
+    const py::gil_scoped_release released;
+    prepare();
+    return;
+  } catch (const cuda::OutOfMemory&) {
+    if (std::any_of(runs.begin(), runs.end(), [](const cuda::DeviceRun& run) { return run.capturing; })) throw;
+  }
+  Torch::get().give_back_cached_memory();
+  const py::gil_scoped_release released;
+  prepare();
 }
 
 bool Plan::memory_is_shared(bool grads_are_written) {

@@ -4,6 +4,7 @@
 #include <pybind11/pybind11.h>
 
 #include <deque>
+#include <functional>
 #include <memory>
 #include <string>
 #include <unordered_map>
@@ -88,6 +89,8 @@ class Plan {
   void cut_grads_off();
   void count_shared_steps();
   void prepare_devices(const RunOptions& options, py::handle grad_scale, py::handle found_inf);
+  // Lets the driver prepare, and once more if torch's allocator held the memory that it needs.
+  void with_torchs_memory(const std::vector<cuda::DeviceRun>& runs, const std::function<void()>& prepare);
   DeviceNumber number_on(py::handle param, int device, py::handle number, DType copy);
   void adopt_fresh_state(py::dict state) const;
 

@@ -136,6 +136,8 @@ void* Torch::current_stream(dlpack::Device device) const {
   return stream;
 }
 
+void Torch::give_back_cached_memory() const { py::module_::import("torch").attr("cuda").attr("empty_cache")(); }
+
 bool is_on_cuda(py::handle value) {
   const Torch& torch = Torch::get();
   View view;

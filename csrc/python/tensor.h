@@ -53,6 +53,7 @@ class Torch {
   // A copy of a number, a tensor or not, on a parameter's device, as float64 or float32.
   py::object number_beside(py::handle param, py::handle number, bool wide) const;
   void* current_stream(dlpack::Device device) const;
+  void give_back_cached_memory() const;  // that torch's CUDA allocator holds and does not use
   void bump_versions(py::handle tensors) const { increment_version_(tensors); }
   py::object intern(const char* name) const {
     return py::reinterpret_steal<py::object>(PyUnicode_InternFromString(name));

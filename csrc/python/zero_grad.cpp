@@ -45,14 +45,17 @@ void Plan::zero_grads(py::iterable groups, int threads) {
       const int index = view.device.index;
       device_spans.push_back({index, view.data, view.count * view.item_size()});
       const auto same = [index](const cuda::DeviceRun& run) { return run.device == index; };
-      if (std::none_of(runs.begin(), runs.end(), same)) runs.push_back({index, torch.current_stream(view.device)});
+      if (std::none_of(runs.begin(), runs.end(), same)) {
+        runs.push_back({index, torch.current_stream(view.device)});
+        runs.back().capturing = driver_.is_capturing(index, runs.back().stream);
+      }
     } else {
       grad.attr("zero_")();
       return;
     }
     zeroed.append(grad);
   });
-  if (!device_spans.empty()) driver_.prepare_zero(device_spans, runs);
+  if (!device_spans.empty()) with_torchs_memory(runs, [&] { driver_.prepare_zero(device_spans, runs); });
   {
     const py::gil_scoped_release released;
     if (!device_spans.empty()) driver_.launch();

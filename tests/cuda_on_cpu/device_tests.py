@@ -24,7 +24,7 @@ from torch.nn import Parameter
 
 import fusedoptim
 
-MEMORY, NO_IMAGE, CONFIGURATION = 2, 209, 9  # codes of cudaError_t
+MEMORY, CONFIGURATION, OLD_DRIVER, NO_IMAGE = 2, 9, 35, 209  # codes of cudaError_t
 SHAPES = [(5,), (8192 + 3,), (3, 4), (0,), (17,)]
 
 
@@ -155,20 +155,49 @@ def test_one_launch_per_bucket() -> None:
     assert len(launches()) == 4
 
 
-def test_new_addresses_are_uploaded_and_known_ones_are_not() -> None:
-    """Gradients in two sets of buffers, as allocators that alternate give them: after one step each nothing is new."""
-    optimizer = fusedoptim.SGD(make_params(SHAPES), lr=0.1)
-    sets = [[torch.ones_like(p) for p in params_of(optimizer)] for _ in range(2)]
-    for i in range(6):
-        for p, grad in zip(params_of(optimizer), sets[i % 2], strict=True):
+@pytest.mark.parametrize("period", [1, 2, 3])
+@pytest.mark.parametrize("zeroes", [False, True])
+def test_new_addresses_are_uploaded_and_known_ones_are_not(period: int, zeroes: bool) -> None:
+    """Gradients in several sets of buffers, as allocators give them in turn: known ones need no upload, nor memory."""
+    shapes = [(5,), (7, 3), (6,)]
+    groups = [{"params": make_params(shapes), "weight_decay": i / 8} for i in range(3)]  # three launches
+    optimizer = fusedoptim.AdamW(groups, capturable=True)
+    sets = [[torch.ones_like(p) for p in params_of(optimizer)] for _ in range(period)]
+
+    def step(grads: list[Tensor]) -> int:
+        before = uploads()
+        for p, grad in zip(params_of(optimizer), grads, strict=True):
             p.grad = grad
         optimizer.step()
+        if zeroes:
+            optimizer.zero_grad(set_to_none=False)
         finish()
-        assert uploads() == min(i + 1, 2)
+        return uploads() - before
+
+    for i in range(period):
+        assert step(sets[i]) == 3 + zeroes
+    allocated = lib.stand_in_count(b"allocated")
+    for i in range(4 * period):
+        assert step(sets[i % period]) == 0
     sets[0][0] = torch.ones_like(sets[0][0])
-    params_of(optimizer)[0].grad = sets[0][0]
+    assert step(sets[0]) == 1 + zeroes
+    for _ in range(12):  # and always new ones take memory for a few steps only
+        sets.append([torch.ones_like(p) for p in params_of(optimizer)])
+        assert step(sets[-1]) == 3 + zeroes
+    assert lib.stand_in_count(b"allocated") <= allocated + 5 * (3 + zeroes)
+
+
+def test_groups_with_equal_numbers_share_a_launch() -> None:
+    groups = [{"params": make_params([(5,)])}, {"params": make_params([(6,)])}]
+    optimizer = fusedoptim.Adam(groups, lr=place(torch.tensor(0.1), 0), fused=True)
+    set_grads(optimizer, 1)
     optimizer.step()
-    assert uploads() == 3
+    finish()
+    assert len(launches()) == 1
+    optimizer.param_groups[1]["lr"] = place(torch.tensor(0.1), 0)  # somewhere else, so it may become another number
+    optimizer.step()
+    finish()
+    assert len(launches()) == 3
 
 
 @of_cases(one_per_class())
@@ -181,7 +210,6 @@ def test_many_steps_in_the_queue(case: Case) -> None:
     finish()
     assert len(launches()) >= 8
     assert_same(snapshot(device), snapshot(host))
-    assert lib.stand_in_count(b"allocated") <= 4
 
 
 def test_nothing_is_left_behind() -> None:
@@ -448,6 +476,19 @@ def test_steps_of_double_precision() -> None:
         torch.set_default_dtype(before)
 
 
+def test_a_count_is_rounded_before_it_is_used() -> None:
+    """float32 cannot count beyond 2^24: host and device then fold with the number that is stored."""
+    device, host = twins(lambda params: fusedoptim.Adam(params, betas=(0.9, 1 - 1e-9), capturable=True), torch.float64)
+    step_both(device, host, 1)
+    finish()
+    for optimizer in (device, host):
+        for state in optimizer.state.values():
+            state["step"].fill_(2.0**24)
+    step_both(device, host, 2)
+    finish()
+    assert_same(snapshot(device), snapshot(host))
+
+
 @pytest.mark.parametrize("options", [{}, {"fused": True}, {"capturable": True}])
 def test_where_the_step_count_lies(options: dict[str, Any]) -> None:
     """As torch places it: on the parameter's device with fused=True or capturable=True, else on the host."""
@@ -476,6 +517,20 @@ def test_checkpoints_move_between_placements(saved: dict[str, Any], loaded: dict
     step_both(second, host, 2)
     finish()
     assert_same(snapshot(second), snapshot(host))
+
+
+def test_a_loaded_step_count_goes_where_this_optimizer_has_it() -> None:
+    """A file saved without fused=True leaves it on the CPU; here it must not stay there, or every step would wait."""
+    saved = fusedoptim.Adam([Parameter(torch.ones(3))])
+    params_of(saved)[0].grad = torch.ones(3)
+    with on_host():
+        saved.step()
+    meta = fusedoptim.Adam([Parameter(torch.empty(3, device="meta"))])
+    meta.param_groups[0]["fused"] = True
+    meta.load_state_dict(saved.state_dict())
+    (state,) = meta.state.values()
+    assert state["step"].device.type == "meta"
+    assert state["step"].dtype == torch.float32
 
 
 # ---- graphs ---------------------------------------------------------------------------------------------------------
@@ -540,8 +595,8 @@ def test_a_graph_outlives_later_steps() -> None:
     with capture(stream) as graph:
         device.step()
     lib.posing_set_stream(0, stream)
-    for seed in range(3, 9):
-        if seed % 3 == 0:
+    for seed in range(3, 19):
+        if seed % 6 == 0:
             set_grads(host, seed)
             for grad, q in zip(grads, params_of(host), strict=True):
                 grad.copy_(q.grad)
@@ -562,6 +617,22 @@ def test_a_graph_outlives_later_steps() -> None:
     with on_host():
         host.step()
     assert_same(snapshot(device), snapshot(host))
+
+
+def test_a_graph_outlives_its_optimizer() -> None:
+    """Without momentum SGD has no state: model and graph are all that a user keeps."""
+    params, twin = make_params(SHAPES), make_params(SHAPES)
+    optimizer, host = fusedoptim.SGD(params, lr=0.1), fusedoptim.SGD(twin, lr=0.1)
+    set_grads(optimizer, 1)
+    set_grads(host, 1)
+    with capture(lib.stand_in_new_stream(0)) as graph:
+        optimizer.step()
+    del optimizer
+    gc.collect()
+    lib.stand_in_replay(graph[0])
+    with on_host():
+        host.step()
+    assert_same([{"param": p.detach()} for p in params], [{"param": q.detach()} for q in twin])
 
 
 def test_capture_of_steps_counted_on_the_host_is_refused() -> None:
@@ -619,7 +690,7 @@ def test_a_failure_writes_nothing(function: str, taken: int, options: dict[str, 
     finish()
     set_grads(device, 1)
     before = everything_of(device)
-    lib.stand_in_fail(function.encode(), 0, code)
+    lib.stand_in_fail(function.encode(), 0, code, 2 if code == MEMORY else 1)
     with pytest.raises(RuntimeError, match=words):
         device.step(zero_grad="to_zero")
     finish()
@@ -634,25 +705,62 @@ def test_a_later_launch_that_fails() -> None:
     groups = [{"params": make_params([(5,)])}, {"params": make_params([(6,)]), "lr": 0.5}]
     optimizer = fusedoptim.SGD(groups, lr=0.1)
     set_grads(optimizer, 1)
-    lib.stand_in_fail(b"cudaLaunchKernel", 1, CONFIGURATION)
+    lib.stand_in_fail(b"cudaLaunchKernel", 1, CONFIGURATION, 1)
     with pytest.raises(RuntimeError, match="1 launches of this step were made before it"):
         optimizer.step()
 
 
+def test_memory_that_torch_holds_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch's allocator keeps most of a device's memory; it gives back what it does not use, and the step goes on."""
+    asked = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: asked.append(True))
+    device, host = twins(lambda params: fusedoptim.AdamW(params))
+    lib.stand_in_fail(b"cudaMalloc", 0, MEMORY, 1)
+    step_both(device, host, 1)
+    lib.stand_in_fail(b"cudaHostAlloc", 0, MEMORY, 1)
+    device.zero_grad(set_to_none=False)
+    finish()
+    assert len(asked) == 2
+    with on_host():
+        host.zero_grad(set_to_none=False)
+    assert_same(snapshot(device), snapshot(host))
+
+
 @pytest.mark.parametrize("options", [{}, {"fused": True}])
-def test_a_device_without_kernels(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("function", "code", "name"),
+    [
+        ("cudaFuncGetAttributes", NO_IMAGE, "cudaErrorNoKernelImageForDevice"),
+        ("cudaGetDevice", OLD_DRIVER, "cudaErrorInsufficientDriver"),
+    ],
+)
+def test_a_device_without_kernels(
+    function: str, code: int, name: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Torch takes its parameters, or, where the kernels are demanded, the error says why they cannot."""
     optimizer = fusedoptim.SGD(make_params([(5,)]), lr=0.1, **options)
     set_grads(optimizer, 1)
-    lib.stand_in_fail(b"cudaFuncGetAttributes", 0, NO_IMAGE)
+    lib.stand_in_fail(function.encode(), 0, code, 1)
     left = torch_steps(monkeypatch)
     if options:
-        with pytest.raises(RuntimeError, match=r"do not run on its device.*cudaErrorNoKernelImageForDevice"):
+        with pytest.raises(RuntimeError, match=f"do not run on its device.*{name}"):
             optimizer.step()
     else:
         optimizer.step()
         assert len(left) == 1
     assert not launches()
+
+
+def test_a_passing_trouble_is_not_remembered() -> None:
+    """It raises, for silently another implementation would take the step; and the next step is the kernels'."""
+    optimizer = fusedoptim.SGD(make_params([(5,)]), lr=0.1)
+    set_grads(optimizer, 1)
+    lib.stand_in_fail(b"cudaFuncGetAttributes", 0, MEMORY, 1)
+    with pytest.raises(RuntimeError, match="looking for the kernels"):
+        optimizer.step()
+    optimizer.step()
+    finish()
+    assert len(launches()) == 1
 
 
 def test_gradients_on_another_device() -> None:

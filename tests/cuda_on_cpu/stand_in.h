@@ -28,8 +28,9 @@ StandInLaunch stand_in_launch(int number);
 int stand_in_count(const char* what);  // "uploads", "waits", "pinned" and "allocated" (pieces alive)
 const char* stand_in_fault(void);      // what a kernel did wrong, or ""
 
-// Lets a function of the runtime ("cudaLaunchKernel") fail with a code, once, after a number of calls that succeed.
-void stand_in_fail(const char* function, int after, int code);
+// Lets a function of the runtime ("cudaLaunchKernel") fail with a code, some times, after a number of calls that
+// succeed.
+void stand_in_fail(const char* function, int after, int code, int times);
 
 void stand_in_begin_capture(uint64_t stream);
 int stand_in_end_capture(uint64_t stream);  // the number of the graph

@@ -44,6 +44,7 @@ struct Event {
 struct Failure {
   int after;
   cudaError_t code;
+  int times;
 };
 
 struct Runtime {
@@ -75,7 +76,7 @@ cudaError_t planned(const char* function) {
   const auto found = runtime().failures.find(function);
   if (found == runtime().failures.end() || found->second.after-- > 0) return cudaSuccess;
   const cudaError_t code = found->second.code;
-  runtime().failures.erase(found);
+  if (--found->second.times == 0) runtime().failures.erase(found);
   return failed(code);
 }
 
@@ -229,6 +230,8 @@ const char* cudaGetErrorName(cudaError_t code) {
       return "cudaErrorMemoryAllocation";
     case cudaErrorInvalidConfiguration:
       return "cudaErrorInvalidConfiguration";
+    case cudaErrorInsufficientDriver:
+      return "cudaErrorInsufficientDriver";
     case cudaErrorNoKernelImageForDevice:
       return "cudaErrorNoKernelImageForDevice";
     case cudaErrorStreamCaptureUnsupported:
@@ -252,9 +255,10 @@ static cudaError_t allocate(std::map<void*, size_t>& pieces, void** out, size_t 
 }
 
 static cudaError_t release(std::map<void*, size_t>& pieces, void* memory) {
-  if (pieces.erase(memory) != 1) return failed(cudaErrorInvalidValue);
-  std::memset(memory, 0xcd, 1);
-  std::free(memory);
+  const auto found = pieces.find(memory);
+  if (found == pieces.end()) return failed(cudaErrorInvalidValue);
+  std::memset(memory, 0xcd, found->second);  // and nobody gets it again, so that who still reads it is found out
+  pieces.erase(found);
   return cudaSuccess;
 }
 
@@ -422,8 +426,8 @@ int stand_in_count(const char* what) {
 
 const char* stand_in_fault() { return runtime().fault.c_str(); }
 
-void stand_in_fail(const char* function, int after, int code) {
-  runtime().failures[function] = {after, cudaError_t(code)};
+void stand_in_fail(const char* function, int after, int code, int times) {
+  runtime().failures[function] = {after, cudaError_t(code), times};
 }
 
 void stand_in_begin_capture(uint64_t stream) { runtime().streams.at(stream).capturing = true; }
