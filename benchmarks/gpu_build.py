@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,13 @@ def find_nvcc() -> tuple[Path | None, str]:
     return toolkit.nvcc, toolkit.version
 
 
+def has_pip() -> bool:
+    """Whether this Python has pip. Setuptools looks on, and warns where distutils is there before it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return importlib.util.find_spec("pip") is not None
+
+
 def lacking() -> list[str]:
     """What the build needs beside nvcc and is not here."""
     programs = {"cmake": "cmake", "ninja": "ninja"}
@@ -117,7 +125,7 @@ def build(capability: tuple[int, int], run: Run = run) -> dict[str, Any]:
     print(f"build: for {target} with nvcc {version}", flush=True)
     output = ""
     for command in (PIP, SETUP):
-        if command is PIP and importlib.util.find_spec("pip") is None:
+        if command is PIP and not has_pip():
             continue
         done = run(command, environment)
         output = done.stdout
