@@ -1,5 +1,6 @@
 """Builds the package in place for one GPU, unless the module there has kernels for it; finds CUDA's tools."""
 
+import importlib.machinery
 import importlib.util
 import json
 import os
@@ -7,7 +8,6 @@ import re
 import shutil
 import subprocess
 import sys
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -92,10 +92,8 @@ def find_nvcc() -> tuple[Path | None, str]:
 
 
 def has_pip() -> bool:
-    """Whether this Python has pip. Setuptools looks on, and warns where distutils is there before it."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return importlib.util.find_spec("pip") is not None
+    """Whether this Python has pip. Setuptools must not see the question: it would leave distutils to Python's own."""
+    return importlib.machinery.PathFinder.find_spec("pip") is not None
 
 
 def lacking() -> list[str]:
