@@ -292,6 +292,8 @@ END_TO_END = [
           "on_device(table.device", "test_a_graph_outlives_its_optimizer"),
     _host("tables that alternate overwritten", TABLES, "table.last_used + kKeptSteps < step_",
           "table.last_used < step_", "test_new_addresses_are_uploaded"),
+    _host("tables that only become more", TABLES, "tables_.size() >= kMaxTables", "false",
+          "test_streams_that_come_and_go"),
     _host("a failure that stays", RUN, "if (!is_permanent(code)) check(", "if (false) check(",
           "test_a_passing_trouble"),
     _host("an upload that becomes part of a graph", TABLES,
