@@ -275,7 +275,7 @@ def _host(name: str, file: str, old: str, new: str, seen: str) -> Planted:
     return Planted(name, file, old, new, seen, layer="end to end")
 
 
-RUN, TABLES = "cuda/run.cpp", "cuda/tables.cpp"
+RUN, BUCKETS, TABLES = "cuda/run.cpp", "cuda/buckets.cpp", "cuda/tables.cpp"
 END_TO_END = [
     _host("a table that stays when addresses change", TABLES, "same(table.key, key, key_rest)",
           "table.key.size() == key.size + key_rest.size", "test_many_steps_in_the_queue"),
@@ -301,10 +301,10 @@ END_TO_END = [
           "upload(table, contents_);", "test_capture_and_replay"),
     _host("tables not given back", TABLES, "if (!table.frozen) on_device(table.device, [&] { release(table); });", "",
           "test_nothing_is_left_behind"),
-    _host("one launch for each tensor", RUN, "return task.device == first->device &&",
+    _host("one launch for each tensor", BUCKETS, "return task.device == first->device &&",
           "return false && task.device == first->device &&", "test_400_tensors_are_one"),
-    _host("groups that share what they must not", RUN,
-          "std::memcmp(task.constants, first->constants, kMaxFoldBytes) == 0", "true", "test_one_launch_per_bucket"),
+    _host("groups that share what they must not", BUCKETS,
+          "std::memcmp(task.constants, first.constants, kMaxFoldBytes) == 0", "true", "test_one_launch_per_bucket"),
     _host("kernels of another dtype", RUN, "step_kernel(task.rule, task.variant, task.dtype)",
           "step_kernel(task.rule, task.variant, DType::f32)", "test_bits_of_the_host"),
     _host("found_inf not handed on", RUN, "step.found_inf = bucket.run->found_inf;", "", "test_found_inf"),

@@ -1,0 +1,98 @@
+#include "cuda/buckets.h"
+
+#include <algorithm>
+#include <cstring>
+#include <functional>
+
+namespace fusedoptim::cuda {
+namespace {
+
+bool same_options(const DeviceOptions& a, const DeviceOptions& b) {
+  const auto same_number = [](const DeviceNumber& x, const DeviceNumber& y) {
+    return x.at == y.at && x.is_double == y.is_double && x.option == y.option;
+  };
+  return &a == &b ||
+         (std::memcmp(a.options, b.options, kMaxFoldBytes) == 0 &&
+          std::equal(a.numbers, a.numbers + a.number_count, b.numbers, b.numbers + b.number_count, same_number));
+}
+
+bool same_fold(const Task& task, const Task& first) {
+  if (task.device_options == nullptr) {
+    return task.constants == first.constants || std::memcmp(task.constants, first.constants, kMaxFoldBytes) == 0;
+  }
+  return (task.step.at != nullptr) == (first.step.at != nullptr) && task.next_step == first.next_step &&
+         same_options(*task.device_options, *first.device_options);
+}
+
+template <class T>
+size_t append(std::vector<char>& to, const std::vector<T>& entries) {
+  static_assert(alignof(T) <= 8 && sizeof(T) % 8 == 0);  // then every part begins aligned
+  const size_t begin = to.size();
+  const char* from = reinterpret_cast<const char*>(entries.data());
+  to.insert(to.end(), from, from + entries.size() * sizeof(T));
+  return begin;
+}
+
+void cut(std::vector<Chunk>& chunks, size_t row, int64_t count, int64_t chunk) {
+  for (int64_t i = 0; i * chunk < count; ++i) chunks.push_back({int32_t(row), int32_t(i)});
+}
+
+}  // namespace
+
+bool Bucket::takes(const Task& task) const {
+  return task.device == first->device && task.rule == first->rule && task.variant == first->variant &&
+         task.dtype == first->dtype && task.maximize == first->maximize &&
+         (task.device_options == nullptr) == (first->device_options == nullptr) && same_fold(task, *first);
+}
+
+void Bucket::add(const Task& task) {
+  Row row{};
+  std::copy(task.operands, task.operands + task.operand_count, row.operands);
+  row.count = task.count;
+  row.step = task.step.at;
+  row.step_is_double = task.step.is_double;
+  row.layout = kNoLayout;
+  if (task.layout != nullptr) {
+    const Layout& layout = *task.layout;
+    row.layout = int32_t(layouts.size());
+    layouts.push_back(layout.ndim);
+    layouts.insert(layouts.end(), layout.sizes, layout.sizes + layout.ndim);
+    layouts.insert(layouts.end(), layout.strides, layout.strides + task.operand_count * layout.ndim);
+  }
+  rows.push_back(row);
+}
+
+Shape write_step_table(const std::vector<Row>& rows, const std::vector<int64_t>& layouts, std::vector<char>& out) {
+  std::vector<Chunk> chunks;
+  std::vector<Count> counts;
+  for (size_t i = 0; i < rows.size(); ++i) {
+    cut(chunks, i, rows[i].count, kChunk);
+    if (rows[i].step != nullptr) counts.push_back({const_cast<void*>(rows[i].step), rows[i].step_is_double});
+  }
+  const auto by_address = [](const Count& a, const Count& b) { return std::less<>()(a.at, b.at); };
+  std::sort(counts.begin(), counts.end(), by_address);
+  counts.erase(std::unique(counts.begin(), counts.end(), [](const Count& a, const Count& b) { return a.at == b.at; }),
+               counts.end());
+
+  Shape shape;
+  append(out, rows);
+  shape.chunks = append(out, chunks);
+  shape.counts = append(out, counts);
+  shape.layouts = append(out, layouts);
+  shape.ticket = append(out, std::vector<uint64_t>{0});
+  shape.chunk_count = int32_t(chunks.size());
+  shape.counts_count = int32_t(counts.size());
+  return shape;
+}
+
+Shape write_zero_table(const std::vector<ZeroSpan>& spans, std::vector<char>& out) {
+  std::vector<Chunk> chunks;
+  for (size_t i = 0; i < spans.size(); ++i) cut(chunks, i, spans[i].bytes, kZeroChunk);
+  Shape shape;
+  append(out, spans);
+  shape.chunks = append(out, chunks);
+  shape.chunk_count = int32_t(chunks.size());
+  return shape;
+}
+
+}  // namespace fusedoptim::cuda

@@ -1,0 +1,25 @@
+// Which tasks share a launch, and the tables that the kernels read of them.
+#pragma once
+
+#include <vector>
+
+#include "cuda/tables.h"
+
+namespace fusedoptim::cuda {
+
+// Tasks that one launch serves, and their rows.
+struct Bucket {
+  const Task* first;
+  const DeviceRun* run;
+  std::vector<Row> rows;
+  std::vector<int64_t> layouts;
+
+  bool takes(const Task& task) const;  // whether it differs from the bucket's in nothing but its memory
+  void add(const Task& task);
+};
+
+// Append a table's contents.
+Shape write_step_table(const std::vector<Row>& rows, const std::vector<int64_t>& layouts, std::vector<char>& out);
+Shape write_zero_table(const std::vector<ZeroSpan>& spans, std::vector<char>& out);
+
+}  // namespace fusedoptim::cuda
