@@ -62,35 +62,34 @@ class ReferencePlan:
         foreign: list[list[Tensor]] = []
         for index, group in enumerate(groups):
             left: list[Tensor] = []
-            options = None if _is_torchs(group) else _as_numbers(self._rule.options(group))
+            options = None if is_torchs(group) else _as_numbers(self._rule.options(group))
             for position, param in enumerate(group["params"]):
                 if param.grad is None:
                     continue
-                names = group.get("param_names")
-                called = f"'{names[position]}', " if names else ""
-                facts = f"shape {tuple(param.shape)}, {param.dtype}, {param.device}"
-                name = f"parameter {position} of group {index} ({called}{facts})"
-                reason = _refusal(param) if options is not None else "torch's own implementation was asked for"
+                name = name_of(param, group, index, position)
+                reason = refusal(param) if options is not None else "torch's own implementation was asked for"
                 if reason is None and options is not None:
                     if _is_expanded(param):
                         raise RuntimeError(f"{_SHARED} in {name}")
                     if write_grads and _shares_elements(param.grad):
                         raise RuntimeError(f"{_SHARED} a gradient to be zeroed or unscaled in {name}")
-                    self._add(param, group, options, state.get(param, {}), new_state, name)
-                elif options is not None and group.get("fused"):
+                    reason = self._add(param, group, options, state.get(param, {}), new_state, name)
+                if reason is None:
+                    continue
+                if options is not None and group.get("fused"):
                     raise RuntimeError(
                         "`fused=True` requires all the params to be floating point Tensors of supported devices: "
                         f"['cpu'] but {name} cannot be taken by the fused kernels: {reason}; with fused=None torch's "
                         "own implementation takes it"
                     )
-                else:
-                    left.append(param)
+                left.append(param)
             foreign.append(left)
         return foreign if any(foreign) else None
 
     def _add(
         self, param: Tensor, group: Any, options: Any, existing: dict[str, Any], new_state: Any, name: str
-    ) -> None:
+    ) -> str | None:
+        """Note a parameter for ``commit``, or return why its state cannot be taken."""
         names = self._rule.state_names(options)
         if names and not isinstance(existing, dict):
             raise TypeError(f"the state must be a dict in {name}")
@@ -103,9 +102,12 @@ class ReferencePlan:
                 raise KeyError(f"the state has no '{key}' in {name}")
             if key != "step" and state[key].shape != param.shape:
                 raise RuntimeError(f"{key} has shape {tuple(state[key].shape)}, which does not fit in {name}")
+            if type(state[key]) not in _PLAIN or (key != "step" and state[key].dtype != param.dtype):
+                return "its state has another dtype, or is a tensor subclass"
         grad = param.grad
         assert grad is not None
         self._rows.append(_Row(param, grad, state, fresh, options, bool(group.get("maximize"))))
+        return None
 
     def is_skipped_by_host(self) -> bool:
         """Always: nothing here is read on a device."""
@@ -118,7 +120,7 @@ class ReferencePlan:
                 if param.grad is not None:
                     _zero(param.grad)
 
-    @torch.no_grad()
+    @torch.inference_mode()  # the kernels write to inference tensors as well
     def commit(
         self, state: dict[Tensor, dict[str, Any]], zero_grad: bool, grad_scale: Any = None, found_inf: None = None
     ) -> None:
@@ -157,12 +159,21 @@ class ReferencePlan:
         self._fresh.clear()
 
 
+def name_of(param: Tensor, group: dict[str, Any], index: int, position: int) -> str:
+    """What errors and reports call the parameter at ``position`` of the group at ``index``."""
+    names = group.get("param_names")
+    called = f"'{names[position]}', " if names else ""
+    return f"parameter {position} of group {index} ({called}shape {tuple(param.shape)}, {param.dtype}, {param.device})"
+
+
 def _zero(grad: Tensor) -> None:
-    grad.detach_() if grad.grad_fn is not None else grad.requires_grad_(False)
-    grad.zero_()
+    with torch.inference_mode(False):  # detach_ cuts nothing off in inference mode
+        grad.detach_() if grad.grad_fn is not None else grad.requires_grad_(False)
+    with torch.inference_mode():
+        grad.zero_()
 
 
-def _is_torchs(group: dict[str, Any]) -> bool:
+def is_torchs(group: dict[str, Any]) -> bool:
     """Whether the user has asked for torch's own implementation."""
     fused = group.get("fused")
     return (fused is not None and not fused) or bool(group.get("foreach")) or bool(group.get("differentiable"))
@@ -198,7 +209,7 @@ def _shares_elements(x: Tensor) -> bool:
     return False
 
 
-def _refusal(param: Tensor) -> str | None:
+def refusal(param: Tensor) -> str | None:
     """Why the reference cannot take a parameter, or None."""
     grad = param.grad
     assert grad is not None
