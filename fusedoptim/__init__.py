@@ -15,5 +15,6 @@ from fusedoptim.backend import get_backend as get_backend
 from fusedoptim.backend import set_backend as set_backend
 from fusedoptim.native import build_info as build_info
 from fusedoptim.sgd import SGD as SGD
+from fusedoptim.verification import verify as verify
 
-__all__ = [*_torch_optim.__all__, "build_info", "get_backend", "set_backend"]
+__all__ = [*_torch_optim.__all__, "build_info", "get_backend", "set_backend", "verify"]
