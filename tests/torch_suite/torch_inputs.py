@@ -24,7 +24,7 @@ torch.backends.__dict__["__allow_nonbracketed_mutation_flag"] = True
 INFOS = {info.optim_cls.__name__: info for info in common_optimizers.optim_db if info.optim_cls.__name__ in NAMES}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Path:
     """Who takes the step: a backend of ours and flags of the optimizer."""
 
@@ -49,7 +49,7 @@ PATHS = [
 ]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Input:
     """One ``OptimizerInput`` of torch's for one of our classes."""
 
