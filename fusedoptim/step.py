@@ -13,6 +13,7 @@ from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimize
 
 from fusedoptim import native, reference
 from fusedoptim.backend import Plan, get_backend, new_plan
+from fusedoptim.state_dict import load
 
 _ZERO_GRAD = (None, "to_zero", "to_none")
 
@@ -186,27 +187,18 @@ class FusedStep(Optimizer):
         if any(group.get("fused") for group in self.param_groups):
             self._step_supports_amp_scaling = True
 
+    @_disable_dynamo
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state that this class or torch's has saved.
+        """Load a state that this class or torch's has saved, whole or not at all.
 
-        ``fused`` and ``foreach`` stay as this optimizer was made: which implementation takes the step is no part of
-        the training state.
+        ``fused``, ``foreach``, ``capturable`` and ``differentiable`` stay as this optimizer was made: which
+        implementation takes the step is no part of the training state.
+
+        Raises:
+            ValueError: Something in it is damaged or belongs to other parameters. The message names it, and the
+                optimizer is as it was.
         """
-        kept: list[dict[str, Any]] = [
-            {key: group[key] for key in ("fused", "foreach") if key in group} for group in self.param_groups
-        ]
-        takes_scale = "_step_supports_amp_scaling"
-        scaled = {takes_scale: self.__dict__[takes_scale]} if takes_scale in self.__dict__ else {}
-        super().load_state_dict(state_dict)
-        for group, own in zip(self.param_groups, kept, strict=True):
-            group.update(own)
-            # Torch has placed the step counts as the flags of the file say.
-            for param in group["params"] if group.get("fused") or group.get("capturable") else ():
-                step = self.state.get(param, {}).get("step")
-                if isinstance(step, Tensor) and step.device != param.device:
-                    self.state[param]["step"] = step.to(param.device, torch.float32)
-        self.__dict__.pop(takes_scale, None)  # which the flags of the file have set
-        self.__dict__.update(scaled)
+        load(self, state_dict, super().load_state_dict)
 
 
 def _take_step(optimizer: FusedStep, *args: Any, **kwargs: Any) -> Any:
