@@ -11,10 +11,20 @@ from torch.optim import swa_utils as swa_utils
 
 from fusedoptim.adam import Adam as Adam
 from fusedoptim.adam import AdamW as AdamW
+from fusedoptim.adopt import from_torch as from_torch
 from fusedoptim.backend import get_backend as get_backend
 from fusedoptim.backend import set_backend as set_backend
+from fusedoptim.convert import convert_state_dict as convert_state_dict
 from fusedoptim.native import build_info as build_info
 from fusedoptim.sgd import SGD as SGD
 from fusedoptim.verification import verify as verify
 
-__all__ = [*_torch_optim.__all__, "build_info", "get_backend", "set_backend", "verify"]
+__all__ = [
+    *_torch_optim.__all__,
+    "build_info",
+    "convert_state_dict",
+    "from_torch",
+    "get_backend",
+    "set_backend",
+    "verify",
+]
