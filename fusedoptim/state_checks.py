@@ -102,7 +102,7 @@ def _number(value: Any) -> float:
     try:
         if isinstance(value, (str, bytes)) or (isinstance(value, Tensor) and value.numel() != 1):
             return math.nan
-        return float(value)
+        return float(value.detach() if isinstance(value, Tensor) else value)
     except Exception:  # an object may raise anything
         return math.nan
 

@@ -179,6 +179,7 @@ def _place_steps(optimizer: Optimizer) -> None:
             if dtype is None or (on_device and step.device != device):
                 dtype = torch.float64 if wide else torch.float32
             placed = step.to(device, dtype)
+            placed = placed.detach() if placed.requires_grad else placed
             if id(placed) in seen:  # FSDP saves one count for all parameters of a module; each must count by itself
                 placed = placed.clone()
             seen.add(id(placed))
