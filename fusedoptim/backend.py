@@ -26,8 +26,18 @@ class Plan(Protocol):
     def is_skipped_by_host(self) -> bool:
         """Whether what was gathered can only be skipped by the host, not by a number on a device."""
 
-    def commit(self, state: dict[Any, Any], zero_grad: bool, grad_scale: Any = None, found_inf: Any = None) -> None:
-        """Take the step that was gathered; with ``found_inf``, a tensor on a device, only if that is 0."""
+    def commit(
+        self,
+        state: dict[Any, Any],
+        zero_grad: bool,
+        grad_scale: Any = None,
+        found_inf: Any = None,
+        drop_grads_of: Any = None,
+    ) -> None:
+        """Take the step that was gathered; with ``found_inf``, a tensor on a device, only if that is 0.
+
+        Then drop the gradients of the groups ``drop_grads_of``. The handler of a signal may prevent all or nothing.
+        """
 
     def zero_grads(self, groups: list[Any]) -> None:
         """Write zeros over all gradients."""

@@ -72,13 +72,21 @@ class NativePlan:
         self.is_skipped_by_host = self._plan.is_skipped_by_host
         self.clear = self._plan.clear
 
-    def commit(self, state: dict[Any, Any], zero_grad: bool, grad_scale: Any = None, found_inf: Any = None) -> None:
+    def commit(
+        self,
+        state: dict[Any, Any],
+        zero_grad: bool,
+        grad_scale: Any = None,
+        found_inf: Any = None,
+        drop_grads_of: Any = None,
+    ) -> None:
         """Take the step that was gathered; see ``reference_plan.ReferencePlan.commit``.
 
         Both numbers may be tensors on a CUDA device, which are read there. With ``found_inf`` the step is taken only
         if it is 0.
         """
-        self._plan.commit(state, _instruction_set, torch.get_num_threads(), zero_grad, grad_scale, found_inf)
+        threads = torch.get_num_threads()
+        self._plan.commit(state, _instruction_set, threads, zero_grad, grad_scale, found_inf, drop_grads_of)
 
     def zero_grads(self, groups: list[dict[str, Any]]) -> None:
         """Write zeros over the gradients of all parameters of ``groups`` in one call."""

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fusedoptim import reference
+from fusedoptim.at_once import Undo
 
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _PLAIN = (Tensor, torch.nn.Parameter)
@@ -104,6 +106,8 @@ class ReferencePlan:
                 raise RuntimeError(f"{key} has shape {tuple(state[key].shape)}, which does not fit in {name}")
             if type(state[key]) not in _PLAIN or (key != "step" and state[key].dtype != param.dtype):
                 return "its state has another dtype, or is a tensor subclass"
+            if _shares_elements(state[key]):
+                return "elements of its state may share memory"
         grad = param.grad
         assert grad is not None
         self._rows.append(_Row(param, grad, state, fresh, options, bool(group.get("maximize"))))
@@ -122,17 +126,43 @@ class ReferencePlan:
 
     @torch.inference_mode()  # the kernels write to inference tensors as well
     def commit(
-        self, state: dict[Tensor, dict[str, Any]], zero_grad: bool, grad_scale: Any = None, found_inf: None = None
+        self,
+        state: dict[Tensor, dict[str, Any]],
+        zero_grad: bool,
+        grad_scale: Any = None,
+        found_inf: None = None,
+        drop_grads_of: Iterable[dict[str, Any]] | None = None,
     ) -> None:
-        """Take the step that was gathered.
+        """Take the step that was gathered: the whole of it, or, if the handler of a signal raises, nothing.
 
         Args:
             state: The optimizer's state; new entries are put into it.
             zero_grad: Also write zeros over the gradients.
             grad_scale: Divide the gradients by it first, and leave them divided.
             found_inf: None: the host has decided.
+            drop_grads_of: Groups whose gradients are dropped in the end, or None.
         """
         grad_scale = None if grad_scale is None else float(grad_scale)
+        adopted = {row.param: row.state for row in self._rows if row.fresh and row.state and row.param not in state}
+        last = [partial(state[row.param].update, row.state) for row in self._rows if row.fresh and row.param in state]
+        dropped = [param for group in drop_grads_of or () for param in group["params"]]
+        undo = Undo(self._written(zero_grad or grad_scale is not None))
+        try:
+            self._write(zero_grad, grad_scale)
+            undo.finish([*last, partial(state.update, adopted), *(partial(setattr, p, "grad", None) for p in dropped)])
+        except BaseException:
+            undo.roll_back()
+            raise
+        self.clear()
+
+    def _written(self, grads_are_written: bool) -> list[Tensor]:
+        tensors: list[Tensor] = []
+        for row in self._rows:
+            tensors += [row.param, *(row.state[name] for name in self._rule.state_names(row.options))]
+            tensors += [row.grad] if grads_are_written else []
+        return tensors
+
+    def _write(self, zero_grad: bool, grad_scale: float | None) -> None:
         for row in self._rows:
             if grad_scale is not None:
                 row.grad.copy_(reference.prepare_grad(row.grad, grad_scale=grad_scale))
@@ -146,12 +176,9 @@ class ReferencePlan:
             row.param.copy_(new_param)
             for name, value in new_state.items():
                 row.state[name].copy_(value)
-            if row.fresh and row.state:
-                state.setdefault(row.param, {}).update(row.state)
         if zero_grad:
             for row in self._rows:
                 _zero(row.grad)
-        self.clear()
 
     def clear(self) -> None:
         """Forget what was gathered."""

@@ -82,8 +82,8 @@ class FusedStep(Optimizer):
             with torch.enable_grad():
                 loss = closure()
 
-        all_zeroed = self._update(zero_grad == "to_zero")
-        if zero_grad == "to_none" or (zero_grad == "to_zero" and not all_zeroed):
+        all_reset = self._update(zero_grad == "to_zero", zero_grad == "to_none")
+        if zero_grad is not None and not all_reset:
             self._reset_gradients(set_to_none=zero_grad == "to_none")
         return loss
 
@@ -115,8 +115,8 @@ class FusedStep(Optimizer):
             finally:
                 self._plans[get_backend()] = plan
 
-    def _update(self, zero_grad: bool) -> bool:
-        """Take the step, and return whether it has zeroed every gradient."""
+    def _update(self, zero_grad: bool, drop_grads: bool = False) -> bool:
+        """Take the step, and return whether it has zeroed or dropped every gradient."""
         found_inf = getattr(self, "found_inf", None)  # set by GradScaler, with grad_scale: a sum over devices
         grad_scale = getattr(self, "grad_scale", None)
         if found_inf is not None and not native.is_on_cuda(found_inf):
@@ -134,11 +134,11 @@ class FusedStep(Optimizer):
                 found_inf = None
             if foreign is not None:
                 self._torch_step(foreign)
-            plan.commit(self.state, zero_grad, grad_scale, found_inf)
+            plan.commit(self.state, zero_grad, grad_scale, found_inf, self.param_groups if drop_grads else None)
         finally:
             plan.clear()
             self._plans[get_backend()] = plan
-        return zero_grad and foreign is None
+        return drop_grads or (zero_grad and foreign is None)
 
     @property
     def _plans(self) -> dict[str, Plan]:
@@ -172,14 +172,11 @@ class FusedStep(Optimizer):
         step: Any = self._torch_class.step
         if getattr(step, "hooked", False):  # torch wraps it to call the hooks, which our own step has called
             step = step.__wrapped__
-        saved = [group["params"] for group in self.param_groups]
-        try:
-            for group, subset in zip(self.param_groups, params, strict=True):
-                group["params"] = subset
-            step(self)
-        finally:
-            for group, everything in zip(self.param_groups, saved, strict=True):
-                group["params"] = everything
+        groups = [{**group, "params": subset} for group, subset in zip(self.param_groups, params, strict=True)]
+        other = object.__new__(type(self))  # no group is changed, even for a moment: an interrupt would leave it so
+        other.__dict__ = {**self.__dict__, "param_groups": groups}
+        step(other)
+        self.__dict__.update({**other.__dict__, "param_groups": self.param_groups})
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

@@ -120,16 +120,16 @@ class Verification:
         ]
         return "\n".join(lines if self.checked or self.differences else ["nothing was verified", *lines[1:]])
 
-    def _update(self, zero_grad: bool) -> bool:
+    def _update(self, zero_grad: bool, drop_grads: bool = False) -> bool:
         """In place of the optimizer's own: copy a sample, take the step, take the sample's, compare."""
         optimizer: Any = self.optimizer
         self._seen += 1
         if (self._seen - 1) % self.every:
-            return bool(type(optimizer)._update(optimizer, zero_grad))
+            return bool(type(optimizer)._update(optimizer, zero_grad, drop_grads))
         found_inf, scale = getattr(optimizer, "found_inf", None), getattr(optimizer, "grad_scale", None)
         skipped_step = found_inf is not None and float(found_inf) != 0
         samples = self._take_samples()
-        zeroed = bool(type(optimizer)._update(optimizer, zero_grad))
+        zeroed = bool(type(optimizer)._update(optimizer, zero_grad, drop_grads))
         for sample in samples:
             if not skipped_step:
                 self._take_reference_step(sample, zero_grad, None if scale is None else float(scale))

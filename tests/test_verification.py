@@ -19,8 +19,8 @@ def broken(name: str, spoil: Any) -> Any:
     base: Any = getattr(fusedoptim, name)
 
     class Broken(base):
-        def _update(self, zero_grad: bool) -> bool:
-            zeroed = bool(super()._update(zero_grad))
+        def _update(self, *modes: bool) -> bool:
+            zeroed = bool(super()._update(*modes))
             spoil(self)
             return zeroed
 

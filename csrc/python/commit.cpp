@@ -1,5 +1,6 @@
 // The second half of a step. All that can fail comes first; then state, step counts and elements are written.
 #include <algorithm>
+#include <cstring>
 #include <numeric>
 
 #include "cpu/run.h"
@@ -8,12 +9,15 @@
 namespace fusedoptim::python {
 
 void Plan::commit(py::dict state, const cpu::InstructionSet& set, int threads, bool zero_grad, py::object grad_scale,
-                  py::object found_inf) {
+                  py::object found_inf, py::object drop_grads_of) {
+  const Use use(*this);
+  if (!gathered_) throw std::runtime_error("commit() follows a gather() that has returned");
   RunOptions options;
   options.threads = threads;
   options.unscale = !grad_scale.is_none();
   if (options.unscale && !tasks_.empty()) options.grad_scale = py::cast<double>(grad_scale);
   const bool grads_are_written = zero_grad || options.unscale;
+  if (python_runs_) check_unmoved(seen_);
 
   // Where parameters share memory, they are updated one after the other, as a loop over them would, and gradients are
   // zeroed after the last of them has been read.
@@ -31,18 +35,21 @@ void Plan::commit(py::dict state, const cpu::InstructionSet& set, int threads, b
     PyList_SET_ITEM(written.ptr(), i, rows_[i].param.inc_ref().ptr());
     if (grads_are_written) PyList_SET_ITEM(written.ptr(), count + i, rows_[i].grad.inc_ref().ptr());
   }
+  const FreshState fresh = find_fresh_state(state);
   // A launch can fail: before anything is written on the host.
   if (!device_tasks_.empty()) {
     const py::gil_scoped_release released;
     driver_.launch();
   }
   if (zero_grad) cut_grads_off();
-  adopt_fresh_state(state);
+  for (const auto& [own, made] : fresh) {
+    if (PyDict_Update(own.ptr(), made.ptr()) != 0) throw py::error_already_set();
+  }
   for (const Row& row : rows_) {
     const Step& step = row.step;
     if (step.at == nullptr || step.on_device) continue;
-    step.is_double ? *reinterpret_cast<double*>(step.at) = step.next
-                   : *reinterpret_cast<float*>(step.at) = float(step.next);
+    const float next = float(step.next);
+    step.is_double ? std::memcpy(step.at, &step.next, sizeof(double)) : std::memcpy(step.at, &next, sizeof(float));
   }
   if (!tasks_.empty()) {
     const py::gil_scoped_release released;
@@ -55,7 +62,8 @@ void Plan::commit(py::dict state, const cpu::InstructionSet& set, int threads, b
     }
   }
   Torch::get().bump_versions(written);
-  clear();
+  if (!drop_grads_of.is_none()) drop_grads(drop_grads_of);
+  forget();
 }
 
 void Plan::prepare_devices(const RunOptions& options, py::handle grad_scale, py::handle found_inf) {
@@ -143,21 +151,32 @@ void Plan::count_shared_steps() {
     if (step.at == nullptr || step.on_device) continue;
     const auto [found, first] = last.try_emplace(step.at, step.next);
     if (first) continue;
-    step.next = found->second += 1;
+    found->second += 1;
+    step.next = found->second = step.is_double ? found->second : double(float(found->second));
     Task& task = (rows_[i].on_device ? device_tasks_ : tasks_)[rows_[i].task];
     task.next_step = step.next;
     if (task.device_options == nullptr) task.constants = constants_for(*rows_[i].group, step.next, task.dtype);
   }
 }
 
-void Plan::adopt_fresh_state(py::dict state) const {
+// What is to be put where. Hashing a parameter is Python code, in torch, so it is done here; a dict that is put into
+// another brings the hashes along.
+Plan::FreshState Plan::find_fresh_state(py::dict state) const {
+  FreshState found;
+  py::dict whole;
   for (const Row& row : rows_) {
     if (!row.fresh_state) continue;
     PyObject* existing = find_by_identity(state.ptr(), row.param.ptr());
-    const int failed = existing != nullptr ? PyDict_Update(existing, row.fresh_state.ptr())
-                                           : PyDict_SetItem(state.ptr(), row.param.ptr(), row.fresh_state.ptr());
-    if (failed != 0) throw py::error_already_set();
+    if (existing == nullptr) {
+      whole[row.param] = row.fresh_state;
+    } else if (PyDict_Check(existing)) {
+      found.emplace_back(py::reinterpret_borrow<py::object>(existing), row.fresh_state);
+    } else {
+      throw py::type_error("the state of a parameter must be a dict");
+    }
   }
+  if (!whole.empty()) found.emplace_back(state, whole);
+  return found;
 }
 
 }  // namespace fusedoptim::python

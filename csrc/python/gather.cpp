@@ -1,4 +1,6 @@
 // The first half of a step: everything is read and checked, nothing is changed.
+#include <cstring>
+
 #include "python/checks.h"
 #include "python/plan.h"
 
@@ -10,6 +12,15 @@ std::string describe(py::handle group, py::ssize_t group_index, py::ssize_t inde
   if (group.contains("param_names")) text += "'" + std::string(py::str(group["param_names"][py::int_(index)])) + "', ";
   return text + "shape " + std::string(py::str(py::tuple(param.attr("shape")))) + ", " +
          std::string(py::str(param.attr("dtype"))) + ", " + std::string(py::str(param.attr("device"))) + ")";
+}
+
+bool is_harmless_group(PyObject* group) {
+  if (!PyDict_CheckExact(group)) return false;
+  PyObject *key, *value;
+  for (py::ssize_t at = 0; PyDict_Next(group, &at, &key, &value);) {
+    if (!Torch::get().is_harmless(value)) return false;
+  }
+  return true;
 }
 
 // Said here in few words: pybind11's own error would print every parameter.
@@ -26,8 +37,11 @@ Plan::Plan(const std::string& rule) : rule_(find_rule(rule)) {
 }
 
 py::object Plan::gather(py::iterable groups, py::object state, py::object new_state, bool write_grads) {
-  clear();
+  const Use use(*this);
+  forget();
   check_dict(state);
+  const Torch& torch = Torch::get();
+  python_runs_ = !torch.is_harmless(groups.ptr());
   py::list foreign;
   bool any_foreign = false;
   py::ssize_t g = -1;
@@ -36,6 +50,7 @@ py::object Plan::gather(py::iterable groups, py::object state, py::object new_st
     const py::dict dict = py::reinterpret_borrow<py::object>(each);
     const GroupReader reader(dict);
     const py::list params = dict["params"];
+    python_runs_ = python_runs_ || !is_harmless_group(each.ptr());
     py::list left;
     Group* group = nullptr;
     if (!reader.asks_for_torch()) {
@@ -47,13 +62,14 @@ py::object Plan::gather(py::iterable groups, py::object state, py::object new_st
     }
     for (py::ssize_t i = 0; i < PyList_GET_SIZE(params.ptr()); ++i) {
       const py::object param = py::reinterpret_borrow<py::object>(PyList_GET_ITEM(params.ptr(), i));
-      py::object grad = Torch::get().grad(param);
+      if (!torch.is_plain(param.ptr())) python_runs_ = true;
+      py::object grad = torch.grad(param);
       if (grad.is_none()) continue;
       if (group != nullptr) {
         const char* reason;
         try {
-          reason =
-              add(*group, param, std::move(grad), find_by_identity(state.ptr(), param.ptr()), new_state, write_grads);
+          const py::object own = py::reinterpret_borrow<py::object>(find_by_identity(state.ptr(), param.ptr()));
+          reason = add(*group, param, std::move(grad), own.ptr(), new_state, write_grads);
         } catch (const ParamError& error) {
           PyErr_SetString(error.type, (error.text + " in " + describe(dict, g, i, param)).c_str());
           throw py::error_already_set();
@@ -68,10 +84,11 @@ py::object Plan::gather(py::iterable groups, py::object state, py::object new_st
         }
       }
       left.append(param);
-      any_foreign = true;
+      any_foreign = python_runs_ = true;
     }
     foreign.append(left);
   }
+  gathered_ = true;
   return any_foreign ? py::object(foreign) : py::none();
 }
 
@@ -102,7 +119,10 @@ const char* Plan::add(Group& group, py::handle param, py::object grad, PyObject*
     find_entries(state, states, entries);
     if (is_new(entries, states)) {
       py::object& made = fresh_[param.ptr()];
-      if (!made) made = new_state(param, group.dict);
+      if (!made) {
+        made = new_state(param, group.dict);
+        python_runs_ = true;
+      }
       row.fresh_state = made;
       find_entries(row.fresh_state.ptr(), states, entries);
       const int next_variant = variant;
@@ -127,12 +147,14 @@ const char* Plan::add(Group& group, py::handle param, py::object grad, PyObject*
   return nullptr;
 }
 
-void Plan::find_entries(PyObject* state, int count, PyObject** entries) const {
+void Plan::find_entries(PyObject* state, int count, PyObject** entries) {
   if (state != nullptr && !PyDict_Check(state)) throw ParamError{PyExc_TypeError, "the state must be a dict"};
   const auto find = [&](const py::object& name) -> PyObject* {
     PyObject* found = state == nullptr ? nullptr : PyDict_GetItemWithError(state, name.ptr());
     if (found == nullptr && PyErr_Occurred()) throw py::error_already_set();
-    return found == Py_None ? nullptr : found;
+    if (found == nullptr || found == Py_None) return nullptr;
+    kept_.push_back(py::reinterpret_borrow<py::object>(found));  // Python code or another thread may take it out
+    return found;
   };
   for (int k = 0; k < count; ++k) entries[k] = find(names_[k]);
   if (rule_.counts_steps) entries[count] = find(names_.back());
@@ -152,7 +174,6 @@ const char* Plan::view_states(Views& views, int count, PyObject* const* entries)
     const char* name = rule_.states[k];
     if (entries[k] == nullptr) throw ParamError{PyExc_KeyError, std::string("the state has no '") + name + "'"};
     if (!torch.is_plain(entries[k])) return "its state is not a plain tensor";
-    kept_.push_back(py::reinterpret_borrow<py::object>(entries[k]));
     View& view = views[2 + k];
     if (!torch.view(entries[k], view)) return "its state is sparse or has no memory to show";
     if (!view.same_sizes(views[0])) {
@@ -176,12 +197,20 @@ const char* Plan::view_step(PyObject* tensor, const View& param, Step& out) {
     return "its step is neither on the CPU nor on its own device";
   if (!dtype_of(view, dtype) || (dtype != DType::f32 && dtype != DType::f64))
     return "its step is not float32 or float64";
-  kept_.push_back(py::reinterpret_borrow<py::object>(tensor));
   out.at = view.data;
   out.is_double = dtype == DType::f64;
   if (out.on_device) return nullptr;
-  out.next = out.is_double ? *reinterpret_cast<double*>(out.at) + 1 : double(*reinterpret_cast<float*>(out.at) + 1);
+  add_range(view, false);  // one count may serve several parameters
+  float count = 0;         // copied, for a tensor over foreign memory may begin at any byte
+  out.is_double ? std::memcpy(&out.next, out.at, sizeof(double)) : std::memcpy(&count, out.at, sizeof(float));
+  out.next = out.is_double ? out.next + 1 : double(count + 1);
   return nullptr;
+}
+
+void Plan::add_range(const View& view, bool is_grad) {
+  if (view.count == 0) return;
+  ranges_.push_back({view.data, view.end, is_grad});
+  seen_.push_back({view.tensor, view.data, view.end});
 }
 
 void Plan::add_task(Row& row, const Views& views, DType dtype, int variant, int operands) {
@@ -204,7 +233,7 @@ void Plan::add_task(Row& row, const Views& views, DType dtype, int variant, int 
     const View& view = views[k];
     task.operands[k] = view.data;
     flat = flat && view.same_strides(param);
-    if (view.count > 0) ranges_.push_back({view.data, view.end, k == 1});
+    add_range(view, k == 1);
   }
   if (!flat) task.layout = add_layout(views, operands);
 }
@@ -271,6 +300,12 @@ const Layout* Plan::add_layout(const Views& views, int operands) {
 }
 
 void Plan::clear() {
+  const Use use(*this);
+  forget();
+}
+
+void Plan::forget() {
+  gathered_ = python_runs_ = false;
   rows_.clear();
   kept_.clear();
   fresh_.clear();
@@ -279,6 +314,7 @@ void Plan::clear() {
   device_options_.clear();
   skipped_by_host_ = false;
   ranges_.clear();
+  seen_.clear();
   constants_.clear();
   layouts_.clear();
   layout_numbers_.clear();

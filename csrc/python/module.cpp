@@ -56,7 +56,7 @@ PYBIND11_MODULE(_C, m) {
       .def(py::init<const std::string&>(), "rule"_a)
       .def("gather", &Plan::gather, "groups"_a, "state"_a, "new_state"_a, "write_grads"_a)
       .def("commit", &Plan::commit, "state"_a, "instruction_set"_a, "threads"_a, "zero_grad"_a, "grad_scale"_a,
-           "found_inf"_a)
+           "found_inf"_a, "drop_grads_of"_a = py::none())
       .def("is_skipped_by_host", &Plan::is_skipped_by_host)
       .def("zero_grads", &Plan::zero_grads, "groups"_a, "threads"_a)
       .def("clear", &Plan::clear);

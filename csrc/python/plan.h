@@ -8,6 +8,7 @@
 #include <memory>
 #include <string>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "core/task.h"
@@ -33,11 +34,13 @@ class Plan {
   bool is_skipped_by_host() const { return skipped_by_host_; }
 
   // Takes the step. `zero_grad`: also write zeros over the gradients. `grad_scale`: divide the gradients by it first.
-  // `found_inf`, a number on a CUDA device or None: the step is taken only if it is 0.
+  // `found_inf`, a number on a CUDA device or None: the step is taken only if it is 0. `drop_grads_of`: groups whose
+  // gradients are dropped once the step is taken, or None. From the first write to the end no Python code runs, and so
+  // no signal's handler.
   void commit(py::dict state, const cpu::InstructionSet& set, int threads, bool zero_grad, py::object grad_scale,
-              py::object found_inf);
+              py::object found_inf, py::object drop_grads_of);
 
-  void clear();
+  void clear();  // raises while another method runs
 
   // Writes zeros over the gradients of all parameters, as Optimizer.zero_grad(set_to_none=False) does.
   void zero_grads(py::iterable groups, int threads);
@@ -71,6 +74,19 @@ class Plan {
     bool operator==(const Range& o) const { return begin == o.begin && end == o.end && is_grad == o.is_grad; }
   };
   using Views = View[kMaxOperands];
+  using FreshState = std::vector<std::pair<py::object, py::object>>;  // a dict, and what is put into it
+  class Use {  // One method at a time: Python code that a method runs, or another thread, must not find it half done.
+   public:
+    explicit Use(Plan& plan) : in_use_(plan.in_use_) {
+      if (in_use_) throw std::runtime_error("this plan is in use");
+      in_use_ = true;
+    }
+    ~Use() { in_use_ = false; }
+    Use(const Use&) = delete;
+
+   private:
+    bool& in_use_;
+  };
 
   // These return why the kernels cannot take the parameter, or null.
   const char* add(Group& group, py::handle param, py::object grad, PyObject* state, py::handle new_state,
@@ -79,8 +95,10 @@ class Plan {
   const char* view_step(PyObject* tensor, const View& param, Step& out);
 
   bool is_new(PyObject* const* entries, int count) const;
-  void find_entries(PyObject* state, int count, PyObject** entries) const;
+  void find_entries(PyObject* state, int count, PyObject** entries);
+  void add_range(const View& view, bool is_grad);
   void add_task(Row& row, const Views& views, DType dtype, int variant, int operands);
+  void forget();
   const void* constants_for(Group& group, double step, DType dtype);
   const DeviceOptions* options_on(Group& group, py::handle param, int device);
   const Layout* add_layout(const Views& views, int operands);
@@ -92,7 +110,7 @@ class Plan {
   // Lets the driver prepare, and once more if torch's allocator held the memory that it needs.
   void with_torchs_memory(const std::vector<cuda::DeviceRun>& runs, const std::function<void()>& prepare);
   DeviceNumber number_on(py::handle param, int device, py::handle number, DType copy);
-  void adopt_fresh_state(py::dict state) const;
+  FreshState find_fresh_state(py::dict state) const;
 
   const RuleEntry& rule_;
   std::vector<py::object> names_;  // of the states, and "step" behind them where the rule counts steps
@@ -110,6 +128,8 @@ class Plan {
   std::deque<Layout> layouts_;
   std::deque<std::vector<int64_t>> layout_numbers_;
   std::vector<Range> ranges_;
+  std::vector<Seen> seen_;
+  bool python_runs_ = false;  // other code than ours and torch's, between a tensor's being seen and the first write
   const Group* folded_group_ = nullptr;  // what the last of constants_ was folded from
   double folded_step_ = 0;
   bool folded_double_ = false;
@@ -120,6 +140,7 @@ class Plan {
   bool checked_for_writes_ = false, checked_result_ = false;
   std::vector<uint32_t> by_address_;
   bool turn_back_ = true;
+  bool in_use_ = false, gathered_ = false;
   cuda::Driver driver_;
 };
 

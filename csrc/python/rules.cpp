@@ -13,10 +13,11 @@ namespace py = pybind11;
 
 namespace {
 
-py::handle item(py::handle group, const char* name) {
+// Owned, for reading a value may run Python code that takes it out of the group.
+py::object item(py::handle group, const char* name) {
   PyObject* found = PyDict_GetItemString(group.ptr(), name);
   if (found == nullptr) throw py::key_error(std::string("the parameter group has no '") + name + "'");
-  return found;
+  return py::reinterpret_borrow<py::object>(found);
 }
 
 double to_number(py::handle value, const char* name) {
@@ -27,6 +28,7 @@ double to_number(py::handle value, const char* name) {
   }
   const double result = plain ? PyFloat_AsDouble(plain.ptr()) : -1.0;
   if (result == -1.0 && PyErr_Occurred()) {
+    if (!PyErr_ExceptionMatches(PyExc_Exception)) throw py::error_already_set();  // such as KeyboardInterrupt
     PyErr_Clear();
     throw py::type_error(std::string(name) + " must be a number or a tensor with one element, got " +
                          std::string(py::repr(value)));
@@ -53,7 +55,7 @@ void GroupReader::operator()(const char* name, double& first, double& second, On
 }
 
 void GroupReader::pair(const char* name, double& first, double& second, bool may_stay) const {
-  const py::handle pair = item(group_, name);
+  const py::object pair = item(group_, name);
   if (!py::isinstance<py::sequence>(pair) || py::len(pair) != 2) {
     throw py::type_error(std::string(name) + " must be a pair of numbers, got " + std::string(py::repr(pair)));
   }
@@ -79,7 +81,7 @@ void GroupReader::operator()(const char* name, bool& out) const {
 bool GroupReader::flag(const char* name) const {
   PyObject* found = PyDict_GetItemString(group_.ptr(), name);
   if (found == nullptr || found == Py_None) return false;
-  const int truth = PyObject_IsTrue(found);
+  const int truth = PyObject_IsTrue(py::reinterpret_borrow<py::object>(found).ptr());
   if (truth < 0) throw py::error_already_set();
   return truth != 0;
 }

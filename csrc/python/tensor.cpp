@@ -76,7 +76,8 @@ Torch::Torch() {
   float32_ = torch.attr("float32");
   float64_ = torch.attr("float64");
   is_neg_ = base.attr("is_neg");
-  increment_version_ = torch.attr("autograd").attr("graph").attr("increment_version");
+  // The C function below torch.autograd.graph.increment_version: in Python code a signal's handler could raise.
+  increment_version_ = torch.attr("_C").attr("_increment_version");
 }
 
 const Torch& Torch::get() {
@@ -111,6 +112,10 @@ bool Torch::view(PyObject* plain, View& out) const {
   }
   if (t.ndim > kMaxDims) return false;
   char* data = static_cast<char*>(t.data) + t.byte_offset;
+  if (std::find(t.sizes, t.sizes + t.ndim, 0) != t.sizes + t.ndim) {  // then the other sizes and strides may be any
+    out = {data, data, 0, t.ndim, t.sizes, t.strides, t.device, t.dtype, true, plain};
+    return true;
+  }
   int64_t count = 1, last = 0;
   bool row_major = true;
   for (int d = t.ndim - 1; d >= 0; --d) {
@@ -118,9 +123,29 @@ bool Torch::view(PyObject* plain, View& out) const {
     count *= t.sizes[d];
     last += (t.sizes[d] - 1) * t.strides[d];
   }
-  char* end = count == 0 ? data : data + (last + 1) * (t.dtype.bits / 8);
-  out = {data, end, count, t.ndim, t.sizes, t.strides, t.device, t.dtype, row_major};
-  return count == 0 || t.data != nullptr;  // null: zeros that autograd never wrote, or a storage that was freed
+  if (t.data == nullptr) return false;  // zeros that autograd never wrote, or a storage that was freed
+  char* end = data + (last + 1) * (t.dtype.bits / 8);
+  out = {data, end, count, t.ndim, t.sizes, t.strides, t.device, t.dtype, row_major, plain};
+  return true;
+}
+
+bool Torch::is_harmless(PyObject* value) const {
+  if (value == Py_None || PyBool_Check(value) || PyFloat_CheckExact(value) || PyLong_CheckExact(value)) return true;
+  if (PyUnicode_CheckExact(value) || is_plain(value)) return true;
+  if (!PyList_CheckExact(value) && !PyTuple_CheckExact(value)) return false;
+  const bool is_pair = PySequence_Fast_GET_SIZE(value) == 2;  // of longer ones no item is read as a number
+  PyObject** items = PySequence_Fast_ITEMS(value);
+  return !is_pair || (is_harmless(items[0]) && is_harmless(items[1]));
+}
+
+void check_unmoved(const std::vector<Seen>& tensors) {
+  for (const Seen& seen : tensors) {
+    View view;
+    if (Torch::get().view(seen.tensor, view) && view.data == seen.begin && view.end == seen.end) continue;
+    throw std::runtime_error(
+        "the memory of a parameter, its gradient or its state was exchanged while the step was being prepared; nothing "
+        "was written to it");
+  }
 }
 
 py::object Torch::number_beside(py::handle param, py::handle number, bool wide) const {

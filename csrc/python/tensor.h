@@ -4,6 +4,7 @@
 #include <pybind11/pybind11.h>
 
 #include <string>
+#include <vector>
 
 #include "core/task.h"
 #include "python/dlpack.h"
@@ -22,7 +23,8 @@ struct View {
   const int64_t* strides;
   dlpack::Device device;
   dlpack::DataType type;
-  bool row_major;  // contiguous in the order of its dimensions: what most tensors are
+  bool row_major;    // contiguous in the order of its dimensions, as most tensors are, or without elements
+  PyObject* tensor;  // borrowed
 
   bool same_sizes(const View& other) const;
   bool same_strides(const View& other) const;  // in every dimension that has more than one element
@@ -55,6 +57,8 @@ class Torch {
   void* current_stream(dlpack::Device device) const;
   void give_back_cached_memory() const;  // that torch's CUDA allocator holds and does not use
   void bump_versions(py::handle tensors) const { increment_version_(tensors); }
+  // Whether a value can be read, as a tensor, a number or a list of these, without running anybody's Python code.
+  bool is_harmless(PyObject* value) const;
   py::object intern(const char* name) const {
     return py::reinterpret_steal<py::object>(PyUnicode_InternFromString(name));
   }
@@ -69,6 +73,16 @@ class Torch {
   py::object is_neg_, full_, float32_, float64_;
   py::object increment_version_;
 };
+
+// Where a tensor's memory was seen.
+struct Seen {
+  PyObject* tensor;  // borrowed
+  const char* begin;
+  const char* end;
+};
+
+// Raises if a tensor no longer lies where it was seen: Python code that ran meanwhile has given it other memory.
+void check_unmoved(const std::vector<Seen>& tensors);
 
 // Whether it is one number in a plain tensor on a CUDA device.
 bool is_on_cuda(py::handle value);

@@ -11,7 +11,8 @@ void for_each_grad(py::iterable groups, Visit visit) {
   const Torch& torch = Torch::get();
   for (const py::handle group : groups) {
     const py::list params = py::reinterpret_borrow<py::dict>(group)["params"];
-    for (const py::handle param : params) {
+    for (py::ssize_t i = 0; i < PyList_GET_SIZE(params.ptr()); ++i) {  // Python code may change the list meanwhile
+      const py::object param = py::reinterpret_borrow<py::object>(PyList_GET_ITEM(params.ptr(), i));
       const py::object grad = torch.grad(param);
       if (!grad.is_none()) visit(param, grad);
     }
@@ -34,7 +35,11 @@ void Plan::zero_grads(py::iterable groups, int threads) {
   std::vector<cuda::Span> device_spans;
   std::vector<cuda::DeviceRun> runs;
   py::list zeroed;  // also keeps the tensors alive while the GIL is released
-  for_each_grad(groups, [&](py::handle, py::handle grad) {
+  const Use use(*this);
+  std::vector<Seen> seen;
+  bool python_runs = !torch.is_harmless(groups.ptr());
+  for_each_grad(groups, [&](py::handle param, py::handle grad) {
+    python_runs = python_runs || !torch.is_plain(param.ptr()) || !torch.is_plain(grad.ptr());
     const bool plain = torch.is_plain(grad.ptr());
     if (!plain || torch.requires_grad(grad)) cut_off(grad);
     View view;
@@ -53,8 +58,10 @@ void Plan::zero_grads(py::iterable groups, int threads) {
       grad.attr("zero_")();
       return;
     }
+    seen.push_back({view.tensor, view.data, view.end});
     zeroed.append(grad);
   });
+  if (python_runs) check_unmoved(seen);
   if (!device_spans.empty()) with_torchs_memory(runs, [&] { driver_.prepare_zero(device_spans, runs); });
   {
     const py::gil_scoped_release released;

@@ -1,0 +1,40 @@
+"""Changes that are made together or not at all, although the handler of a signal may raise between any two of them.
+
+Python calls handlers, that of Ctrl-C for one, in the main thread and only between bytecodes, so never while a loop in C
+calls functions in C.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from operator import methodcaller
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_call = methodcaller("__call__")
+
+
+class Undo:
+    """Copies of tensors that are about to be written one by one.
+
+    Args:
+        tensors: All that will be written.
+
+    Attributes:
+        roll_back: Without arguments: writes the copies back, until ``finish`` is called. It is no Python function, for
+            at the start of one the handler of a second signal could raise.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self._steps: list[Callable[[], Any]] = []
+        if tensors:
+            self._steps.append(partial(torch._foreach_copy_, tensors, [x.clone() for x in tensors]))
+        self.roll_back = partial(deque, map(_call, self._steps), 0)
+
+    def finish(self, last: Iterable[Callable[[], Any]]) -> None:
+        """Call functions written in C; from then on nothing is written back."""
+        deque(map(_call, [*last, self._steps.clear]), 0)
