@@ -15,6 +15,8 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip --disable-pip-version-check
 READY := $(VENV)/.ready
+TRAINERS := .venv-ecosystem
+TRAINERS_READY := $(TRAINERS)/.ready
 BUILT := $(VENV)/.built
 SETTING := $(VENV)/.setting
 # The environment variables that a build depends on.
@@ -24,12 +26,12 @@ CXX_FILES = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu'
 PY_FILES = fusedoptim benchmarks tests setup.py
 say = @printf '==> %s\n' $(1)
 
-.PHONY: help build test bench bench-step lint sanitize format wheel clean distclean FORCE
+.PHONY: help build test test-ecosystem bench bench-step lint sanitize format wheel clean distclean FORCE
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo
-	@echo 'test, bench, bench-step and sanitize pass ARGS on: make test ARGS="-k adam"'
+	@echo 'test, test-ecosystem, bench, bench-step and sanitize pass ARGS on: make test ARGS="-k adam"'
 
 build: $(BUILT) ## compile the native module and install the package, editable, into .venv
 	@$(RUN) -m fusedoptim
@@ -37,6 +39,10 @@ build: $(BUILT) ## compile the native module and install the package, editable, 
 test: $(BUILT) ## run the tests
 	$(call say,'test: $(RUN) -m pytest $(ARGS)')
 	@$(RUN) -m pytest $(ARGS)
+
+test-ecosystem: $(TRAINERS_READY) $(BUILT) ## train under Lightning, transformers and Accelerate, as under torch.optim
+	$(call say,'test-ecosystem: $(TRAINERS)/bin/python -m pytest tests/ecosystem $(ARGS)')
+	@$(TRAINERS)/bin/python -m pytest tests/ecosystem $(ARGS)
 
 bench: $(BUILT) ## time whole training loops against torch.optim, with correctness beside every time
 	$(call say,'bench: $(RUN) benchmarks/train_loop.py $(ARGS)')
@@ -78,11 +84,11 @@ wheel: $(READY) ## build the source archive and, from it, the wheel into dist/
 
 clean: ## remove what was built, and leave .venv
 	@rm -rf build dist *.egg-info fusedoptim/_C*.so $(BUILT) .pytest_cache .mypy_cache .ruff_cache .benchmarks
-	@find . -path ./$(VENV) -prune -o -name __pycache__ -print0 | xargs -0 rm -rf
+	@find . -path './.venv*' -prune -o -name __pycache__ -print0 | xargs -0 rm -rf
 	$(call say,'clean: done')
 
-distclean: clean ## remove .venv as well
-	@rm -rf $(VENV)
+distclean: clean ## remove .venv and .venv-ecosystem as well
+	@rm -rf $(VENV) $(TRAINERS)
 
 # pip is what ensurepip puts there last, so an interrupted creation is repeated.
 $(VENV)/bin/pip:
@@ -95,6 +101,15 @@ $(VENV)/bin/pip:
 $(READY): requirements-dev.txt $(VENV)/bin/pip
 	$(call say,'set-up: requirements-dev.txt (with a torch, so the first time takes minutes)')
 	@$(PIP) install -r requirements-dev.txt
+	@touch $@
+
+# An environment on top of the other, so that its torch and the package as built there are seen and not installed again.
+$(TRAINERS_READY): requirements-ecosystem.txt $(READY)
+	$(call say,'set-up: requirements-ecosystem.txt into $(TRAINERS) (half a minute)')
+	@$(RUN) -m venv --clear --without-pip $(TRAINERS)
+	@$(RUN) -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
+	  >"$$($(TRAINERS)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/below.pth"
+	@$(TRAINERS)/bin/python -m pip --disable-pip-version-check install -r requirements-ecosystem.txt
 	@touch $@
 
 $(BUILT): $(READY) $(SETTING) $(NATIVE) pyproject.toml
