@@ -166,7 +166,7 @@ def _replace(optimizer: Optimizer, state_dict: dict[str, Any], torch_load: Calla
 
 def _place_steps(optimizer: Optimizer) -> None:
     """Put the step counts where this optimizer makes them; torch has placed them as the flags of the file say."""
-    seen: set[int] = set()
+    seen: dict[int, Tensor] = {}  # whose count it is
     for group in optimizer.param_groups:
         on_device = bool(group.get("fused") or group.get("capturable"))
         wide = torch.get_default_dtype() == torch.float64 and not on_device
@@ -180,7 +180,8 @@ def _place_steps(optimizer: Optimizer) -> None:
                 dtype = torch.float64 if wide else torch.float32
             placed = step.to(device, dtype)
             placed = placed.detach() if placed.requires_grad else placed
-            if id(placed) in seen:  # FSDP saves one count for all parameters of a module; each must count by itself
-                placed = placed.clone()
-            seen.add(id(placed))
+            if seen.setdefault(id(placed), param) is not param:
+                placed = (
+                    placed.clone()
+                )  # FSDP saves one count for all parameters of a module; each must count by itself
             optimizer.state[param]["step"] = placed

@@ -45,12 +45,14 @@ def check_memory(optimizer: Any) -> None:
     """
     rule = reference.RULES[optimizer._rule]
     by_device: dict[torch.device, list[_Stretch]] = {}
+    seen: set[int] = set()  # one parameter may be listed twice
     for index, group in enumerate(optimizer.param_groups):
         names = [name for name in rule.state_names(group) if name != "step"]
         for position, param in enumerate(group["params"]):
             entry = optimizer.state.get(param)
-            if not entry or type(param) not in PLAIN:
+            if not entry or type(param) not in PLAIN or id(param) in seen:
                 continue
+            seen.add(id(param))
             for name, tensor in [("", param), *((name, entry.get(name)) for name in names)]:
                 if type(tensor) in PLAIN and tensor.layout == torch.strided and not tensor.is_meta and tensor.numel():
                     stretch = _stretch(tensor, (index, position, name))
