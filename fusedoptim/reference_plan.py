@@ -9,9 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from fusedoptim import reference
 from fusedoptim.at_once import Undo
+from fusedoptim.dtensor import is_dtensor, local_of, refusal_of_cut
 
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _PLAIN = (Tensor, torch.nn.Parameter)
@@ -25,7 +27,7 @@ _SHARED = (
 class _Row:
     param: Tensor
     grad: Tensor
-    state: dict[str, Any]
+    state: dict[str, Any]  # of DTensors where the parameter is one
     fresh: bool
     options: dict[str, Any]
     maximize: bool
@@ -69,11 +71,11 @@ class ReferencePlan:
                 if param.grad is None:
                     continue
                 name = name_of(param, group, index, position)
-                reason = refusal(param) if options is not None else "torch's own implementation was asked for"
+                reason = self._refusal(param) if options is not None else "torch's own implementation was asked for"
                 if reason is None and options is not None:
-                    if _is_expanded(param):
+                    if _is_expanded(local_of(param)):
                         raise RuntimeError(f"{_SHARED} in {name}")
-                    if write_grads and _shares_elements(param.grad):
+                    if write_grads and _shares_elements(local_of(param.grad)):
                         raise RuntimeError(f"{_SHARED} a gradient to be zeroed or unscaled in {name}")
                     reason = self._add(param, group, options, state.get(param, {}), new_state, name)
                 if reason is None:
@@ -87,6 +89,10 @@ class ReferencePlan:
                 left.append(param)
             foreign.append(left)
         return foreign if any(foreign) else None
+
+    def _refusal(self, param: Tensor) -> str | None:
+        assert param.grad is not None
+        return refusal_of_cut(param, "gradient", param.grad) or refusal(local_of(param), local_of(param.grad))
 
     def _add(
         self, param: Tensor, group: Any, options: Any, existing: dict[str, Any], new_state: Any, name: str
@@ -104,9 +110,11 @@ class ReferencePlan:
                 raise KeyError(f"the state has no '{key}' in {name}")
             if key != "step" and state[key].shape != param.shape:
                 raise RuntimeError(f"{key} has shape {tuple(state[key].shape)}, which does not fit in {name}")
-            if type(state[key]) not in _PLAIN or (key != "step" and state[key].dtype != param.dtype):
+            if key != "step" and (reason := refusal_of_cut(param, "state", state[key])):
+                return reason
+            if type(local_of(state[key])) not in _PLAIN or (key != "step" and state[key].dtype != param.dtype):
                 return "its state has another dtype, or is a tensor subclass"
-            if _shares_elements(state[key]):
+            if _shares_elements(local_of(state[key])):
                 return "elements of its state may share memory"
         grad = param.grad
         assert grad is not None
@@ -160,22 +168,26 @@ class ReferencePlan:
         for row in self._rows:
             tensors += [row.param, *(row.state[name] for name in self._rule.state_names(row.options))]
             tensors += [row.grad] if grads_are_written else []
-        return tensors
+        return [local_of(tensor) for tensor in tensors]
 
     def _write(self, zero_grad: bool, grad_scale: float | None) -> None:
         for row in self._rows:
+            own_param, own_grad = local_of(row.param), local_of(row.grad)
+            own_state = {name: local_of(value) for name, value in row.state.items()}
             if grad_scale is not None:
-                row.grad.copy_(reference.prepare_grad(row.grad, grad_scale=grad_scale))
-            grad = reference.prepare_grad(row.grad, maximize=row.maximize)
-            old = {} if row.fresh and "step" not in row.state else row.state  # a new momentum buffer is not read
+                own_grad.copy_(reference.prepare_grad(own_grad, grad_scale=grad_scale))
+            grad = reference.prepare_grad(own_grad, maximize=row.maximize)
+            old = {} if row.fresh and "step" not in row.state else own_state  # a new momentum buffer is not read
             step = 1.0
             if "step" in row.state:
                 row.state["step"] += 1
                 step = float(row.state["step"])
-            new_param, new_state = self._rule.update(row.param, grad, old, step, **row.options)
-            row.param.copy_(new_param)
+            new_param, new_state = self._rule.update(own_param, grad, old, step, **row.options)
+            own_param.copy_(new_param)
             for name, value in new_state.items():
-                row.state[name].copy_(value)
+                own_state[name].copy_(value)
+            if is_dtensor(row.param):  # its own version counter is what autograd looks at
+                increment_version([row.param] if grad_scale is None else [row.param, row.grad])
         if zero_grad:
             for row in self._rows:
                 _zero(row.grad)
@@ -236,9 +248,9 @@ def _shares_elements(x: Tensor) -> bool:
     return False
 
 
-def refusal(param: Tensor) -> str | None:
-    """Why the reference cannot take a parameter, or None."""
-    grad = param.grad
+def refusal(param: Tensor, grad: Tensor | None = None) -> str | None:
+    """Why the reference cannot take a parameter, or None. ``grad`` is in place of its own."""
+    grad = param.grad if grad is None else grad
     assert grad is not None
     if type(param) not in _PLAIN or type(grad) not in _PLAIN:
         return "it or its gradient is a tensor subclass"

@@ -95,12 +95,18 @@ py::object Plan::gather(py::iterable groups, py::object state, py::object new_st
 const char* Plan::add(Group& group, py::handle param, py::object grad, PyObject* state, py::handle new_state,
                       bool write_grads) {
   const Torch& torch = Torch::get();
-  if (!torch.is_plain(param.ptr())) return "it is a tensor subclass";
-  if (!torch.is_plain(grad.ptr())) return "its gradient is a tensor subclass";
+  DTensor whole;  // the parameter, if it is none that is plain
+  py::handle local = param, local_grad = grad;
+  const bool plain = torch.is_plain(param.ptr());
+  if (!plain) {
+    if (const char* reason = open_shards(param, grad, whole, local, local_grad)) return reason;
+  } else if (!torch.is_plain(grad.ptr())) {
+    return "its gradient is a tensor subclass";
+  }
   Views views;
   DType dtype;
-  if (!torch.view(param.ptr(), views[0])) return "torch does not show its memory";
-  if (!torch.view(grad.ptr(), views[1])) return "its gradient is sparse or has no memory to show";
+  if (!torch.view(local.ptr(), views[0])) return "torch does not show its memory";
+  if (!torch.view(local_grad.ptr(), views[1])) return "its gradient is sparse or has no memory to show";
   const dlpack::Device device = views[0].device;
   if (device.type == dlpack::kCuda) {
     if (const char* problem = driver_.problem(device.index)) return problem;
@@ -108,7 +114,7 @@ const char* Plan::add(Group& group, py::handle param, py::object grad, PyObject*
     return "its device is not supported";
   }
   if (!dtype_of(views[0], dtype)) return "its dtype is not float64, float32, bfloat16 or float16";
-  if (const char* reason = check_param_and_grad(param, grad, views[0], views[1])) return reason;
+  if (const char* reason = check_param_and_grad(local, local_grad, views[0], views[1])) return reason;
 
   Row row;
   row.on_device = device.type == dlpack::kCuda;
@@ -129,7 +135,7 @@ const char* Plan::add(Group& group, py::handle param, py::object grad, PyObject*
       variant = rule_.variant(group.options, dtype, true);
       if (variant != next_variant) skipped_by_host_ = true;  // one that is skipped must be the first again
     }
-    if (const char* reason = view_states(views, states, entries)) return reason;
+    if (const char* reason = view_states(views, states, entries, plain ? nullptr : &whole)) return reason;
     if (rule_.counts_steps) {
       if (const char* reason = view_step(entries[states], views[0], row.step)) return reason;
       if (!row.step.on_device) skipped_by_host_ = true;
@@ -144,6 +150,18 @@ const char* Plan::add(Group& group, py::handle param, py::object grad, PyObject*
   row.grad = std::move(grad);
   add_task(row, views, dtype, variant, 2 + states);
   rows_.push_back(std::move(row));
+  return nullptr;
+}
+
+const char* Plan::open_shards(py::handle param, py::handle grad, DTensor& whole, py::handle& local,
+                              py::handle& local_grad) {
+  DTensor whole_grad;
+  if (!whole.open(param)) return "it is a tensor subclass";
+  if (whole.is_sum()) return "it is a DTensor with a Partial placement";
+  if (!whole_grad.open(grad)) return "its gradient is not a DTensor of a plain tensor, as it is";
+  if (!whole_grad.is_cut_as(whole)) return "its gradient is a DTensor on another mesh or with other placements";
+  local = kept_.emplace_back(whole.local());
+  local_grad = kept_.emplace_back(whole_grad.local());
   return nullptr;
 }
 
@@ -168,14 +186,22 @@ bool Plan::is_new(PyObject* const* entries, int count) const {
   return true;
 }
 
-const char* Plan::view_states(Views& views, int count, PyObject* const* entries) {
+const char* Plan::view_states(Views& views, int count, PyObject* const* entries, const DTensor* whole) {
   const Torch& torch = Torch::get();
   for (int k = 0; k < count; ++k) {
     const char* name = rule_.states[k];
     if (entries[k] == nullptr) throw ParamError{PyExc_KeyError, std::string("the state has no '") + name + "'"};
-    if (!torch.is_plain(entries[k])) return "its state is not a plain tensor";
+    py::handle local = entries[k];
+    if (whole == nullptr) {
+      if (!torch.is_plain(entries[k])) return "its state is not a plain tensor";
+    } else {
+      DTensor state;
+      if (!state.open(entries[k])) return "its state is not a DTensor of a plain tensor, as it is";
+      if (!state.is_cut_as(*whole)) return "its state is a DTensor on another mesh or with other placements";
+      local = kept_.emplace_back(state.local());
+    }
     View& view = views[2 + k];
-    if (!torch.view(entries[k], view)) return "its state is sparse or has no memory to show";
+    if (!torch.view(local.ptr(), view)) return "its state is sparse or has no memory to show";
     if (!view.same_sizes(views[0])) {
       throw ParamError{PyExc_RuntimeError,
                        std::string(name) + " has shape " + shape_text(view) + ", which does not fit"};

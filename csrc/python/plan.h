@@ -14,6 +14,7 @@
 #include "core/task.h"
 #include "cpu/instruction_set.h"
 #include "cuda/run.h"
+#include "python/dtensor.h"
 #include "python/rules.h"
 #include "python/tensor.h"
 
@@ -88,10 +89,11 @@ class Plan {
     bool& in_use_;
   };
 
-  // These return why the kernels cannot take the parameter, or null.
+  // These return why the kernels cannot take the parameter, or null. `whole`: the parameter, if it is a DTensor.
   const char* add(Group& group, py::handle param, py::object grad, PyObject* state, py::handle new_state,
                   bool write_grads);
-  const char* view_states(Views& views, int count, PyObject* const* entries);
+  const char* open_shards(py::handle param, py::handle grad, DTensor& whole, py::handle& local, py::handle& local_grad);
+  const char* view_states(Views& views, int count, PyObject* const* entries, const DTensor* whole);
   const char* view_step(PyObject* tensor, const View& param, Step& out);
 
   bool is_new(PyObject* const* entries, int count) const;
@@ -118,7 +120,7 @@ class Plan {
   // What gather found; cleared after each step, for nothing that the user may change is remembered.
   std::deque<Group> groups_;
   std::vector<Row> rows_;
-  std::vector<py::object> kept_;  // the state's tensors, which other threads may take out of it during the step
+  std::vector<py::object> kept_;  // tensors that other threads may take out of the state, or of a DTensor, meanwhile
   std::unordered_map<PyObject*, py::object> fresh_;  // new state by parameter, one of which may be listed twice
   std::vector<Task> tasks_;                          // for the host
   std::vector<Task> device_tasks_;

@@ -34,16 +34,23 @@ void Plan::zero_grads(py::iterable groups, int threads) {
   std::vector<cpu::Span> spans;
   std::vector<cuda::Span> device_spans;
   std::vector<cuda::DeviceRun> runs;
+  std::vector<py::object> shards;
   py::list zeroed;  // also keeps the tensors alive while the GIL is released
   const Use use(*this);
   std::vector<Seen> seen;
   bool python_runs = !torch.is_harmless(groups.ptr());
   for_each_grad(groups, [&](py::handle param, py::handle grad) {
-    python_runs = python_runs || !torch.is_plain(param.ptr()) || !torch.is_plain(grad.ptr());
-    const bool plain = torch.is_plain(grad.ptr());
+    DTensor whole;
+    py::handle local = grad;
+    bool plain = torch.is_plain(grad.ptr());
+    python_runs = python_runs || !torch.is_plain(param.ptr()) || !plain;
+    if (!plain && whole.open(grad)) {
+      plain = true;
+      local = shards.emplace_back(whole.local());
+    }
     if (!plain || torch.requires_grad(grad)) cut_off(grad);
     View view;
-    const bool flat = plain && torch.view(grad.ptr(), view) && view.dense();
+    const bool flat = plain && torch.view(local.ptr(), view) && view.dense();
     if (flat && view.device.type == dlpack::kCpu) {
       spans.push_back({view.data, view.count * view.item_size()});
     } else if (flat && view.device.type == dlpack::kCuda && driver_.problem(view.device.index) == nullptr) {

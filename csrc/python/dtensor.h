@@ -1,0 +1,23 @@
+// DTensors (torch.distributed.tensor): tensors cut over several processes, each of which holds a plain tensor.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+namespace fusedoptim::python {
+
+namespace py = pybind11;
+
+class DTensor {
+ public:
+  // False for anything but a DTensor, exactly, that holds a plain tensor. Waits for one that is still being received.
+  bool open(py::handle tensor);
+
+  const py::object& local() const { return local_; }  // what this process holds of it
+  bool is_cut_as(const DTensor& other) const;         // so that equal elements lie in equal places
+  bool is_sum() const;                                // with a Partial placement: the elements are parts of sums
+
+ private:
+  py::object local_, spec_;
+};
+
+}  // namespace fusedoptim::python

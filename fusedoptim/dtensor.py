@@ -1,0 +1,53 @@
+"""DTensors (torch.distributed.tensor): tensors cut over several processes, each of which holds a plain tensor.
+
+As ``csrc/python/dtensor.cpp`` for the kernels.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from torch import Tensor
+
+
+def is_dtensor(tensor: Any) -> bool:
+    """Whether it is a DTensor, exactly. Does not import what nobody has imported."""
+    return _is_of(tensor, "torch.distributed.tensor", "DTensor")
+
+
+def local_of(tensor: Tensor) -> Tensor:
+    """What this process holds of a DTensor; any other tensor as it is. Waits for what is still being received."""
+    if not is_dtensor(tensor):
+        return tensor
+    local: Any = tensor._local_tensor  # type: ignore[attr-defined]
+    if _is_of(local, "torch.distributed._functional_collectives", "AsyncCollectiveTensor"):
+        local.trigger_wait()
+        local = local.elem
+    assert isinstance(local, Tensor)
+    return local
+
+
+def refusal_of_cut(param: Tensor, what: str, other: Tensor) -> str | None:
+    """Why the gradient or an entry of the state does not fit what lies here of a parameter, or None."""
+    if not is_dtensor(param):
+        return f"its {what} is a tensor subclass" if is_dtensor(other) else None
+    if any(placement.is_partial() for placement in param._spec.placements):  # type: ignore[attr-defined]
+        return "it is a DTensor with a Partial placement"  # whose elements are parts of sums
+    if not is_dtensor(other):
+        return f"its {what} is not a DTensor of a plain tensor, as it is"
+    return None if _is_cut_as(other, param) else f"its {what} is a DTensor on another mesh or with other placements"
+
+
+def _is_cut_as(a: Any, b: Any) -> bool:
+    """Whether two DTensors are cut alike, so that equal elements lie in equal places."""
+    one, other = a._spec, b._spec
+    return one is other or (
+        one.placements == other.placements
+        and one.mesh == other.mesh
+        and getattr(one, "shard_order", None) == getattr(other, "shard_order", None)
+    )
+
+
+def _is_of(tensor: object, module: str, name: str) -> bool:
+    return type(tensor) is getattr(sys.modules.get(module), name, None)
