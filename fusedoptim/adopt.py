@@ -11,11 +11,8 @@ from typing import Any
 from torch.optim import Optimizer
 from torch.optim import lr_scheduler as torch_schedulers
 
-from fusedoptim.adam import Adam, AdamW
-from fusedoptim.sgd import SGD
+import fusedoptim
 from fusedoptim.step import FusedStep
-
-_OURS: dict[type[Optimizer], type[FusedStep]] = {ours._torch_class: ours for ours in (SGD, Adam, AdamW)}
 
 
 def from_torch(optimizer: Optimizer) -> Any:
@@ -46,7 +43,7 @@ def from_torch(optimizer: Optimizer) -> Any:
     """
     if isinstance(optimizer, FusedStep):
         return optimizer
-    ours = _OURS.get(type(optimizer))
+    ours = _ours(type(optimizer))
     if ours is None:
         raise TypeError(f"optimizer must be exactly torch.optim.SGD, Adam or AdamW, got {_advice(optimizer)}")
     patched = optimizer.__dict__.get("step")
@@ -67,13 +64,20 @@ def from_torch(optimizer: Optimizer) -> Any:
     return optimizer
 
 
+def _ours(theirs: type[Any]) -> type[FusedStep] | None:
+    """The class of this package that stands for one of torch."""
+    ours = getattr(fusedoptim, theirs.__name__, None)
+    known = isinstance(ours, type) and issubclass(ours, FusedStep) and ours._torch_class is theirs
+    return ours if known else None
+
+
 def _advice(optimizer: Any) -> str:
     name = f"{type(optimizer).__module__}.{type(optimizer).__qualname__}"
     if isinstance(getattr(optimizer, "optimizer", None), Optimizer):
         return f"{name}; pass its .optimizer"
-    for theirs, ours in reversed(_OURS.items()):
-        if isinstance(optimizer, theirs):
-            return f"{name}, a subclass that may take steps of its own; derive it from fusedoptim.{ours.__name__}"
+    for base in type(optimizer).__mro__:
+        if _ours(base) is not None:
+            return f"{name}, a subclass that may take steps of its own; derive it from fusedoptim.{base.__name__}"
     if type(optimizer).__module__.startswith("torch.optim."):
         return f"{name}, which this package does not replace; keep it as it is"
     if isinstance(optimizer, Optimizer):
