@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
+import pytest
 import torch
 from cases import BLOCK_SIZES, CHUNK_SIZES, PER_THREAD, of_dtypes, of_instruction_sets
 from helpers import params_of, randn
@@ -103,3 +105,38 @@ def test_layouts(each: Input) -> None:
         theirs.step()
         assert_params_close(ours, theirs, **{"rtol": 0, "atol": 0} if each.name == "SGD" else {})
     fail_on([line for each_place in placed if (line := each_place.guard_difference()) is not None])
+
+
+FAR = 2**31 + 1  # elements of 2 bytes: neither they nor their bytes can be counted in 32 bits
+
+
+@of_inputs("native-fused", "reference-fused", only=lambda each: each.index == 4)
+def test_elements_far_apart(each: Input) -> None:
+    """Two elements of one tensor, 4 GiB of untouched memory between them."""
+    far, near = torch.empty(FAR + 1, dtype=torch.bfloat16)[::FAR], torch.empty(2, dtype=torch.bfloat16)
+    results = []
+    for place in (far, near):
+        with torch.no_grad():
+            p = Parameter(place.copy_(torch.tensor([1.0, 2.0])))
+        p.grad = torch.tensor([0.5, -0.25]).bfloat16()
+        optimizer = each.ours([p], lr=0.5)
+        for _ in range(2):
+            optimizer.step()
+        results.append(p.detach().clone())
+    assert results[0].tolist() == results[1].tolist()
+    assert (results[0] != torch.tensor([1.0, 2.0])).all()
+
+
+@pytest.mark.skipif(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") < 60 << 30, reason="needs 64 GiB, minutes")
+@of_inputs("native-fused", only=lambda each: each.name == "SGD" and each.index == 0)
+def test_fused_large_tensor(each: Input) -> None:
+    """More than 2**31 elements in one stretch of memory; parameters and gradients that move, which torch's do not."""
+    count, places = FAR + 6, torch.tensor([0, 1, FAR - 2, FAR - 1, FAR, FAR + 5])
+    p = Parameter(torch.zeros(count, dtype=torch.bfloat16))
+    p.grad = torch.zeros(count, dtype=torch.bfloat16)
+    with torch.no_grad():
+        p[places], p.grad[places] = 1, 1
+    each.ours([p], lr=0.5).step(zero_grad="to_zero")
+    assert p.grad.count_nonzero() == 0
+    assert p[places].eq(0.5).all()
+    assert p.count_nonzero() == len(places)

@@ -58,14 +58,14 @@ def test_goes_right_direction(each: Input, contiguous: bool) -> None:
     assert_params_close(*optimizers, **tolerance(each))
 
 
-@of_inputs("native", "reference-fused", "foreach")
+@of_inputs("native-fused", "foreach")
 def test_goes_right_direction_with_lrsched(each: Input) -> None:
     for constructors in each.info.scheduler_inputs:
         problems = Problem(), Problem()
         before = problems[0].loss().item()
         optimizers = each.ours(problems[0].params), each.torchs(problems[1].params)
         for problem, optimizer in zip(problems, optimizers, strict=True):
-            after = problem.train(optimizer, 7, [constructor(optimizer) for constructor in constructors])
+            after = problem.train(optimizer, 11, [constructor(optimizer) for constructor in constructors])
             assert after > before if each.maximize else after < before
         assert_params_close(*optimizers, **tolerance(each))
         assert_close(*(float(optimizer.param_groups[0]["lr"]) for optimizer in optimizers), **EXACT)
@@ -79,14 +79,14 @@ def test_param_group_with_lrscheduler_goes_right_direction(each: Input) -> None:
         optimizers = []
         for problem, make in zip(problems, (each.ours, each.torchs), strict=True):
             optimizer = make([{"params": [problem.weight]}, {"params": [problem.bias], "lr": 0.01}])
-            after = problem.train(optimizer, 10, [constructor(optimizer) for constructor in constructors])
+            after = problem.train(optimizer, 12, [constructor(optimizer) for constructor in constructors])
             assert after < before
             optimizers.append(optimizer)
         assert_params_close(*optimizers, **tolerance(each))
 
 
-@of_inputs()
-@pytest.mark.parametrize("shape", [(), (1,), (1, 1)], ids=str)
+@of_inputs("native", "reference", "foreach")
+@pytest.mark.parametrize("shape", [(), (1, 1)], ids=str)
 def test_tensor_lr(each: Input, shape: tuple[int, ...]) -> None:
     """Of any shape with one element, equal to the bit to the number in it."""
     lr = torch.full(shape, 1e-3)
@@ -128,7 +128,7 @@ def test_rosenbrock_sparse(each: Input, scheduled: bool, left_to_torch: list[Any
     sparse, dense = (Parameter(torch.tensor([1.5, 1.5], dtype=torch.float64)) for _ in range(2))
     optimizers = [each.ours([p], **options) for p in (sparse, dense)]
     schedulers = [c(optimizer) for optimizer in optimizers for c in (constructors if scheduled else [])]
-    steps = 80
+    steps = 40
     for step in range(steps):
         sparse.grad = sparse_gradient(sparse, step % 2)
         dense.grad = sparse_gradient(dense, step % 2).to_dense()
