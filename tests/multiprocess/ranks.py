@@ -6,6 +6,7 @@ each phase in turn, and each process runs all scenarios of that phase, in one or
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -93,6 +94,8 @@ def main(folder: Path, backends: list[str]) -> None:
     import with_fsdp
     import with_shards
 
+    for late in ("fsspec", "torch._dynamo"):  # what torch's engines import once they run: here, not in each process
+        importlib.import_module(late)
     assert all((with_checkpoints, with_ddp, with_fsdp, with_shards))
     for phase, world in PHASES.items():
         children = []

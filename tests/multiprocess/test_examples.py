@@ -1,0 +1,42 @@
+"""The scripts of docs/scaling.md run, by themselves and under torchrun."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from test_processes import pytestmark  # noqa: F401  # where the others are skipped, so are these
+
+ROOT = Path(__file__).parents[2]
+SCRIPTS = [path for path in sorted((ROOT / "examples").glob("*.py")) if path.stem != "launch"]
+
+
+def _loss(*command: str) -> float:
+    environment = {key: value for key, value in os.environ.items() if key != "RANK"}
+    environment.update(OMP_NUM_THREADS="1", GLOO_SOCKET_IFNAME="lo", PYTHONPATH=os.pathsep.join(sys.path))
+    done = subprocess.run(
+        [sys.executable, *command], env=environment, capture_output=True, text=True, timeout=200, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = re.fullmatch(r"loss (\d\.\d+)\n", done.stdout)
+    assert found is not None, done.stdout
+    return float(found[1])
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+def test_script(script: Path) -> None:
+    assert _loss(str(script)) < 0.5
+
+
+def test_script_under_torchrun() -> None:
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    assert _loss(*torchrun, str(ROOT / "examples" / "ddp.py")) < 0.5
+
+
+def test_page_names_every_script() -> None:
+    page = (ROOT / "docs" / "scaling.md").read_text()
+    assert all(f"../examples/{path.name}" in page for path in SCRIPTS)
