@@ -273,6 +273,7 @@ def test_what_a_hook_raises_changes_nothing(kind: str, error: type[BaseException
 
     def fail(*args: Any) -> None:
         optimizer.param_groups[0]["lr"] = 5.0
+        optimizer.add_param_group({"params": make_params([(2,)]), "param_names": ["late"]})
         optimizer.mine = 1
         raise error("of the hook")
 
