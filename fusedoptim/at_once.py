@@ -7,7 +7,7 @@ calls functions in C.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from functools import partial
 from operator import methodcaller
 from typing import Any
@@ -29,11 +29,11 @@ class Undo:
             at the start of one the handler of a second signal could raise.
     """
 
-    def __init__(self, tensors: Sequence[Tensor]) -> None:
+    def __init__(self, tensors: list[Tensor]) -> None:
         self._steps: list[Callable[[], Any]] = []
         if tensors:
             self._steps.append(partial(torch._foreach_copy_, tensors, [x.clone() for x in tensors]))
-        self.roll_back = partial(deque, map(_call, self._steps), 0)
+        self.roll_back: Callable[[], Any] = partial(deque, map(_call, self._steps), 0)
 
     def finish(self, last: Iterable[Callable[[], Any]]) -> None:
         """Call functions written in C; from then on nothing is written back."""

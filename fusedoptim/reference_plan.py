@@ -130,9 +130,10 @@ class ReferencePlan:
         for group in groups:
             for param in group["params"]:
                 if param.grad is not None:
-                    _zero(param.grad)
+                    _cut_off(param.grad)
+                    with torch.inference_mode():
+                        param.grad.zero_()
 
-    @torch.inference_mode()  # the kernels write to inference tensors as well
     def commit(
         self,
         state: dict[Tensor, dict[str, Any]],
@@ -154,13 +155,19 @@ class ReferencePlan:
         adopted = {row.param: row.state for row in self._rows if row.fresh and row.state and row.param not in state}
         last = [partial(state[row.param].update, row.state) for row in self._rows if row.fresh and row.param in state]
         dropped = [param for group in drop_grads_of or () for param in group["params"]]
-        undo = Undo(self._written(zero_grad or grad_scale is not None))
-        try:
-            self._write(zero_grad, grad_scale)
-            undo.finish([*last, partial(state.update, adopted), *(partial(setattr, p, "grad", None) for p in dropped)])
-        except BaseException:
-            undo.roll_back()
-            raise
+        for row in self._rows if zero_grad else ():
+            _cut_off(row.grad)
+        # The kernels write to inference tensors as well. Torch's own inference_mode is Python code: stopped there by the
+        # handler of a signal, it would leave the mode on.
+        with torch._C._InferenceMode(True):
+            undo = Undo(self._written(zero_grad or grad_scale is not None))
+            drops = [partial(setattr, param, "grad", None) for param in dropped]
+            try:
+                self._write(zero_grad, grad_scale)
+                undo.finish([*last, partial(state.update, adopted), *drops])
+            except BaseException:
+                undo.roll_back()
+                raise
         self.clear()
 
     def _written(self, grads_are_written: bool) -> list[Tensor]:
@@ -190,7 +197,7 @@ class ReferencePlan:
                 increment_version([row.param] if grad_scale is None else [row.param, row.grad])
         if zero_grad:
             for row in self._rows:
-                _zero(row.grad)
+                row.grad.zero_()
 
     def clear(self) -> None:
         """Forget what was gathered."""
@@ -205,11 +212,9 @@ def name_of(param: Tensor, group: dict[str, Any], index: int, position: int) -> 
     return f"parameter {position} of group {index} ({called}shape {tuple(param.shape)}, {param.dtype}, {param.device})"
 
 
-def _zero(grad: Tensor) -> None:
-    with torch.inference_mode(False):  # detach_ cuts nothing off in inference mode
+def _cut_off(grad: Tensor) -> None:
+    with torch._C._InferenceMode(False):  # detach_ cuts nothing off in inference mode
         grad.detach_() if grad.grad_fn is not None else grad.requires_grad_(False)
-    with torch.inference_mode():
-        grad.zero_()
 
 
 def is_torchs(group: dict[str, Any]) -> bool:
