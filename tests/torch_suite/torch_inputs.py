@@ -19,7 +19,7 @@ from torch.testing._internal import common_optimizers
 import fusedoptim
 
 # The import has frozen torch.backends for the whole process.
-torch.backends.__dict__["__allow_nonbracketed_mutation_flag"] = True
+torch.backends.disable_global_flags.__globals__["__allow_nonbracketed_mutation_flag"] = True
 
 INFOS = {info.optim_cls.__name__: info for info in common_optimizers.optim_db if info.optim_cls.__name__ in NAMES}
 
