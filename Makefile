@@ -23,7 +23,7 @@ SETTING := $(VENV)/.setting
 SETTINGS := (FUSEDOPTIM_(NATIVE|CUDA|CMAKE_ARGS)|CXX|CXXFLAGS|LDFLAGS|TORCH_CUDA_ARCH_LIST|CUDACXX|CUDA_HOME|CUDA_PATH)=
 NATIVE := $(shell find csrc -type f) CMakeLists.txt setup.py
 CXX_FILES = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
-PY_FILES = fusedoptim benchmarks tests setup.py
+PY_FILES = fusedoptim benchmarks examples tests setup.py
 say = @printf '==> %s\n' $(1)
 
 .PHONY: help build test test-ecosystem bench bench-step lint sanitize format wheel clean distclean FORCE
