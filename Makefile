@@ -8,6 +8,9 @@ MAKEFLAGS += --no-print-directory
 
 PYTHON ?= python3
 ARGS ?=
+# Whole files of tests side by side, in the order of their names: the longest come first. More processes than these
+# would only wait for one another's threads.
+SIDE_BY_SIDE ?= -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 # A build that fails is an error here, not a reason to test the slow path.
 export FUSEDOPTIM_NATIVE ?= 1
 
@@ -37,8 +40,8 @@ build: $(BUILT) ## compile the native module and install the package, editable, 
 	@$(RUN) -m fusedoptim
 
 test: $(BUILT) ## run the tests
-	$(call say,'test: $(RUN) -m pytest $(ARGS)')
-	@$(RUN) -m pytest $(ARGS)
+	$(call say,'test: $(RUN) -m pytest $(SIDE_BY_SIDE) $(ARGS)')
+	@$(RUN) -m pytest $(SIDE_BY_SIDE) $(ARGS)
 
 test-ecosystem: $(TRAINERS_READY) $(BUILT) ## train under Lightning, transformers and Accelerate, as under torch.optim
 	$(call say,'test-ecosystem: $(TRAINERS)/bin/python -m pytest tests/ecosystem $(ARGS)')
