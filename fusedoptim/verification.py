@@ -13,11 +13,12 @@ from torch.optim import Optimizer
 
 from fusedoptim import native
 from fusedoptim.backend import get_backend
+from fusedoptim.dtensor import local_of
 from fusedoptim.reference_plan import ReferencePlan, is_torchs, name_of, refusal
+from fusedoptim.samples import Sample, rows_that_share, take_sample, taken
 from fusedoptim.step import FusedStep
 
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
-_ENDS = 64  # elements at each end of a parameter, where loops have their special cases
 
 
 @dataclass(frozen=True)
@@ -42,18 +43,6 @@ class Difference:
             f"step {self.step}, {self.param}: {self.differ} of {self.compared} elements of {self.tensor} differ, "
             f"first element {self.index}: got {self.got!r}, the reference says {self.expected!r}"
         )
-
-
-@dataclass
-class _Sample:
-    """Some elements of a parameter and all that belongs to it, copied to the CPU before the step."""
-
-    name: str
-    param: Tensor
-    group: dict[str, Any]
-    index: Tensor
-    copy: Tensor
-    state: dict[str, Any]
 
 
 @dataclass
@@ -138,15 +127,17 @@ class Verification:
         return zeroed
 
     @torch.no_grad()
-    def _take_samples(self) -> list[_Sample]:
+    def _take_samples(self) -> list[Sample]:
         candidates = [
             (param, group, name_of(param, group, g, position))
             for g, group in enumerate(self.optimizer.param_groups)
             for position, param in enumerate(group["params"])
             if param.grad is not None and param.numel() > 0
         ]
-        shared = _sharing([(param, self.optimizer.state.get(param, {})) for param, _, _ in candidates])
-        samples: list[_Sample] = []
+        states = [self._state_of(param) for param, _, _ in candidates]
+        rows = zip(candidates, states, strict=True)
+        shared = rows_that_share([param, param.grad, *state.values()] for (param, _, _), state in rows)
+        samples: list[Sample] = []
         for i in torch.randperm(len(candidates), generator=self._draw).tolist():
             if len(samples) == self.params:
                 break
@@ -155,31 +146,16 @@ class Verification:
             if reason is None and i in shared:
                 reason = "it shares memory with another tensor of the step"
             if reason is None and local_of(param).numel() > 0:
-                samples.append(self._sample(param, group, name))
+                samples.append(take_sample(name, param, group, states[i], self.elements, self._draw))
             elif reason is not None:
                 self.skipped[reason] += 1
         return samples
 
-    def _sample(self, param: Tensor, group: dict[str, Any], name: str) -> _Sample:
-        count = local_of(param).numel()
-        if count <= self.elements:
-            index = torch.arange(count)
-        else:
-            ends = min(_ENDS, self.elements // 2)
-            middle = torch.randint(ends, count - ends, (self.elements - 2 * ends,), generator=self._draw)
-            index = torch.cat([torch.arange(ends), middle, torch.arange(count - ends, count)])
-        copy = torch.nn.Parameter(_taken(param, index))
-        copy.grad = _taken(param.grad, index)
-        old = self.optimizer.state.get(param, {})
-        state = {
-            key: _taken(value, index) if key != "step" and isinstance(value, Tensor) else _kept(value)
-            for key, value in old.items()
-        }
-        options = {key: _kept(value) for key, value in group.items() if key not in ("params", "param_names")}
-        options.update(fused=None, foreach=None, params=[copy])
-        return _Sample(name, param, options, index, copy, state)
+    def _state_of(self, param: Tensor) -> dict[str, Any]:
+        state = self.optimizer.state.get(param)
+        return dict(state) if isinstance(state, dict) else {}  # what is wrong with another, the step says
 
-    def _take_reference_step(self, sample: _Sample, zero_grad: bool, scale: float | None) -> None:
+    def _take_reference_step(self, sample: Sample, zero_grad: bool, scale: float | None) -> None:
         optimizer: Any = self.optimizer
         plan = ReferencePlan(optimizer._rule)
         state = {sample.copy: sample.state} if sample.state else {}
@@ -188,8 +164,8 @@ class Verification:
         plan.commit(state, zero_grad, scale)
         sample.state = state.get(sample.copy, {})
 
-    def _compare(self, sample: _Sample) -> None:
-        now = self.optimizer.state.get(sample.param, {})
+    def _compare(self, sample: Sample) -> None:
+        now = self._state_of(sample.param)
         pairs: list[tuple[str, Any, Any]] = [("param", sample.param, sample.copy)]
         if sample.param.grad is not None:
             pairs.append(("grad", sample.param.grad, sample.copy.grad))
@@ -200,9 +176,9 @@ class Verification:
                 found = torch.tensor([float("nan") if got is None else float(got)], dtype=torch.float64)
                 self._note(sample, tensor, found, torch.tensor([float(expected.flatten()[0])], dtype=torch.float64))
             else:
-                self._note(sample, tensor, _taken(got, sample.index), expected.detach())
+                self._note(sample, tensor, taken(got, sample.index), expected.detach())
 
-    def _note(self, sample: _Sample, tensor: str, got: Tensor, expected: Tensor) -> None:
+    def _note(self, sample: Sample, tensor: str, got: Tensor, expected: Tensor) -> None:
         self.compared += got.numel()
         bits = _INTEGERS[got.element_size()]
         differ = (got.view(bits) != expected.view(bits)) & ~(got.isnan() & expected.isnan())
@@ -253,40 +229,3 @@ def verify(
         []
     """
     return Verification(optimizer, every, params, elements, seed)
-
-
-def _taken(tensor: Any, index: Tensor) -> Tensor:
-    """Elements of a tensor by their flat index, on the CPU."""
-    plain = local_of(tensor.detach())
-    return torch.take(plain, index.to(plain.device)).cpu()
-
-
-def local_of(tensor: Tensor) -> Tensor:
-    """The part of a distributed tensor that is in this process; any other tensor itself."""
-    local: Tensor = getattr(tensor, "_local_tensor", tensor)
-    return local
-
-
-def _kept(value: Any) -> Any:
-    return value.detach().cpu().clone() if isinstance(value, Tensor) else value
-
-
-def _sharing(rows: list[tuple[Tensor, Any]]) -> set[int]:
-    """The rows some memory of which lies in the address range of another's, or of another tensor of their own."""
-    ranges: list[tuple[int, int, int]] = []
-    for row, (param, state) in enumerate(rows):
-        tensors = [param, param.grad, *(state.values() if isinstance(state, dict) else ())]
-        for tensor in map(local_of, (t for t in tensors if isinstance(t, Tensor))):
-            if tensor.layout == torch.strided and tensor.numel() > 0:
-                last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-                begin = tensor.data_ptr()
-                ranges.append((begin, begin + (last + 1) * tensor.element_size(), row))
-    ranges.sort()
-    shared: set[int] = set()
-    end, owner = 0, -1
-    for begin, stop, row in ranges:
-        if begin < end:
-            shared |= {row, owner}
-        if stop > end:
-            end, owner = stop, row
-    return shared
