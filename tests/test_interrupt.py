@@ -1,4 +1,4 @@
-"""Wherever the handler of a signal raises during a step, Ctrl-C's for one, the step has happened whole or not at all."""
+"""Wherever the handler of a signal raises during a step, that of Ctrl-C for one, the step is whole or not taken."""
 
 from __future__ import annotations
 

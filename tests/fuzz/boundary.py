@@ -1,0 +1,184 @@
+"""Malformed arguments for the compiled module: every case must end in a result or a Python exception.
+
+``python tests/fuzz/boundary.py --seconds 60 --seed 1`` runs random cases; on a build with sanitizers (``make fuzz``) a
+bad access to memory ends the process. Parameters lie between guard bytes, which are looked at after each case.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+import time
+from collections import Counter, defaultdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).parent))
+import hostile
+
+import fusedoptim._C as _C
+from fusedoptim import native
+
+GUARD = 64
+PATTERN = 0xA5
+
+
+class Guarded:
+    """Memory for a tensor, between bytes that nobody may write."""
+
+    def __init__(self, draw: random.Random) -> None:
+        self.shape = draw.choice([(), (1,), (5,), (3, 4), (17,), (2, 3, 5), (300,), (0,), (0, 4)])
+        self.dtype = draw.choice([torch.float32] * 4 + [torch.float64, torch.bfloat16, torch.float16])
+        count = 1
+        for size in self.shape:
+            count *= size
+        self.bytes = count * self.dtype.itemsize
+        self.memory = torch.full((2 * GUARD + self.bytes,), PATTERN, dtype=torch.uint8)
+
+    def tensor(self) -> Tensor:
+        """The tensor, with small values."""
+        inner = self.memory[GUARD : GUARD + self.bytes].view(self.dtype).view(self.shape)
+        return inner.copy_(torch.linspace(0.1, 1, max(inner.numel(), 1))[: inner.numel()].view(self.shape))
+
+    def is_whole(self) -> bool:
+        """Whether nobody has written around it."""
+        if self.memory.untyped_storage().nbytes() == 0:
+            return True  # given back by the case itself
+        around = torch.cat([self.memory[:GUARD], self.memory[GUARD + self.bytes :]])
+        return bool((around == PATTERN).all())
+
+
+class Case:
+    """An optimizer's groups and state, sound at first and then spoiled in some places."""
+
+    def __init__(self, seed: int) -> None:
+        self.draw = draw = random.Random(seed)
+        self.rule = draw.choice(["sgd", "adam"])
+        self.guards: list[Guarded] = []
+        self.meddling = True  # not before the calls
+        self.state: Any = defaultdict(dict) if draw.random() < 0.5 else {}
+        self.groups: Any = [self._group() for _ in range(draw.choice([1, 1, 2, 3]))]
+        self.spoiled = [self._spoil() for _ in range(draw.choice([0, 1, 1, 2, 3]))]
+        self.meddling = False
+
+    def _spoil(self) -> str:
+        way = self.draw.choice(hostile.ALL)
+        try:
+            return way(self)
+        except (AttributeError, TypeError) as error:  # what was spoiled before does not take it
+            return f"{way.__name__}: {error}"
+
+    def guarded(self, like: Guarded | None = None) -> Tensor:
+        """A tensor between guards, of a shape and dtype drawn at random or those of another."""
+        guard = Guarded(self.draw)
+        if like is not None:
+            guard.__dict__.update(
+                shape=like.shape, dtype=like.dtype, bytes=like.bytes, memory=torch.full_like(like.memory, PATTERN)
+            )
+        self.guards.append(guard)
+        return guard.tensor()
+
+    def _group(self) -> dict[str, Any]:
+        draw = self.draw
+        params = []
+        for _ in range(draw.randrange(4)):
+            param = torch.nn.Parameter(self.guarded())
+            like = self.guards[-1]
+            if draw.random() < 0.9:
+                param.grad = self.guarded(like)
+            if draw.random() < 0.6:
+                names = ["momentum_buffer"] if self.rule == "sgd" else ["exp_avg", "exp_avg_sq"]
+                self.state[param] = {name: self.guarded(like) for name in names}
+                if self.rule == "adam":
+                    self.state[param]["step"] = torch.tensor(2.0)
+            params.append(param)
+        options = {"lr": 0.1, "weight_decay": draw.choice([0, 0.1]), "maximize": draw.random() < 0.2}
+        if self.rule == "sgd":
+            options |= {"momentum": draw.choice([0, 0.9]), "dampening": 0, "nesterov": False}
+        else:
+            options |= {"betas": (0.9, 0.99), "eps": 1e-8, "amsgrad": False, "decoupled_weight_decay": False}
+        return {"params": params, **options, "fused": draw.choice([None, None, True])}
+
+    def params(self) -> list[Any]:
+        """All parameters, as far as there are lists of them."""
+        return [
+            p for g in self.groups if isinstance(g, dict) and isinstance(g.get("params"), list) for p in g["params"]
+        ]
+
+    def new_state(self, param: Any, group: Any) -> Any:
+        """As an optimizer makes it."""
+        names = ["momentum_buffer"] if self.rule == "sgd" else ["exp_avg", "exp_avg_sq", "max_exp_avg_sq"]
+        return {**{name: torch.zeros_like(param) for name in names}, "step": torch.tensor(0.0)}
+
+    def zero_grads_unless_freed(self) -> None:
+        """Where a gradient's memory was freed, torch's own zero_, which takes it, ends the process."""
+        grads = [p.grad for p in self.params() if isinstance(p, Tensor) and type(p) is not hostile.Tagged]
+        if not any(hostile.is_freed(grad) for grad in grads):
+            self.plan.zero_grads(self.groups, 2)
+
+    def calls(self) -> Any:
+        """Use the module as a step does, and out of order."""
+        draw, plan = self.draw, _C.Plan(self.rule)
+        self.plan = plan
+        kernels = draw.choice(_C.supported())
+        threads = draw.choice([1, 1, 2, 0, -3, 10**6])
+
+        def step() -> Any:
+            foreign = plan.gather(self.groups, self.state, self.new_state, draw.random() < 0.5)
+            scale = draw.choice([None, None, 2.0, 0.0, float("nan"), "2", hostile.Number(self)])
+            drop = draw.choice([None, None, self.groups, 3])
+            return foreign, plan.commit(self.state, kernels, threads, draw.random() < 0.5, scale, None, drop)
+
+        other = [
+            lambda: plan.commit(self.state, kernels, threads, True, None, None),
+            self.zero_grads_unless_freed,
+            lambda: _C.drop_grads(self.groups),
+            lambda: _C.is_on_cuda(draw.choice([*self.params(), None, 3, "x", self])),
+            plan.clear,
+            plan.is_skipped_by_host,
+            lambda: plan.gather(draw.choice([None, 3, [3], [[]], [{}], "ab"]), self.state, self.new_state, False),
+            lambda: plan.gather(self.groups, draw.choice([None, [], 3]), self.new_state, False),
+            lambda: plan.gather(self.groups, self.state, draw.choice([None, 3, lambda p, g: 3]), False),
+            lambda: plan.commit(draw.choice([None, 3]), draw.choice([None, kernels]), threads, False, None, None),
+        ]
+        return [step, *(draw.choice([step, *other]) for _ in range(draw.randrange(1, 4)))]
+
+
+def run(seed: int) -> str:
+    """Run one case, and say how it ended."""
+    case = Case(seed)
+    outcome = "clean"
+    for call in case.calls():
+        try:
+            call()
+        except Exception as error:
+            outcome = type(error).__name__
+    for guard in case.guards:
+        assert guard.is_whole(), f"case {seed}: written beyond a tensor of shape {guard.shape}: {case.spoiled}"
+    return outcome
+
+
+def main() -> None:
+    """Run cases until the time is over; the last one named is the one that ended the process."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--seed", type=int, default=0, help="of the first case; case n has seed + n")
+    parser.add_argument("--log", type=Path, help="where to note the seed before each case, to find one that crashes")
+    args = parser.parse_args()
+    assert native.available(), native.why_missing()
+    torch.set_num_threads(2)
+    until, seed, outcomes = time.monotonic() + args.seconds, args.seed, Counter[str]()
+    while time.monotonic() < until:
+        if args.log:
+            args.log.write_text(str(seed))
+        outcomes[run(seed)] += 1
+        seed += 1
+    print(f"{seed - args.seed} cases from seed {args.seed}: {dict(outcomes)}")
+
+
+if __name__ == "__main__":
+    main()
