@@ -181,7 +181,6 @@ def _place_steps(optimizer: Optimizer) -> None:
             placed = step.to(device, dtype)
             placed = placed.detach() if placed.requires_grad else placed
             if seen.setdefault(id(placed), param) is not param:
-                placed = (
-                    placed.clone()
-                )  # FSDP saves one count for all parameters of a module; each must count by itself
+                # FSDP saves one count for all parameters of a module; each must count by itself
+                placed = placed.clone()
             optimizer.state[param]["step"] = placed

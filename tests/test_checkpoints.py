@@ -140,6 +140,7 @@ def test_every_form_of_step(make: Callable[[float], Any], flags: dict[str, Any],
     for p, q in zip(params_of(optimizer), params_of(other), strict=True):
         assert torch.equal(p, q)
         assert optimizer.state[p]["step"] == other.state[q]["step"]
+        assert not other.state[q]["step"].requires_grad
 
 
 @pytest.mark.parametrize("key", ["maximize", "foreach", "capturable", "differentiable", "fused", "amsgrad", "nesterov"])
