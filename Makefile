@@ -29,7 +29,7 @@ CXX_FILES = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu'
 PY_FILES = fusedoptim benchmarks examples tests setup.py
 say = @printf '==> %s\n' $(1)
 
-.PHONY: help build test test-ecosystem bench bench-step lint sanitize format wheel clean distclean FORCE
+.PHONY: help build test test-ecosystem bench bench-step lint sanitize fuzz format wheel clean distclean FORCE
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -73,6 +73,17 @@ sanitize: ## run the tests on a build with AddressSanitizer and UndefinedBehavio
 	$(call say,'sanitize: $(RUN) -m pytest $(ARGS)')
 	@LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
 	  ASAN_OPTIONS=detect_leaks=0 $(RUN) -m pytest --capture=sys $(ARGS)
+
+fuzz: $(READY) ## give the native module malformed arguments, on a build of its own with both sanitizers
+	@cmake=$$($(RUN) -c 'import cmake; print(cmake.CMAKE_BIN_DIR)'); export PATH="$$PWD/$(VENV)/bin:$$cmake:$$PATH"; \
+	  cmake -S . -B build/fuzz -G Ninja -DFUSEDOPTIM_SANITIZE=address,undefined -DPython_EXECUTABLE="$$PWD/$(RUN)" \
+	    -Dpybind11_DIR="$$($(RUN) -m pybind11 --cmakedir)" \
+	    -DCMAKE_LIBRARY_OUTPUT_DIRECTORY="$$PWD/build/fuzz/package/fusedoptim" && cmake --build build/fuzz
+	@cp fusedoptim/*.py build/fuzz/package/fusedoptim/
+	$(call say,'fuzz: tests/fuzz/boundary.py $(ARGS)')
+	@LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
+	  ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/fuzz/package \
+	  $(RUN) -W ignore tests/fuzz/boundary.py --log build/fuzz/seed $(ARGS)
 
 format: $(READY) ## bring all sources into the common format
 	@$(RUN) -m ruff check --fix-only $(PY_FILES)

@@ -17,7 +17,7 @@ void Plan::commit(py::dict state, const cpu::InstructionSet& set, int threads, b
   options.unscale = !grad_scale.is_none();
   if (options.unscale && !tasks_.empty()) options.grad_scale = py::cast<double>(grad_scale);
   const bool grads_are_written = zero_grad || options.unscale;
-  if (python_runs_) check_unmoved(seen_);
+  if (python_runs_ || !Torch::get().is_harmless(grad_scale.ptr())) check_unmoved(seen_);
 
   // Where parameters share memory, they are updated one after the other, as a loop over them would, and gradients are
   // zeroed after the last of them has been read.

@@ -51,6 +51,12 @@ PyGetSetDef* getset(py::handle type, const char* name) {
   return reinterpret_cast<PyGetSetDescrObject*>(descriptor.ptr())->d_getset;
 }
 
+// Zeros that autograd never wrote, and storages that were freed, have no memory: their data is null, and that of a view
+// of them lies as far from null as the view's offset. No other memory lies so low, as a rule; then torch is asked.
+bool is_suspicious(const char* data, dlpack::Device device) {
+  return reinterpret_cast<uintptr_t>(data) < uintptr_t(1) << (device.type == dlpack::kCpu ? 40 : 33);
+}
+
 py::object owned(PyObject* object) {
   if (object == nullptr) throw py::error_already_set();
   return py::reinterpret_steal<py::object>(object);
@@ -76,6 +82,7 @@ Torch::Torch() {
   float32_ = torch.attr("float32");
   float64_ = torch.attr("float64");
   is_neg_ = base.attr("is_neg");
+  storage_offset_ = base.attr("storage_offset");
   // The C function below torch.autograd.graph.increment_version: in Python code a signal's handler could raise.
   increment_version_ = torch.attr("_C").attr("_increment_version");
 }
@@ -123,10 +130,15 @@ bool Torch::view(PyObject* plain, View& out) const {
     count *= t.sizes[d];
     last += (t.sizes[d] - 1) * t.strides[d];
   }
-  if (t.data == nullptr) return false;  // zeros that autograd never wrote, or a storage that was freed
+  if (is_suspicious(data, t.device) && begins_at_null(plain, data, t.dtype.bits / 8)) return false;
   char* end = data + (last + 1) * (t.dtype.bits / 8);
   out = {data, end, count, t.ndim, t.sizes, t.strides, t.device, t.dtype, row_major, plain};
   return true;
+}
+
+bool Torch::begins_at_null(py::handle plain, const char* data, int64_t item_size) const {
+  if (data == nullptr) return true;
+  return uintptr_t(py::cast<int64_t>(storage_offset_(plain)) * item_size) == reinterpret_cast<uintptr_t>(data);
 }
 
 bool Torch::is_harmless(PyObject* value) const {

@@ -70,7 +70,8 @@ class Torch {
   const dlpack::ExchangeApi* api_;
   PyGetSetDef* grad_;
   PyGetSetDef* requires_grad_;
-  py::object is_neg_, full_, float32_, float64_;
+  bool begins_at_null(py::handle plain, const char* data, int64_t item_size) const;
+  py::object is_neg_, storage_offset_, full_, float32_, float64_;
   py::object increment_version_;
 };
 
