@@ -71,7 +71,7 @@ class ReferencePlan:
                 if param.grad is None:
                     continue
                 name = name_of(param, group, index, position)
-                reason = self._refusal(param) if options is not None else "torch's own implementation was asked for"
+                reason = refusal(param) if options is not None else "torch's own implementation was asked for"
                 if reason is None and options is not None:
                     if _is_expanded(local_of(param)):
                         raise RuntimeError(f"{_SHARED} in {name}")
@@ -89,10 +89,6 @@ class ReferencePlan:
                 left.append(param)
             foreign.append(left)
         return foreign if any(foreign) else None
-
-    def _refusal(self, param: Tensor) -> str | None:
-        assert param.grad is not None
-        return refusal_of_cut(param, "gradient", param.grad) or refusal(local_of(param), local_of(param.grad))
 
     def _add(
         self, param: Tensor, group: Any, options: Any, existing: dict[str, Any], new_state: Any, name: str
@@ -253,10 +249,14 @@ def _shares_elements(x: Tensor) -> bool:
     return False
 
 
-def refusal(param: Tensor, grad: Tensor | None = None) -> str | None:
-    """Why the reference cannot take a parameter, or None. ``grad`` is in place of its own."""
-    grad = param.grad if grad is None else grad
-    assert grad is not None
+def refusal(param: Tensor) -> str | None:
+    """Why the reference cannot take a parameter with this gradient, or None."""
+    assert param.grad is not None
+    cut = refusal_of_cut(param, "gradient", param.grad)
+    return cut or _refusal_of_plain(local_of(param), local_of(param.grad))
+
+
+def _refusal_of_plain(param: Tensor, grad: Tensor) -> str | None:
     if type(param) not in _PLAIN or type(grad) not in _PLAIN:
         return "it or its gradient is a tensor subclass"
     if param.layout != torch.strided or grad.layout != torch.strided:

@@ -79,6 +79,17 @@ def fsdp_zeroes_gradients(own: Rank) -> None:
 
 
 @scenario("two", "four")
+def fsdp_verified(own: Rank) -> None:
+    """Samples are of what lies in each process, where that is anything."""
+    model = sharded(own)
+    optimizer = make("AdamW", model.parameters())
+    with fusedoptim.verify(optimizer, params=100) as found:
+        train(own, model, optimizer)
+    here = sum(p.to_local().numel() > 0 for p in model.parameters())
+    assert (found.differences, found.skipped, found.steps, found.checked) == ([], {}, 3, 3 * here)
+
+
+@scenario("two", "four")
 def fsdp_mixed_precision(own: Rank) -> None:
     """Forward and backward in bfloat16; the optimizer sees float32. The gradients fit bfloat16 here."""
     from torch.distributed.fsdp import MixedPrecisionPolicy
