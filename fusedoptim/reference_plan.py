@@ -153,8 +153,8 @@ class ReferencePlan:
         dropped = [param for group in drop_grads_of or () for param in group["params"]]
         for row in self._rows if zero_grad else ():
             _cut_off(row.grad)
-        # The kernels write to inference tensors as well. Torch's own inference_mode is Python code: stopped there by the
-        # handler of a signal, it would leave the mode on.
+        # The kernels write to inference tensors as well. Torch's own inference_mode is Python code: stopped there by
+        # the handler of a signal, it would leave the mode on.
         with torch._C._InferenceMode(True):
             undo = Undo(self._written(zero_grad or grad_scale is not None))
             drops = [partial(setattr, param, "grad", None) for param in dropped]
