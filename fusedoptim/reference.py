@@ -173,12 +173,13 @@ class Rule:
     state_names: Callable[[Mapping[str, Any]], tuple[str, ...]]
 
     def options(self, group: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the entries of a parameter group that are options of this rule.
+        """Return the entries of a parameter group that are options of this rule, as bools those annotated so.
 
         Raises:
             KeyError: The group lacks one of them.
         """
-        return {name: group[name] for name in _option_names(self.update)}
+        kinds = _options_of(self.update).items()
+        return {name: bool(group[name]) if kind is bool else group[name] for name, kind in kinds}
 
 
 RULES: dict[str, Rule] = {"sgd": Rule(sgd, _sgd_state), "adam": Rule(adam, _adam_state)}
@@ -196,9 +197,9 @@ def prepare_grad(grad: Tensor, *, maximize: bool = False, grad_scale: float | No
 
 
 @functools.cache
-def _option_names(update: Callable[..., Any]) -> tuple[str, ...]:
+def _options_of(update: Callable[..., Any]) -> dict[str, Any]:
     parameters = inspect.signature(update).parameters.values()
-    return tuple(p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY)
+    return {p.name: p.annotation for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
 
 
 def _arithmetic_dtype(param: Tensor) -> torch.dtype:

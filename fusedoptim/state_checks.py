@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fusedoptim.reference import Rule, _option_names
+from fusedoptim.reference import Rule, _options_of
 
 PLAIN = (Tensor, torch.nn.Parameter)
 ENTRY = "the file is damaged, or is not of an optimizer"
@@ -59,7 +59,7 @@ def check_group(group: Mapping[str, Any], rule: Rule, count: int, where: str) ->
     for name, value in group.items():
         if name != "params" and _is_too_deep(value):
             raise StateError(f"{where}[{name!r}]", f"has more than {_DEPTH} levels", ENTRY)
-    for name in _option_names(rule.update):
+    for name in _options_of(rule.update):
         if name in group:
             _check_option(name, group[name], f"{where}[{name!r}]")
         elif name not in _FILLED_IN_BY_TORCH:

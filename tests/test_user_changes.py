@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import helpers
+import numpy
 import pytest
 import torch
 from helpers import Twins, make_params, of_settings, params_of, randn, set_grads
@@ -197,6 +198,21 @@ def test_gradient_replaced_and_changed_in_place(name: str, options: dict[str, An
                 change(p)
             optimizer.step()
         twins.step()
+
+
+FLAGS = [("SGD", "nesterov"), ("SGD", "maximize"), ("Adam", "amsgrad"), ("Adam", "decoupled_weight_decay")]
+TRUTHS = [None, 0, 1, "", "on", numpy.bool_(False), numpy.bool_(True), torch.tensor(False), torch.tensor(True)]
+
+
+@pytest.mark.parametrize(("name", "flag"), FLAGS)
+@pytest.mark.parametrize("value", TRUTHS, ids=repr)
+@pytest.mark.parametrize("steps_before", [0, 2])
+def test_flag_that_is_no_bool_goes_by_its_truth(name: str, flag: str, value: Any, steps_before: int) -> None:
+    on = {"momentum": 0.9} if name == "SGD" else {"amsgrad": flag == "amsgrad"}
+    twins = Twins(name, {"lr": 0.1, "weight_decay": 0.3, **on})
+    twins.step(steps_before)
+    twins.do(_options(**{flag: value}))
+    twins.step(3)
 
 
 def test_module_moved_to_another_dtype() -> None:
