@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import sys
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import helpers
@@ -48,6 +50,74 @@ def test_one_optimizer_stepped_by_several_threads() -> None:
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda _: [optimizer.step() for _ in range(20)], range(4)))
     assert all(torch.equal(p, q) for p, q in zip(params_of(optimizer), before, strict=True))
+
+
+@contextmanager
+def another_optimizer_loads() -> Iterator[None]:
+    """Meanwhile a thread loads now one, now another state into an optimizer of its own."""
+    states = [train("AdamW", {"amsgrad": True}, steps).state_dict() for steps in (1, 3)]
+    third, stop, loads = train("AdamW", {"amsgrad": True}, 1), threading.Event(), 0
+
+    def load() -> None:
+        nonlocal loads
+        while not stop.is_set() or loads < 2:
+            third.load_state_dict(copy.deepcopy(states[loads % 2]))
+            loads += 1
+
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(load)
+        try:
+            yield
+        finally:
+            stop.set()
+        done.result()
+    loaded, wanted = third.state_dict()["state"], states[(loads - 1) % 2]["state"]
+    assert all(torch.equal(value, wanted[i][key]) for i, state in loaded.items() for key, value in state.items())
+
+
+def test_two_optimizers_that_share_nothing() -> None:
+    jobs: list[tuple[str, dict[str, Any]]] = [("SGD", {"lr": 0.1, "momentum": 0.9}), ("Adam", {"amsgrad": True})]
+    alone = [train(name, options, steps=40) for name, options in jobs]
+    with another_optimizer_loads(), ThreadPoolExecutor(2) as pool:
+        together = list(pool.map(lambda job: train(*job, steps=40), jobs))
+    for one, other in zip(together, alone, strict=True):
+        assert_optimizers_match(one, other, exact=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_two_optimizers_on_the_same_parameters(dtype: torch.dtype) -> None:
+    """A step may be lost where the other one writes at the same time, but every element is one that steps lead to."""
+    params = [Parameter(torch.ones(shape, dtype=dtype)) for shape in SHAPES]
+    both = [fusedoptim.SGD(params, lr=1 / 3) for _ in range(2)]
+    for p in params:
+        p.grad = torch.full_like(p, 1 / 7)
+    each, alone = 40, fusedoptim.SGD([Parameter(torch.ones(1, dtype=dtype))], lr=1 / 3)
+    (one,) = params_of(alone)
+    one.grad = torch.full_like(one, 1 / 7)
+    possible = []
+    for _ in range(2 * each):
+        alone.step()
+        possible.append(one.item())
+    with another_optimizer_loads(), ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda optimizer: [optimizer.step() for _ in range(each)], both))
+    for p in params:
+        assert set(p.flatten().tolist()) <= set(possible)
+
+
+def test_two_adams_on_the_same_parameters() -> None:
+    params = make_params(SHAPES)
+    before = [p.detach().clone() for p in params]
+    both = [fusedoptim.Adam(params, lr=0.01), fusedoptim.AdamW(params, lr=0.01, weight_decay=0)]
+    set_grads(both[0], 1)
+    with another_optimizer_loads(), ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda optimizer: [optimizer.step() for _ in range(40)], both))
+    for p, old in zip(params, before, strict=True):  # with one gradient for all steps, each goes by lr, or nearly
+        assert (p - old).abs().le(2 * 40 * 0.01 * 1.01).all()
+    for optimizer in both:
+        assert all(state["step"] == 40 for state in optimizer.state.values())
+    torch.testing.assert_close(
+        *([x for p in params for x in (o.state[p]["exp_avg"], o.state[p]["exp_avg_sq"])] for o in both), rtol=0, atol=0
+    )
 
 
 def test_another_thread_replaces_the_state_during_steps() -> None:
