@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from models import OPTIMIZERS, alone, assert_same_bits, data, make, whole
+from exact_models import OPTIMIZERS, alone, assert_same_bits, data, make, whole
 from ranks import Rank, scenario
 from with_fsdp import sharded
 

@@ -6,7 +6,7 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-from models import OPTIMIZERS, PER_RANK, Exact, alone, assert_same_bits, data, make, share
+from exact_models import OPTIMIZERS, PER_RANK, Exact, alone, assert_same_bits, data, make, share
 from ranks import Rank, scenario
 from torch.nn.parallel import DistributedDataParallel
 

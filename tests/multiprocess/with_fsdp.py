@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from models import OPTIMIZERS, PER_RANK, Exact, alone, assert_same_bits, data, make, share, whole
+from exact_models import OPTIMIZERS, PER_RANK, Exact, alone, assert_same_bits, data, make, share, whole
 from ranks import Rank, scenario
 from torch import nn
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from models import OPTIMIZERS, PER_RANK, Exact, assert_same_bits, data, make, whole
+from exact_models import OPTIMIZERS, PER_RANK, Exact, assert_same_bits, data, make, whole
 from ranks import Rank, scenario
 from torch import Tensor
 from torch.nn import Parameter
