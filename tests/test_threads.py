@@ -52,6 +52,15 @@ def test_one_optimizer_stepped_by_several_threads() -> None:
     assert all(torch.equal(p, q) for p, q in zip(params_of(optimizer), before, strict=True))
 
 
+@pytest.fixture
+def switching() -> Iterator[None]:
+    """Python changes threads as often as it can, so that they also meet in the middle of a step."""
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(usual)
+
+
 @contextmanager
 def another_optimizer_loads() -> Iterator[None]:
     """Meanwhile a thread loads now one, now another state into an optimizer of its own."""
@@ -75,6 +84,7 @@ def another_optimizer_loads() -> Iterator[None]:
     assert all(torch.equal(value, wanted[i][key]) for i, state in loaded.items() for key, value in state.items())
 
 
+@pytest.mark.usefixtures("switching")
 def test_two_optimizers_that_share_nothing() -> None:
     jobs: list[tuple[str, dict[str, Any]]] = [("SGD", {"lr": 0.1, "momentum": 0.9}), ("Adam", {"amsgrad": True})]
     alone = [train(name, options, steps=40) for name, options in jobs]
@@ -84,9 +94,12 @@ def test_two_optimizers_that_share_nothing() -> None:
         assert_optimizers_match(one, other, exact=True)
 
 
+@pytest.mark.usefixtures("switching")
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_two_optimizers_on_the_same_parameters(dtype: torch.dtype) -> None:
+def test_two_optimizers_on_the_same_parameters(dtype: torch.dtype, backend: str) -> None:
     """A step may be lost where the other one writes at the same time, but every element is one that steps lead to."""
+    if backend == "reference" and dtype == torch.float64:
+        pytest.skip("the reference reads a float64 several times in one multiply-add, between which it may change")
     params = [Parameter(torch.ones(shape, dtype=dtype)) for shape in SHAPES]
     both = [fusedoptim.SGD(params, lr=1 / 3) for _ in range(2)]
     for p in params:
@@ -104,6 +117,7 @@ def test_two_optimizers_on_the_same_parameters(dtype: torch.dtype) -> None:
         assert set(p.flatten().tolist()) <= set(possible)
 
 
+@pytest.mark.usefixtures("switching")
 def test_two_adams_on_the_same_parameters() -> None:
     params = make_params(SHAPES)
     before = [p.detach().clone() for p in params]
