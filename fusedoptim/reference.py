@@ -17,6 +17,7 @@ arithmetic type. bfloat16 and float16 are widened when read and rounded once whe
 import functools
 import inspect
 import math
+import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -199,7 +200,8 @@ def prepare_grad(grad: Tensor, *, maximize: bool = False, grad_scale: float | No
 @functools.cache
 def _options_of(update: Callable[..., Any]) -> dict[str, Any]:
     parameters = inspect.signature(update).parameters.values()
-    return {p.name: p.annotation for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
+    kinds = typing.get_type_hints(update)
+    return {p.name: kinds[p.name] for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
 
 
 def _arithmetic_dtype(param: Tensor) -> torch.dtype:
