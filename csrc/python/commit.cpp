@@ -12,6 +12,7 @@ void Plan::commit(py::dict state, const cpu::InstructionSet& set, int threads, b
                   py::object found_inf, py::object drop_grads_of) {
   const Use use(*this);
   if (!gathered_) throw std::runtime_error("commit() follows a gather() that has returned");
+  gathered_ = false;  // one that fails is not repeated: since then Python code may have exchanged what was seen
   RunOptions options;
   options.threads = threads;
   options.unscale = !grad_scale.is_none();

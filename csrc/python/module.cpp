@@ -26,6 +26,31 @@ std::string compiler() {
 #endif
 }
 
+// pybind11's own errors print every argument, parameters among them, and torch's repr ends the process where their
+// memory was freed. So what may be wrong is taken as any object, and asked for its type here.
+template <class T>
+T checked(py::handle value, const char* name, const char* type) {
+  if (py::isinstance<T>(value)) return py::reinterpret_borrow<T>(value);
+  throw py::type_error(std::string(name) + " must be " + type + ", got " + Py_TYPE(value.ptr())->tp_name);
+}
+
+py::iterable as_groups(py::handle value) { return checked<py::iterable>(value, "groups", "a list of dicts"); }
+
+py::object gather(Plan& plan, py::handle groups, py::object state, py::object new_state, bool write_grads) {
+  return plan.gather(as_groups(groups), std::move(state), std::move(new_state), write_grads);
+}
+
+void commit(Plan& plan, py::handle state, py::handle set, int threads, bool zero_grad, py::object grad_scale,
+            py::object found_inf, py::object drop_grads_of) {
+  if (!py::isinstance<InstructionSet>(set)) throw py::type_error("instruction_set must be one of supported()");
+  plan.commit(checked<py::dict>(state, "state", "a dict"), py::cast<const InstructionSet&>(set), threads, zero_grad,
+              std::move(grad_scale), std::move(found_inf), std::move(drop_grads_of));
+}
+
+void zero_grads(Plan& plan, py::handle groups, int threads) { plan.zero_grads(as_groups(groups), threads); }
+
+void drop_grads(py::handle groups) { fusedoptim::python::drop_grads(as_groups(groups)); }
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -54,14 +79,14 @@ PYBIND11_MODULE(_C, m) {
 
   py::class_<Plan>(m, "Plan")
       .def(py::init<const std::string&>(), "rule"_a)
-      .def("gather", &Plan::gather, "groups"_a, "state"_a, "new_state"_a, "write_grads"_a)
-      .def("commit", &Plan::commit, "state"_a, "instruction_set"_a, "threads"_a, "zero_grad"_a, "grad_scale"_a,
-           "found_inf"_a, "drop_grads_of"_a = py::none())
+      .def("gather", gather, "groups"_a, "state"_a, "new_state"_a, "write_grads"_a)
+      .def("commit", commit, "state"_a, "instruction_set"_a, "threads"_a, "zero_grad"_a, "grad_scale"_a, "found_inf"_a,
+           "drop_grads_of"_a = py::none())
       .def("is_skipped_by_host", &Plan::is_skipped_by_host)
-      .def("zero_grads", &Plan::zero_grads, "groups"_a, "threads"_a)
+      .def("zero_grads", zero_grads, "groups"_a, "threads"_a)
       .def("clear", &Plan::clear);
 
-  m.def("drop_grads", &fusedoptim::python::drop_grads, "groups"_a);
+  m.def("drop_grads", drop_grads, "groups"_a);
   m.def("is_on_cuda", &fusedoptim::python::is_on_cuda, "number"_a,
         "Whether it is one number in a plain tensor on a CUDA device.");
 }

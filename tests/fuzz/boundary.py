@@ -69,7 +69,7 @@ class Case:
         way = self.draw.choice(hostile.ALL)
         try:
             return way(self)
-        except (AttributeError, TypeError) as error:  # what was spoiled before does not take it
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError) as error:  # it was spoiled before
             return f"{way.__name__}: {error}"
 
     def guarded(self, like: Guarded | None = None) -> Tensor:

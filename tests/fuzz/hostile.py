@@ -197,8 +197,12 @@ def odd_param(case: Any) -> str:
     """A parameter of a strange kind, with a gradient where it can have one."""
     name, make = case.draw.choice(list(ODD.items()))
     param = make()
+    grad = make() if case.draw.random() < 0.7 else ODD[case.draw.choice(list(ODD))]()
     with suppress(RuntimeError, AttributeError, TypeError):
-        param.grad = make() if case.draw.random() < 0.7 else ODD[case.draw.choice(list(ODD))]()
+        if (
+            not isinstance(param, Tensor) or type(grad) is not Spoof
+        ):  # torch's own setter of grad ends the process there
+            param.grad = grad
     if isinstance(param, Tagged):
         param.case = case
     group = case.draw.choice(case.groups)
