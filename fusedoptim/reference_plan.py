@@ -219,17 +219,21 @@ def is_torchs(group: dict[str, Any]) -> bool:
     return (fused is not None and not fused) or bool(group.get("foreach")) or bool(group.get("differentiable"))
 
 
+def _shown(value: Any) -> str:
+    return f"a tensor of shape {tuple(value.shape)}" if type(value) in _PLAIN else repr(value)
+
+
 def _as_numbers(options: dict[str, Any]) -> dict[str, Any]:
     """Replace tensors with one element by numbers."""
 
     def number(name: str, value: Any) -> Any:
         if name == "betas":
             if not isinstance(value, (tuple, list)) or len(value) != 2:
-                raise TypeError(f"betas must be a pair of numbers, got {value!r}")
+                raise TypeError(f"betas must be a pair of numbers, got {_shown(value)}")
             return tuple(number("one of betas", item) for item in value)
         plain = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
         if isinstance(plain, Tensor) or not hasattr(plain, "__float__"):
-            raise TypeError(f"{name} must be a number or a tensor with one element, got {value!r}")
+            raise TypeError(f"{name} must be a number or a tensor with one element, got {_shown(value)}")
         return plain if isinstance(plain, bool) else float(plain)
 
     return {name: number(name, value) for name, value in options.items()}

@@ -20,6 +20,12 @@ py::object item(py::handle group, const char* name) {
   return py::reinterpret_borrow<py::object>(found);
 }
 
+// A tensor without its elements: it may be a long one, and torch's repr ends the process where its memory was freed.
+std::string shown(py::handle value) {
+  if (!Torch::get().is_plain(value.ptr())) return py::repr(value);
+  return "a tensor of shape " + std::string(py::str(py::tuple(value.attr("shape"))));
+}
+
 double to_number(py::handle value, const char* name) {
   // A tensor that requires grad warns when it is made a float, but not when it is asked for its item.
   py::object plain = py::reinterpret_borrow<py::object>(value);
@@ -30,8 +36,7 @@ double to_number(py::handle value, const char* name) {
   if (result == -1.0 && PyErr_Occurred()) {
     if (!PyErr_ExceptionMatches(PyExc_Exception)) throw py::error_already_set();  // such as KeyboardInterrupt
     PyErr_Clear();
-    throw py::type_error(std::string(name) + " must be a number or a tensor with one element, got " +
-                         std::string(py::repr(value)));
+    throw py::type_error(std::string(name) + " must be a number or a tensor with one element, got " + shown(value));
   }
   return result;
 }
@@ -57,7 +62,7 @@ void GroupReader::operator()(const char* name, double& first, double& second, On
 void GroupReader::pair(const char* name, double& first, double& second, bool may_stay) const {
   const py::object pair = item(group_, name);
   if (!py::isinstance<py::sequence>(pair) || py::len(pair) != 2) {
-    throw py::type_error(std::string(name) + " must be a pair of numbers, got " + std::string(py::repr(pair)));
+    throw py::type_error(std::string(name) + " must be a pair of numbers, got " + shown(pair));
   }
   const py::sequence both = py::reinterpret_borrow<py::sequence>(pair);
   first = number(py::object(both[0]), name, &first, may_stay);

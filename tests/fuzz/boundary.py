@@ -19,6 +19,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent))
 import hostile
+import sharded
 
 import fusedoptim._C as _C
 from fusedoptim import native
@@ -60,16 +61,17 @@ class Case:
         self.rule = draw.choice(["sgd", "adam"])
         self.guards: list[Guarded] = []
         self.meddling = True  # not before the calls
+        self.zeroing = False
         self.state: Any = defaultdict(dict) if draw.random() < 0.5 else {}
         self.groups: Any = [self._group() for _ in range(draw.choice([1, 1, 2, 3]))]
         self.spoiled = [self._spoil() for _ in range(draw.choice([0, 1, 1, 2, 3]))]
         self.meddling = False
 
     def _spoil(self) -> str:
-        way = self.draw.choice(hostile.ALL)
+        way = self.draw.choice([*hostile.ALL, sharded.dtensor])
         try:
             return way(self)
-        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError) as error:  # it was spoiled before
+        except (LookupError, AttributeError, RuntimeError, TypeError, ValueError) as error:  # it was spoiled before
             return f"{way.__name__}: {error}"
 
     def guarded(self, like: Guarded | None = None) -> Tensor:
@@ -114,11 +116,15 @@ class Case:
         names = ["momentum_buffer"] if self.rule == "sgd" else ["exp_avg", "exp_avg_sq", "max_exp_avg_sq"]
         return {**{name: torch.zeros_like(param) for name in names}, "step": torch.tensor(0.0)}
 
-    def zero_grads_unless_freed(self) -> None:
-        """Where a gradient's memory was freed, torch's own zero_, which takes it, ends the process."""
+    def zero_grads_if_torch_can(self) -> None:
+        """Torch's own zero_, which takes odd gradients, ends the process without memory; 2**62 elements last."""
         grads = [p.grad for p in self.params() if isinstance(p, Tensor) and type(p) is not hostile.Tagged]
-        if not any(hostile.is_freed(grad) for grad in grads):
-            self.plan.zero_grads(self.groups, 2)
+        if not any(hostile.is_freed(x) or (isinstance(x, Tensor) and x.numel() > 2**40) for x in grads):
+            self.zeroing = True
+            try:
+                self.plan.zero_grads(self.groups, 2)
+            finally:
+                self.zeroing = False
 
     def calls(self) -> Any:
         """Use the module as a step does, and out of order."""
@@ -135,7 +141,7 @@ class Case:
 
         other = [
             lambda: plan.commit(self.state, kernels, threads, True, None, None),
-            self.zero_grads_unless_freed,
+            self.zero_grads_if_torch_can,
             lambda: _C.drop_grads(self.groups),
             lambda: _C.is_on_cuda(draw.choice([*self.params(), None, 3, "x", self])),
             plan.clear,
@@ -166,13 +172,14 @@ def main() -> None:
     """Run cases until the time is over; the last one named is the one that ended the process."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--cases", type=int, help="run so many, whatever time it takes")
     parser.add_argument("--seed", type=int, default=0, help="of the first case; case n has seed + n")
     parser.add_argument("--log", type=Path, help="where to note the seed before each case, to find one that crashes")
     args = parser.parse_args()
     assert native.available(), native.why_missing()
     torch.set_num_threads(2)
     until, seed, outcomes = time.monotonic() + args.seconds, args.seed, Counter[str]()
-    while time.monotonic() < until:
+    while time.monotonic() < until if args.cases is None else seed < args.seed + args.cases:
         if args.log:
             args.log.write_text(str(seed))
         outcomes[run(seed)] += 1

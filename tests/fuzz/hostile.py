@@ -98,7 +98,8 @@ def is_freed(x: Any) -> bool:
 
 
 def _free_memory(case: Any, p: Any) -> None:
-    p.untyped_storage().resize_(0)
+    if not case.zeroing:
+        p.untyped_storage().resize_(0)
 
 
 def _exchange_memory(case: Any, p: Any) -> None:
@@ -111,6 +112,11 @@ MEDDLING: list[Callable[[Any, Any], Any]] = [
     lambda case, p: setattr(p, "grad", None),
     lambda case, p: _exchange_memory(case, p.grad),
     lambda case, p: _free_memory(case, p.grad),
+    lambda case, p: _exchange_memory(case, p._local_tensor),
+    lambda case, p: _free_memory(case, p.grad._local_tensor),
+    lambda case, p: setattr(p.grad, "_local_tensor", torch.ones(3)),
+    lambda case, p: delattr(p, "_local_tensor"),
+    lambda case, p: setattr(p, "_spec", None),
     lambda case, p: case.state.clear(),
     lambda case, p: case.state.pop(p, None),
     lambda case, p: case.state.get(p, {}).clear(),
@@ -122,7 +128,7 @@ MEDDLING: list[Callable[[Any, Any], Any]] = [
     lambda case, p: case.groups.clear(),
     lambda case, p: case.plan.clear(),
     lambda case, p: case.plan.gather(case.groups, case.state, case.new_state, False),
-    lambda case, p: case.zero_grads_unless_freed(),
+    lambda case, p: case.zero_grads_if_torch_can(),
 ]
 
 
@@ -133,7 +139,7 @@ def meddle(case: Any) -> None:
     case.meddling = True
     try:
         case.draw.choice(MEDDLING)(case, case.draw.choice(case.params() or [torch.ones(1)]))
-    except (AttributeError, KeyError, TypeError, RuntimeError):
+    except (LookupError, AttributeError, RuntimeError, TypeError, ValueError):
         pass
     finally:
         case.meddling = False
@@ -199,9 +205,7 @@ def odd_param(case: Any) -> str:
     param = make()
     grad = make() if case.draw.random() < 0.7 else ODD[case.draw.choice(list(ODD))]()
     with suppress(RuntimeError, AttributeError, TypeError):
-        if (
-            not isinstance(param, Tensor) or type(grad) is not Spoof
-        ):  # torch's own setter of grad ends the process there
+        if type(grad) is not Spoof:  # torch's own setter of grad ends the process there
             param.grad = grad
     if isinstance(param, Tagged):
         param.case = case

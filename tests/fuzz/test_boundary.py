@@ -1,0 +1,102 @@
+"""A short run of ``boundary.py`` with fixed seeds, and what long runs have found, each in a process of its own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fusedoptim import native
+
+FUZZ = Path(__file__).with_name("boundary.py")
+PREPARE = """
+import torch
+import fusedoptim._C as _C
+
+big = 1 << 20
+p = torch.nn.Parameter(torch.ones(big))
+p.grad = torch.ones(big)
+state = {p: {"momentum_buffer": torch.ones(big)}}
+group = {"params": [p], "lr": 0.1, "momentum": 0.9, "dampening": 0, "nesterov": False, "weight_decay": 0, "fused": True}
+group["maximize"] = False
+plan, kernels = _C.Plan("sgd"), _C.supported()[0]
+
+
+class Scale:
+    def __float__(self):
+        meddle()
+        return 2.0
+
+
+def commit(scale):
+    plan.commit(state, kernels, 1, True, scale, None)
+
+
+def refused(call, *args):
+    try:
+        call(*args)
+    except (RuntimeError, TypeError) as error:
+        return str(error)
+    raise AssertionError("not refused")
+"""
+pytestmark = pytest.mark.skipif(not native.available(), reason="the compiled module is missing")
+
+
+def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-W", "ignore", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=600)
+
+
+@pytest.mark.parametrize("seed", [0, 10_000, 20_000])
+def test_malformed_arguments(seed: int, tmp_path: Path) -> None:
+    log = tmp_path / "seed"
+    done = _run(str(FUZZ), "--cases", "1000", "--seed", str(seed), "--log", str(log))
+    at = log.read_text() if log.exists() else "none"
+    assert done.returncode == 0, f"ended with {done.returncode} in case {at}:\n{done.stdout}{done.stderr}"
+    assert f"1000 cases from seed {seed}" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "meddling",
+    [
+        "p.untyped_storage().resize_(0)",
+        "p.grad.untyped_storage().resize_(0)",
+        'state[p]["momentum_buffer"].untyped_storage().resize_(0)',
+        "p.data = torch.ones(big)",
+    ],
+)
+def test_memory_exchanged_while_the_scale_is_read(meddling: str) -> None:
+    """Nothing is written, and the commit that failed is not repeated with what was seen before."""
+    done = _run(
+        "-c",
+        f"""{PREPARE}
+def meddle():
+    {meddling}
+
+plan.gather([group], state, None, True)
+assert "was exchanged" in refused(commit, Scale())
+assert "follows a gather()" in refused(commit, None)
+""",
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_errors_do_not_print_tensors_without_memory() -> None:
+    """Torch's repr ends the process there."""
+    done = _run(
+        "-c",
+        f"""{PREPARE}
+p.untyped_storage().resize_(0)
+for wrong in (None, 3):
+    assert "groups must be a list of dicts" in refused(plan.gather, wrong, state, None, False)
+    assert "groups must be a list of dicts" in refused(plan.zero_grads, wrong, 1)
+    assert "state must be a dict" in refused(plan.gather, [group], wrong, None, False)
+    plan.gather([{{**group, "params": []}}], state, None, False)
+    assert "state must be a dict" in refused(plan.commit, wrong, kernels, 1, False, state, None)
+    assert "instruction_set must be" in refused(plan.commit, state, wrong, 1, False, None, None)
+assert "got a tensor of shape (1048576,)" in refused(plan.gather, [{{**group, "lr": p}}], state, None, False)
+""",
+    )
+    assert done.returncode == 0, done.stderr
