@@ -105,29 +105,21 @@ const char* Plan::add(Group& group, py::handle param, py::object grad, PyObject*
   }
   Views views;
   DType dtype;
-  if (!torch.view(local.ptr(), views[0])) return "torch does not show its memory";
-  if (!torch.view(local_grad.ptr(), views[1])) return "its gradient is sparse or has no memory to show";
-  const dlpack::Device device = views[0].device;
-  if (device.type == dlpack::kCuda) {
-    if (const char* problem = driver_.problem(device.index)) return problem;
-  } else if (device.type != dlpack::kCpu) {
-    return "its device is not supported";
-  }
-  if (!dtype_of(views[0], dtype)) return "its dtype is not float64, float32, bfloat16 or float16";
-  if (const char* reason = check_param_and_grad(local, local_grad, views[0], views[1])) return reason;
+  if (const char* reason = view_param_and_grad(views, local, local_grad, dtype)) return reason;
 
   Row row;
-  row.on_device = device.type == dlpack::kCuda;
   int variant = rule_.variant(group.options, dtype, false);
   const int states = rule_.states_of(variant);
   if (states > 0 || rule_.counts_steps) {
     PyObject* entries[kMaxStates + 1];
     find_entries(state, states, entries);
+    bool viewed = true;
     if (is_new(entries, states)) {
       py::object& made = fresh_[param.ptr()];
       if (!made) {
         made = new_state(param, group.dict);
         python_runs_ = true;
+        viewed = false;
       }
       row.fresh_state = made;
       find_entries(row.fresh_state.ptr(), states, entries);
@@ -135,7 +127,14 @@ const char* Plan::add(Group& group, py::handle param, py::object grad, PyObject*
       variant = rule_.variant(group.options, dtype, true);
       if (variant != next_variant) skipped_by_host_ = true;  // one that is skipped must be the first again
     }
-    if (const char* reason = view_states(views, states, entries, plain ? nullptr : &whole)) return reason;
+    if (const char* reason = open_states(states, entries, plain ? nullptr : &whole)) return reason;
+    if (!viewed || !plain) {  // Python code ran, and may have changed what the views borrow
+      const DType before = dtype;
+      if (const char* reason = view_param_and_grad(views, local, local_grad, dtype)) return reason;
+      if (dtype != before)
+        throw ParamError{PyExc_RuntimeError, "the dtype was changed while the step was being prepared"};
+    }
+    if (const char* reason = view_states(views, states, entries)) return reason;
     if (rule_.counts_steps) {
       if (const char* reason = view_step(entries[states], views[0], row.step)) return reason;
       if (!row.step.on_device) skipped_by_host_ = true;
@@ -144,6 +143,7 @@ const char* Plan::add(Group& group, py::handle param, py::object grad, PyObject*
   if (write_grads && views[1].count > 0 && !views[1].dense() && !views[1].disjoint()) {
     throw ParamError{PyExc_RuntimeError, std::string(kSharedElements) + " a gradient to be zeroed or unscaled"};
   }
+  row.on_device = views[0].device.type == dlpack::kCuda;
   if (!row.on_device) skipped_by_host_ = true;
   row.group = &group;
   row.param = py::reinterpret_borrow<py::object>(param);
@@ -151,6 +151,20 @@ const char* Plan::add(Group& group, py::handle param, py::object grad, PyObject*
   add_task(row, views, dtype, variant, 2 + states);
   rows_.push_back(std::move(row));
   return nullptr;
+}
+
+const char* Plan::view_param_and_grad(Views& views, py::handle param, py::handle grad, DType& dtype) {
+  const Torch& torch = Torch::get();
+  if (!torch.view(param.ptr(), views[0])) return "torch does not show its memory";
+  if (!torch.view(grad.ptr(), views[1])) return "its gradient is sparse or has no memory to show";
+  const dlpack::Device device = views[0].device;
+  if (device.type == dlpack::kCuda) {
+    if (const char* problem = driver_.problem(device.index)) return problem;
+  } else if (device.type != dlpack::kCpu) {
+    return "its device is not supported";
+  }
+  if (!dtype_of(views[0], dtype)) return "its dtype is not float64, float32, bfloat16 or float16";
+  return check_param_and_grad(param, grad, views[0], views[1]);
 }
 
 const char* Plan::open_shards(py::handle param, py::handle grad, DTensor& whole, py::handle& local,
@@ -186,22 +200,29 @@ bool Plan::is_new(PyObject* const* entries, int count) const {
   return true;
 }
 
-const char* Plan::view_states(Views& views, int count, PyObject* const* entries, const DTensor* whole) {
-  const Torch& torch = Torch::get();
+const char* Plan::open_states(int count, PyObject** entries, const DTensor* whole) {
   for (int k = 0; k < count; ++k) {
-    const char* name = rule_.states[k];
-    if (entries[k] == nullptr) throw ParamError{PyExc_KeyError, std::string("the state has no '") + name + "'"};
-    py::handle local = entries[k];
+    if (entries[k] == nullptr) {
+      throw ParamError{PyExc_KeyError, std::string("the state has no '") + rule_.states[k] + "'"};
+    }
     if (whole == nullptr) {
-      if (!torch.is_plain(entries[k])) return "its state is not a plain tensor";
+      if (!Torch::get().is_plain(entries[k])) return "its state is not a plain tensor";
     } else {
       DTensor state;
       if (!state.open(entries[k])) return "its state is not a DTensor of a plain tensor, as it is";
       if (!state.is_cut_as(*whole)) return "its state is a DTensor on another mesh or with other placements";
-      local = kept_.emplace_back(state.local());
+      entries[k] = kept_.emplace_back(state.local()).ptr();
     }
+  }
+  return nullptr;
+}
+
+const char* Plan::view_states(Views& views, int count, PyObject* const* entries) {
+  const Torch& torch = Torch::get();
+  for (int k = 0; k < count; ++k) {
+    const char* name = rule_.states[k];
     View& view = views[2 + k];
-    if (!torch.view(local.ptr(), view)) return "its state is sparse or has no memory to show";
+    if (!torch.view(entries[k], view)) return "its state is sparse or has no memory to show";
     if (!view.same_sizes(views[0])) {
       throw ParamError{PyExc_RuntimeError,
                        std::string(name) + " has shape " + shape_text(view) + ", which does not fit"};

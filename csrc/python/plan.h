@@ -93,7 +93,9 @@ class Plan {
   const char* add(Group& group, py::handle param, py::object grad, PyObject* state, py::handle new_state,
                   bool write_grads);
   const char* open_shards(py::handle param, py::handle grad, DTensor& whole, py::handle& local, py::handle& local_grad);
-  const char* view_states(Views& views, int count, PyObject* const* entries, const DTensor* whole);
+  const char* view_param_and_grad(Views& views, py::handle param, py::handle grad, DType& dtype);
+  const char* open_states(int count, PyObject** entries, const DTensor* whole);  // puts what they hold in their place
+  const char* view_states(Views& views, int count, PyObject* const* entries);
   const char* view_step(PyObject* tensor, const View& param, Step& out);
 
   bool is_new(PyObject* const* entries, int count) const;

@@ -23,7 +23,7 @@ py::object item(py::handle group, const char* name) {
 // A tensor without its elements: it may be a long one, and torch's repr ends the process where its memory was freed.
 std::string shown(py::handle value) {
   if (!Torch::get().is_plain(value.ptr())) return py::repr(value);
-  return "a tensor of shape " + std::string(py::str(py::tuple(value.attr("shape"))));
+  return "a tensor of shape " + std::string(py::str(py::tuple(py::list(value.attr("shape")))));
 }
 
 double to_number(py::handle value, const char* name) {

@@ -118,7 +118,8 @@ class Case:
 
     def zero_grads_if_torch_can(self) -> None:
         """Torch's own zero_, which takes odd gradients, ends the process without memory; 2**62 elements last."""
-        grads = [p.grad for p in self.params() if isinstance(p, Tensor) and type(p) is not hostile.Tagged]
+        params = [p for g in self.groups if isinstance(g, dict) for p in hostile.items(g.get("params"))]
+        grads = [p.grad for p in params if isinstance(p, Tensor) and type(p) is not hostile.Tagged]
         if not any(hostile.is_freed(x) or (isinstance(x, Tensor) and x.numel() > 2**40) for x in grads):
             self.zeroing = True
             try:

@@ -79,6 +79,25 @@ class Params(list):  # type: ignore[type-arg]
             yield item
 
 
+class Once:
+    """An iterator, whose items can be looked up for all that."""
+
+    def __init__(self, items: tuple[Any, ...]) -> None:
+        self.items, self.left = items, iter(items)
+
+    def __iter__(self) -> Any:
+        return self
+
+    def __next__(self) -> Any:
+        return next(self.left)
+
+
+def items(params: Any) -> list[Any]:
+    """The parameters of a group, in whatever they are."""
+    params = params.items if isinstance(params, Once) else params
+    return list(params) if isinstance(params, (list, tuple, dict)) else []
+
+
 class Group(dict):  # type: ignore[type-arg]
     """A dict that meddles when it is read."""
 
@@ -242,7 +261,9 @@ def odd_state(case: Any) -> str:
         if key is None:
             case.state[p] = make()
         else:
-            case.state.setdefault(p, {})[key] = make()
+            own, value = case.state.setdefault(p, {}), make()
+            if not (isinstance(own, Tensor) and type(value) is Spoof):  # torch's own assignment ends the process there
+                own[key] = value
     except TypeError:
         pass
     return f"state {key}: {name}"
@@ -288,7 +309,7 @@ def other_containers(case: Any) -> str:
         case.groups[0]["params"] = params
     elif kind == 2:
         params = tuple(case.groups[0]["params"])
-        case.groups[0]["params"] = case.draw.choice([params, iter(params), dict.fromkeys(params, 1)])
+        case.groups[0]["params"] = case.draw.choice([params, Once(params), dict.fromkeys(params, 1)])
     elif kind == 3:
         case.state = type("State", (dict,), {"__missing__": lambda self, key: meddle(case)})(case.state)
     else:
