@@ -34,7 +34,7 @@ say = @printf '==> %s\n' $(1)
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo
-	@echo 'test, test-ecosystem, bench, bench-step and sanitize pass ARGS on: make test ARGS="-k adam"'
+	@echo 'test, test-ecosystem, bench, bench-step, sanitize and fuzz pass ARGS on: make test ARGS="-k adam"'
 
 build: $(BUILT) ## compile the native module and install the package, editable, into .venv
 	@$(RUN) -m fusedoptim
