@@ -7,6 +7,7 @@ openmp: int | None
 cuda_architectures: list[str]
 cuda_compiler: str | None
 cuda_runtime: str | None
+direct_error: str
 
 def cuda_error() -> str | None: ...
 
@@ -19,6 +20,16 @@ def supported() -> list[InstructionSet]: ...
 
 class Plan:
     def __init__(self, rule: str) -> None: ...
+    def step_directly(
+        self,
+        groups: list[dict[str, Any]],
+        state: dict[Any, Any],
+        instruction_set: InstructionSet,
+        threads: int,
+        zero_grad: bool,
+        grad_scale: float | None,
+        drop_grads: bool,
+    ) -> bool: ...
     def gather(
         self,
         groups: list[dict[str, Any]],

@@ -16,7 +16,17 @@ _warned = False
 
 
 class Plan(Protocol):
-    """A step in two halves: ``gather`` reads and checks everything, ``commit`` writes."""
+    """A step in two halves: ``gather`` reads and checks everything, ``commit`` writes; or, where it can be, in one."""
+
+    def step_directly(
+        self,
+        groups: list[Any],
+        state: dict[Any, Any],
+        zero_grad: bool,
+        grad_scale: float | None,
+        drop_grads: bool,
+    ) -> bool:
+        """Take the whole step, gradients and all, and return True; or change nothing and return False."""
 
     def gather(
         self, groups: list[Any], state: dict[Any, Any], new_state: Any, write_grads: bool

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Callable
 from importlib import metadata
 from typing import Any
 
@@ -69,8 +70,21 @@ class NativePlan:
     def __init__(self, rule: str) -> None:
         self._plan = _C.Plan(rule)
         self.gather = self._plan.gather
+        self._step_directly: Callable[..., bool] = self._plan.step_directly
         self.is_skipped_by_host = self._plan.is_skipped_by_host
         self.clear = self._plan.clear
+
+    def step_directly(
+        self,
+        groups: list[dict[str, Any]],
+        state: dict[Any, Any],
+        zero_grad: bool,
+        grad_scale: float | None,
+        drop_grads: bool,
+    ) -> bool:
+        """Take the whole step in one call, where everything is ordinary; see ``backend.Plan.step_directly``."""
+        threads = torch.get_num_threads()
+        return self._step_directly(groups, state, _instruction_set, threads, zero_grad, grad_scale, drop_grads)
 
     def commit(
         self,

@@ -41,6 +41,10 @@ class ReferencePlan:
         self._rows: list[_Row] = []
         self._fresh: dict[Tensor, dict[str, Any]] = {}  # by parameter, one of which may be listed twice
 
+    def step_directly(self, *_: Any) -> bool:
+        """Never: the reference always takes the step in its two halves."""
+        return False
+
     def gather(
         self,
         groups: list[dict[str, Any]],

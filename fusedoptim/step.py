@@ -127,6 +127,20 @@ class FusedStep(Optimizer):
             grad_scale = float(grad_scale)
         plan = self._take_plan()
         try:
+            if (
+                found_inf is None
+                and not isinstance(grad_scale, Tensor)
+                and plan.step_directly(self.param_groups, self.state, zero_grad, grad_scale, drop_grads)
+            ):
+                return drop_grads or zero_grad
+            return self._update_in_two_halves(plan, zero_grad, drop_grads, grad_scale, found_inf)
+        finally:
+            self._plans[get_backend()] = plan
+
+    def _update_in_two_halves(
+        self, plan: Plan, zero_grad: bool, drop_grads: bool, grad_scale: float | Tensor | None, found_inf: Tensor | None
+    ) -> bool:
+        try:
             foreign = plan.gather(self.param_groups, self.state, self._new_state, zero_grad or grad_scale is not None)
             if found_inf is not None and (foreign is not None or plan.is_skipped_by_host()):
                 if float(found_inf) != 0:
@@ -137,7 +151,6 @@ class FusedStep(Optimizer):
             plan.commit(self.state, zero_grad, grad_scale, found_inf, self.param_groups if drop_grads else None)
         finally:
             plan.clear()
-            self._plans[get_backend()] = plan
         return drop_grads or (zero_grad and foreign is None)
 
     @property

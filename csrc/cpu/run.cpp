@@ -70,13 +70,16 @@ class Runner {
 
 }  // namespace
 
-Schedule::Schedule(const std::vector<Task>& tasks, const RunOptions& options) : options_(options) {
-  int64_t total = 0;
-  for (const Task& task : tasks) total += task.count;
-  threads_ = options.in_order ? 1 : int(std::clamp<int64_t>(total / kPerThread, 1, std::max(options.threads, 1)));
+void Schedule::plan(const std::vector<Task>& tasks, const RunOptions& options) {
+  options_ = options;
+  elements_ = 0;
+  for (const Task& task : tasks) elements_ += task.count;
+  threads_ = options.in_order ? 1 : int(std::clamp<int64_t>(elements_ / kPerThread, 1, std::max(options.threads, 1)));
 
-  chunks_.reserve(tasks.size() + size_t(total / kChunk));
-  units_.reserve(tasks.size() + size_t(total / kChunk) + 1);
+  chunks_.clear();
+  units_.clear();
+  chunks_.reserve(tasks.size() + size_t(elements_ / kChunk));
+  units_.reserve(tasks.size() + size_t(elements_ / kChunk) + 1);
   int64_t in_unit = kChunk;
   for (const Task& task : tasks) {
     for (int64_t at = 0; at < task.count; at += kChunk) {

@@ -14,15 +14,17 @@ struct Chunk {
 };
 
 // All tasks of a step, cut into pieces. Elements are independent, so neither the cutting nor the number of threads nor
-// the instruction set changes a bit of the result. Whatever can fail does so in the constructor, before any write.
+// the instruction set changes a bit of the result. Whatever can fail does so in `plan`, before any write.
 class Schedule {
  public:
-  Schedule(const std::vector<Task>& tasks, const RunOptions& options);  // `tasks` must outlive it
+  void plan(const std::vector<Task>& tasks, const RunOptions& options);  // `tasks` must outlive the run
+  int64_t elements() const { return elements_; }
   void run(const InstructionSet& set) const noexcept;
 
  private:
   RunOptions options_;
-  int threads_;
+  int threads_ = 1;
+  int64_t elements_ = 0;
   std::vector<Chunk> chunks_;
   std::vector<size_t> units_;  // first chunk of each unit: many small tensors, or a part of a large one; and the end
 };

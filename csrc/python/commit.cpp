@@ -22,12 +22,12 @@ void Plan::commit(py::dict state, const cpu::InstructionSet& set, int threads, b
 
   // Where parameters share memory, they are updated one after the other, as a loop over them would, and gradients are
   // zeroed after the last of them has been read.
-  options.in_order = memory_is_shared(grads_are_written);
+  options.in_order = extents_.are_shared(grads_are_written);
   if (options.in_order) count_shared_steps();
   // Every other step runs backwards: it begins with what the last step left in the caches.
   options.backwards = (turn_back_ = !turn_back_) && !options.in_order;
   options.zero_grad = zero_grad && !options.in_order;
-  const cpu::Schedule schedule(tasks_, options);
+  schedule_.plan(tasks_, options);
   if (!device_tasks_.empty()) prepare_devices(options, grad_scale, found_inf);
 
   const size_t count = rows_.size();
@@ -46,15 +46,10 @@ void Plan::commit(py::dict state, const cpu::InstructionSet& set, int threads, b
   for (const auto& [own, made] : fresh) {
     if (PyDict_Update(own.ptr(), made.ptr()) != 0) throw py::error_already_set();
   }
-  for (const Row& row : rows_) {
-    const Step& step = row.step;
-    if (step.at == nullptr || step.on_device) continue;
-    const float next = float(step.next);
-    step.is_double ? std::memcpy(step.at, &step.next, sizeof(double)) : std::memcpy(step.at, &next, sizeof(float));
-  }
+  for (const Row& row : rows_) write_step(row.step);
   if (!tasks_.empty()) {
     const py::gil_scoped_release released;
-    schedule.run(set);
+    schedule_.run(set);
     if (zero_grad && options.in_order) cpu::zero_grads(tasks_);
   }
   if (zero_grad && options.in_order) {
@@ -65,6 +60,12 @@ void Plan::commit(py::dict state, const cpu::InstructionSet& set, int threads, b
   Torch::get().bump_versions(written);
   if (!drop_grads_of.is_none()) drop_grads(drop_grads_of);
   forget();
+}
+
+void Plan::write_step(const Step& step) {
+  if (step.at == nullptr || step.on_device) return;
+  const float next = float(step.next);
+  step.is_double ? std::memcpy(step.at, &step.next, sizeof(double)) : std::memcpy(step.at, &next, sizeof(float));
 }
 
 void Plan::prepare_devices(const RunOptions& options, py::handle grad_scale, py::handle found_inf) {
@@ -105,37 +106,6 @@ void Plan::with_torchs_memory(const std::vector<cuda::DeviceRun>& runs, const st
   Torch::get().give_back_cached_memory();
   const py::gil_scoped_release released;
   prepare();
-}
-
-bool Plan::memory_is_shared(bool grads_are_written) {
-  // In a steady loop everything lies where it lay in the last step.
-  if (ranges_ == checked_ranges_ && grads_are_written == checked_for_writes_) return checked_result_;
-  const bool result = find_shared_memory(grads_are_written);
-  checked_ranges_.swap(ranges_);
-  checked_for_writes_ = grads_are_written;
-  return checked_result_ = result;
-}
-
-bool Plan::find_shared_memory(bool grads_are_written) {
-  const auto by_begin = [this](uint32_t a, uint32_t b) { return ranges_[a].begin < ranges_[b].begin; };
-  if (by_address_.size() != ranges_.size()) {
-    by_address_.resize(ranges_.size());
-    std::iota(by_address_.begin(), by_address_.end(), 0u);
-  }
-  if (!std::is_sorted(by_address_.begin(), by_address_.end(), by_begin)) {
-    std::sort(by_address_.begin(), by_address_.end(), by_begin);
-  }
-  // In this order a range overlaps an earlier one if it begins before the furthest end so far; one of the two must be
-  // written for the order of updates to matter.
-  const char *end = nullptr, *written_end = nullptr;
-  for (const uint32_t i : by_address_) {
-    const Range& range = ranges_[i];
-    const bool written = grads_are_written || !range.is_grad;
-    if (range.begin < (written ? end : written_end)) return true;
-    end = std::max(end, range.end);
-    if (written) written_end = std::max(written_end, range.end);
-  }
-  return false;
 }
 
 void Plan::cut_grads_off() {

@@ -14,15 +14,6 @@ std::string describe(py::handle group, py::ssize_t group_index, py::ssize_t inde
          std::string(py::str(param.attr("dtype"))) + ", " + std::string(py::str(param.attr("device"))) + ")";
 }
 
-bool is_harmless_group(PyObject* group) {
-  if (!PyDict_CheckExact(group)) return false;
-  PyObject *key, *value;
-  for (py::ssize_t at = 0; PyDict_Next(group, &at, &key, &value);) {
-    if (!Torch::get().is_harmless(value)) return false;
-  }
-  return true;
-}
-
 // Said here in few words: pybind11's own error would print every parameter.
 void check_dict(const py::object& state) {
   if (PyDict_Check(state.ptr())) return;
@@ -39,6 +30,7 @@ Plan::Plan(const std::string& rule) : rule_(find_rule(rule)) {
 py::object Plan::gather(py::iterable groups, py::object state, py::object new_state, bool write_grads) {
   const Use use(*this);
   forget();
+  extents_.begin();
   check_dict(state);
   const Torch& torch = Torch::get();
   python_runs_ = !torch.is_harmless(groups.ptr());
@@ -50,7 +42,7 @@ py::object Plan::gather(py::iterable groups, py::object state, py::object new_st
     const py::dict dict = py::reinterpret_borrow<py::object>(each);
     const GroupReader reader(dict);
     const py::list params = dict["params"];
-    python_runs_ = python_runs_ || !is_harmless_group(each.ptr());
+    python_runs_ = python_runs_ || !torch.is_harmless_group(each.ptr());
     py::list left;
     Group* group = nullptr;
     if (!reader.asks_for_torch()) {
@@ -248,15 +240,20 @@ const char* Plan::view_step(PyObject* tensor, const View& param, Step& out) {
   out.is_double = dtype == DType::f64;
   if (out.on_device) return nullptr;
   add_range(view, false);  // one count may serve several parameters
-  float count = 0;         // copied, for a tensor over foreign memory may begin at any byte
-  out.is_double ? std::memcpy(&out.next, out.at, sizeof(double)) : std::memcpy(&count, out.at, sizeof(float));
-  out.next = out.is_double ? out.next + 1 : double(count + 1);
+  read_step(out);
   return nullptr;
+}
+
+// Copied as bytes, for a tensor over foreign memory may begin anywhere.
+void Plan::read_step(Step& step) {
+  float count = 0;
+  step.is_double ? std::memcpy(&step.next, step.at, sizeof(double)) : std::memcpy(&count, step.at, sizeof(float));
+  step.next = step.is_double ? step.next + 1 : double(count + 1);
 }
 
 void Plan::add_range(const View& view, bool is_grad) {
   if (view.count == 0) return;
-  ranges_.push_back({view.data, view.end, is_grad});
+  extents_.add(view.data, view.end, is_grad);
   seen_.push_back({view.tensor, view.data, view.end});
 }
 
@@ -360,7 +357,6 @@ void Plan::forget() {
   device_tasks_.clear();
   device_options_.clear();
   skipped_by_host_ = false;
-  ranges_.clear();
   seen_.clear();
   constants_.clear();
   layouts_.clear();

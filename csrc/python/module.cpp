@@ -1,6 +1,8 @@
 // The Python module fusedoptim._C.
 #include <pybind11/stl.h>
 
+#include <optional>
+
 #include "cuda/info.h"
 #include "python/plan.h"
 
@@ -47,6 +49,13 @@ void commit(Plan& plan, py::handle state, py::handle set, int threads, bool zero
               std::move(grad_scale), std::move(found_inf), std::move(drop_grads_of));
 }
 
+bool step_directly(Plan& plan, py::handle groups, py::handle state, py::handle set, int threads, bool zero_grad,
+                   std::optional<double> grad_scale, bool drop_grads) {
+  if (!py::isinstance<InstructionSet>(set)) throw py::type_error("instruction_set must be one of supported()");
+  return plan.step_directly(groups, state, py::cast<const InstructionSet&>(set), threads, zero_grad,
+                            grad_scale ? &*grad_scale : nullptr, drop_grads);
+}
+
 void zero_grads(Plan& plan, py::handle groups, int threads) { plan.zero_grads(as_groups(groups), threads); }
 
 void drop_grads(py::handle groups) { fusedoptim::python::drop_grads(as_groups(groups)); }
@@ -65,6 +74,7 @@ PYBIND11_MODULE(_C, m) {
   m.attr("cuda_compiler") = fusedoptim::cuda::compiler();
   m.attr("cuda_runtime") = fusedoptim::cuda::runtime();
   m.def("cuda_error", fusedoptim::cuda::error, "Why CUDA cannot be used here, or None.");
+  m.attr("direct_error") = fusedoptim::python::Anatomy::why_not();
   fusedoptim::python::Torch::get();  // fails here, at import, if this torch is not one we know
 
   py::class_<InstructionSet>(m, "InstructionSet").def_property_readonly("name", [](const InstructionSet& s) {
@@ -79,6 +89,8 @@ PYBIND11_MODULE(_C, m) {
 
   py::class_<Plan>(m, "Plan")
       .def(py::init<const std::string&>(), "rule"_a)
+      .def("step_directly", step_directly, "groups"_a, "state"_a, "instruction_set"_a, "threads"_a, "zero_grad"_a,
+           "grad_scale"_a, "drop_grads"_a)
       .def("gather", gather, "groups"_a, "state"_a, "new_state"_a, "write_grads"_a)
       .def("commit", commit, "state"_a, "instruction_set"_a, "threads"_a, "zero_grad"_a, "grad_scale"_a, "found_inf"_a,
            "drop_grads_of"_a = py::none())

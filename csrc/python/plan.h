@@ -13,16 +13,36 @@
 
 #include "core/task.h"
 #include "cpu/instruction_set.h"
+#include "cpu/run.h"
 #include "cuda/run.h"
+#include "python/anatomy.h"
 #include "python/dtensor.h"
+#include "python/extents.h"
 #include "python/rules.h"
 #include "python/tensor.h"
 
 namespace fusedoptim::python {
 
+// Where the keys of a dict stand in it, as they stood in the last step: one look tells whether they still do.
+class Positions {
+ public:
+  void begin() { whole_of_ = nullptr; }  // of a step
+  PyObject* find(PyObject* dict, size_t row, PyObject* key);  // borrowed, or null
+
+ private:
+  std::vector<Py_ssize_t> at_;
+  std::unordered_map<PyObject*, Py_ssize_t> whole_;
+  PyObject* whole_of_ = nullptr;
+};
+
 class Plan {
  public:
   explicit Plan(const std::string& rule);
+
+  // Takes the whole step at once where everything is ordinary: all parameters and what belongs to them are plain CPU
+  // tensors of one layout, and their state is there. Else changes nothing and returns false. `grad_scale`: null for none.
+  bool step_directly(py::handle groups, py::handle state, const cpu::InstructionSet& set, int threads, bool zero_grad,
+                     const double* grad_scale, bool drop_grads);
 
   // Reads all groups. `state` is the optimizer's state dict; `new_state(param, group)` makes the state of a parameter
   // that has none, as a dict; `write_grads`: the step will also write to the gradients. Returns None, or, where some
@@ -48,7 +68,7 @@ class Plan {
 
  private:
   struct Group {
-    py::object dict;
+    py::object dict, params;
     bool maximize, strict;
     Options options;
     std::vector<OptionOnDevice> on_device;                        // what is missing in `options`
@@ -68,11 +88,11 @@ class Plan {
     bool on_device;
     size_t task;  // its number in device_tasks_ or tasks_
   };
-  struct Range {
-    const char* begin;
-    const char* end;
-    bool is_grad;
-    bool operator==(const Range& o) const { return begin == o.begin && end == o.end && is_grad == o.is_grad; }
+  struct Direct {  // a parameter of step_directly; borrowed
+    PyObject* object;
+    Body param, grad;
+    PyObject* entries[kMaxStates + 1];  // of its state, and its step behind them
+    Step step;
   };
   using Views = View[kMaxOperands];
   using FreshState = std::vector<std::pair<py::object, py::object>>;  // a dict, and what is put into it
@@ -98,16 +118,24 @@ class Plan {
   const char* view_states(Views& views, int count, PyObject* const* entries);
   const char* view_step(PyObject* tensor, const View& param, Step& out);
 
+  bool read_groups(py::handle groups);
+  bool look_directly(PyObject* state, bool grads_are_written);
+  bool look_at(Group& group, Direct& row, PyObject* state, bool grads_are_written);
+  bool look_at_step(PyObject* object, Step& out);
+  bool find_named(PyObject* own, int states, PyObject** entries) const;
+  void keep_direct();
+
   bool is_new(PyObject* const* entries, int count) const;
   void find_entries(PyObject* state, int count, PyObject** entries);
   void add_range(const View& view, bool is_grad);
   void add_task(Row& row, const Views& views, DType dtype, int variant, int operands);
   void forget();
+  static void read_step(Step& step);
+  static void write_step(const Step& step);
   const void* constants_for(Group& group, double step, DType dtype);
   const DeviceOptions* options_on(Group& group, py::handle param, int device);
+  static bool is_dense(Body tensor);
   const Layout* add_layout(const Views& views, int operands);
-  bool memory_is_shared(bool grads_are_written);
-  bool find_shared_memory(bool grads_are_written);
   void cut_grads_off();
   void count_shared_steps();
   void prepare_devices(const RunOptions& options, py::handle grad_scale, py::handle found_inf);
@@ -131,18 +159,17 @@ class Plan {
   bool skipped_by_host_ = false;
   std::deque<Layout> layouts_;
   std::deque<std::vector<int64_t>> layout_numbers_;
-  std::vector<Range> ranges_;
   std::vector<Seen> seen_;
   bool python_runs_ = false;  // other code than ours and torch's, between a tensor's being seen and the first write
   const Group* folded_group_ = nullptr;  // what the last of constants_ was folded from
   double folded_step_ = 0;
   bool folded_double_ = false;
 
-  // What is kept between steps: which memory was found to be shared, and the order of its addresses. A step that
-  // finds the same addresses finds the same answer.
-  std::vector<Range> checked_ranges_;
-  bool checked_for_writes_ = false, checked_result_ = false;
-  std::vector<uint32_t> by_address_;
+  // What is kept between steps; a step that finds the same addresses finds the same answer.
+  Extents extents_;
+  Positions positions_;
+  std::vector<Direct> direct_;
+  cpu::Schedule schedule_;
   bool turn_back_ = true;
   bool in_use_ = false, gathered_ = false;
   cuda::Driver driver_;

@@ -3,6 +3,7 @@
 #include <iterator>
 #include <new>
 #include <string>
+#include <unordered_map>
 
 #include "python/tensor.h"
 #include "rules/all.h"
@@ -13,9 +14,17 @@ namespace py = pybind11;
 
 namespace {
 
+// Borrowed, or null. `name` is a literal: the strings for them are made once.
+PyObject* find(py::handle group, const char* name) {
+  static auto& known = *new std::unordered_map<const char*, py::object>();
+  py::object& key = known[name];
+  if (!key) key = intern(name);
+  return PyDict_GetItemWithError(group.ptr(), key.ptr());
+}
+
 // Owned, for reading a value may run Python code that takes it out of the group.
 py::object item(py::handle group, const char* name) {
-  PyObject* found = PyDict_GetItemString(group.ptr(), name);
+  PyObject* found = find(group, name);
   if (found == nullptr) throw py::key_error(std::string("the parameter group has no '") + name + "'");
   return py::reinterpret_borrow<py::object>(found);
 }
@@ -84,11 +93,16 @@ void GroupReader::operator()(const char* name, bool& out) const {
 }
 
 bool GroupReader::flag(const char* name) const {
-  PyObject* found = PyDict_GetItemString(group_.ptr(), name);
+  PyObject* found = find(group_, name);
   if (found == nullptr || found == Py_None) return false;
   const int truth = PyObject_IsTrue(py::reinterpret_borrow<py::object>(found).ptr());
   if (truth < 0) throw py::error_already_set();
   return truth != 0;
+}
+
+py::object GroupReader::list(const char* name) const {
+  PyObject* found = find(group_, name);
+  return found != nullptr && PyList_CheckExact(found) ? py::reinterpret_borrow<py::object>(found) : py::object();
 }
 
 bool GroupReader::asks_for_torch() const {

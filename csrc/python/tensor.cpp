@@ -150,6 +150,15 @@ bool Torch::is_harmless(PyObject* value) const {
   return !is_pair || (is_harmless(items[0]) && is_harmless(items[1]));
 }
 
+bool Torch::is_harmless_group(PyObject* group) const {
+  if (!PyDict_CheckExact(group)) return false;
+  PyObject *key, *value;
+  for (Py_ssize_t at = 0; PyDict_Next(group, &at, &key, &value);) {
+    if (!is_harmless(value)) return false;
+  }
+  return true;
+}
+
 void check_unmoved(const std::vector<Seen>& tensors) {
   for (const Seen& seen : tensors) {
     View view;

@@ -59,6 +59,7 @@ class Torch {
   void bump_versions(py::handle tensors) const { increment_version_(tensors); }
   // Whether a value can be read, as a tensor, a number or a list of these, without running anybody's Python code.
   bool is_harmless(PyObject* value) const;
+  bool is_harmless_group(PyObject* group) const;  // a dict of such
   py::object intern(const char* name) const {
     return py::reinterpret_steal<py::object>(PyUnicode_InternFromString(name));
   }

@@ -291,7 +291,9 @@ class Check {
     options.unscale = step_.grad_scale.has_value();
     options.grad_scale = step_.grad_scale.value_or(1);
     options.zero_grad = step_.zero_grad;
-    fusedoptim::cpu::Schedule(tasks, options).run(*fusedoptim::cpu::baseline());
+    fusedoptim::cpu::Schedule schedule;
+    schedule.plan(tasks, options);
+    schedule.run(*fusedoptim::cpu::baseline());
   }
 
   // ---- comparing ----

@@ -1,0 +1,179 @@
+#include "python/anatomy.h"
+
+#include <cstdlib>
+#include <stdexcept>
+#include <vector>
+
+namespace fusedoptim::python {
+
+namespace py = pybind11;
+
+namespace {
+
+struct Unknown : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+void expect(bool truth, const char* what) {
+  if (!truth) throw Unknown(std::string("this torch keeps ") + what + " elsewhere");
+}
+
+uint64_t address(py::handle value) { return py::cast<uint64_t>(value); }
+
+// The one place from `begin` to `end` where a word lies.
+int find(Body object, int begin, int end, uint64_t word, const char* what) {
+  int found = -1;
+  for (int at = begin; at <= end; at += 8) {
+    if (object.read<uint64_t>(at) != word) continue;
+    expect(found < 0, what);
+    found = at;
+  }
+  expect(found >= 0, what);
+  return found;
+}
+
+Body cdata(py::handle tensor) { return Body(reinterpret_cast<const char*>(address(tensor.attr("_cdata")))); }
+
+Body storage_of(py::handle tensor) { return cdata(tensor.attr("untyped_storage")()); }
+
+struct Learned {
+  const Anatomy* anatomy = nullptr;
+  std::string why_not;
+};
+
+}  // namespace
+
+Anatomy::Anatomy() {
+  const py::module_ torch = py::module_::import("torch");
+  learn_places(torch);
+  learn_types(torch);
+  const py::object zeros = torch.attr("zeros"), tensor = zeros(py::make_tuple(2, 3, 4, 5));
+  for (const py::object& each : {
+           zeros(py::tuple()), zeros(0), zeros(7), tensor, tensor.attr("transpose")(0, 1), tensor.attr("transpose")(1, 3),
+           tensor.attr("select")(0, 1).attr("select")(2, 2), tensor.attr("unsqueeze")(2),
+           tensor.attr("expand")(9, 2, 3, 4, 5), torch.attr("nn").attr("Parameter")(tensor), tensor.attr("detach")(),
+           tensor.attr("double")(), tensor.attr("half")(), tensor.attr("bfloat16")(),
+           tensor.attr("contiguous")(py::arg("memory_format") = torch.attr("channels_last")),
+       }) {
+    check(each);
+  }
+  const py::object is_sparse = zeros(3).attr("to_sparse")(), is_long = zeros(py::make_tuple(1, 1, 1, 1, 1, 1));
+  const py::object is_conjugate = zeros(3, py::arg("dtype") = torch.attr("complex64")).attr("conj")();
+  const py::object is_meta = zeros(3, py::arg("device") = "meta"), is_zero = torch.attr("_efficientzerotensor")(3);
+  for (const py::object& each : {is_sparse, is_long, is_conjugate, is_meta, is_zero, torch.attr("_neg_view")(tensor)}) {
+    expect(!is_ordinary(body(each.ptr())), "what distinguishes its kinds of tensor");
+  }
+  const py::object is_copied_on_write = torch.attr("_lazy_clone")(zeros(3));
+  expect(data(body(is_copied_on_write.ptr()), 4) == nullptr, "what is to be copied when it is written");
+}
+
+void Anatomy::learn_places(py::handle torch) {
+  const py::object zeros = torch.attr("zeros"), tensor = zeros(py::make_tuple(2, 3)), grad = zeros(py::make_tuple(2, 3));
+  const py::object param = torch.attr("nn").attr("Parameter")(tensor.attr("clone")());
+  const py::object without = torch.attr("nn").attr("Parameter")(zeros(3));
+  const Body object(reinterpret_cast<const char*>(tensor.ptr()));
+  body_ = find(object, 16, 40, address(tensor.attr("_cdata")), "a tensor's object");
+  const Body body = cdata(tensor), storage = storage_of(tensor);
+  storage_ = find(body, 16, 72, uint64_t(storage.at()), "a tensor's storage");
+  object_ = find(body, storage_ + 8, 80, uint64_t(tensor.ptr()), "a tensor's Python object");
+  // Memory that a tensor borrows, for beside that of its own its address stands twice.
+  const py::object bytes = py::reinterpret_steal<py::object>(PyByteArray_FromStringAndSize("12345678", 8));
+  const py::object borrowed = torch.attr("frombuffer")(bytes, py::arg("dtype") = torch.attr("float32"));
+  data_ = find(storage_of(borrowed), 16, 40, address(borrowed.attr("data_ptr")()), "a storage's memory");
+  expect(storage.read<uint64_t>(data_ + 32) == address(tensor.attr("nbytes")), "a storage's size");
+  // Of the words between, an ordinary tensor that autograd does not know has one, the counter of its versions.
+  for (int at = storage_ + 8; at < object_; at += 8) {
+    if (body.read<uint64_t>(at) == 0) continue;
+    expect(version_ == 0, "a tensor's version");
+    version_ = at;
+  }
+  expect(version_ != 0, "a tensor's version");
+  const Body param_body = cdata(param);
+  for (int at = storage_ + 8; at < object_; at += 8) {
+    if (at == version_ || param_body.read<uint64_t>(at) == 0) continue;
+    expect(autograd_ == 0, "what autograd knows of a tensor");
+    autograd_ = at;
+  }
+  expect(autograd_ != 0, "what autograd knows of a tensor");
+  param.attr("grad") = grad;
+  grad_ = find(param_body.follow(autograd_), 8, 72, address(grad.attr("_cdata")), "a tensor's gradient");
+  undefined_ = cdata(without).follow(autograd_).follow(grad_);
+  expect(bool(undefined_) && !(undefined_ == cdata(grad)), "a tensor's gradient");
+  expect(this->grad(param_body) == cdata(grad) && !this->grad(cdata(without)) && !this->grad(body),
+         "a tensor's gradient");
+  param.attr("grad") = py::none();
+  expect(!this->grad(param_body), "a tensor's gradient");
+  ordinary_keys_ = body.read<uint64_t>(keys());
+}
+
+void Anatomy::learn_types(py::handle torch) {
+  const char* const names[kDTypes] = {"float64", "float32", "bfloat16", "float16"};
+  for (int i = 0; i < kDTypes; ++i) {
+    const py::object tensor = torch.attr("zeros")(1, py::arg("dtype") = torch.attr(names[i]));
+    types_[i] = type(cdata(tensor));
+    for (int k = 0; k < i; ++k) expect(types_[k] != types_[i], "a tensor's dtype");
+  }
+}
+
+void Anatomy::check(py::handle tensor) const {
+  const Body it = body(tensor.ptr());
+  expect(it == cdata(tensor), "a tensor's object");
+  expect(object(it) == tensor.ptr(), "a tensor's Python object");
+  expect(is_ordinary(it), "what distinguishes its kinds of tensor");
+  const auto numbers = [](py::handle sequence) {
+    std::vector<int64_t> all;
+    for (const py::handle each : sequence) all.push_back(py::cast<int64_t>(each));
+    return all;
+  };
+  const std::vector<int64_t> real_sizes = numbers(tensor.attr("shape"));
+  const std::vector<int64_t> real_strides = numbers(tensor.attr("stride")());
+  expect(ndim(it) == real_sizes.size() && count(it) == py::cast<int64_t>(tensor.attr("numel")()), "a tensor's sizes");
+  for (size_t d = 0; d < real_sizes.size(); ++d) {
+    expect(sizes(it)[d] == real_sizes[d] && strides(it)[d] == real_strides[d], "a tensor's sizes and strides");
+  }
+  DType known;
+  expect(dtype(it, known), "a tensor's dtype");
+  const int64_t item_size = py::cast<int64_t>(tensor.attr("element_size")());
+  expect(int64_t(size_of(known)) == item_size, "a tensor's dtype");
+  if (count(it) > 0) {
+    expect(uint64_t(data(it, item_size)) == address(tensor.attr("data_ptr")()), "a tensor's memory");
+  }
+  for (int times = 0; times < 2; ++times) {
+    const char* counter = it.read<const char*>(version_);
+    expect(Body(counter).read<uint32_t>(kVersion) == address(tensor.attr("_version")), "a tensor's version");
+    bump_version(it);
+  }
+}
+
+namespace {
+
+Learned learn(const Anatomy* (*make)()) {
+  const char* wish = std::getenv("FUSEDOPTIM_DIRECT");
+  if (wish != nullptr && std::string(wish) == "0") return {nullptr, "FUSEDOPTIM_DIRECT=0"};
+  if (sizeof(void*) != 8) return {nullptr, "it is written for 64 bits"};
+  try {
+    return {make(), ""};
+  } catch (const Unknown& unknown) {
+    return {nullptr, unknown.what()};
+  } catch (const py::error_already_set& error) {
+    return {nullptr, error.what()};
+  }
+}
+
+const Learned* learned = nullptr;
+
+}  // namespace
+
+const Anatomy* Anatomy::get() {
+  if (learned == nullptr) {  // the module's import, which holds the GIL
+    learned = new Learned(learn([]() -> const Anatomy* { return new Anatomy(); }));
+  }
+  return learned->anatomy;
+}
+
+const std::string& Anatomy::why_not() {
+  get();
+  return learned->why_not;
+}
+
+}  // namespace fusedoptim::python

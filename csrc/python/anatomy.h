@@ -1,0 +1,138 @@
+// Torch's tensor objects, read where they lie. DLPack (tensor.h) shows any tensor in 20 to 50 ns and torch's getter a
+// gradient in 40; a step asks for thousands, so for ordinary tensors the same few words are read from torch's objects
+// themselves, in one or two nanoseconds. No header of torch tells where they lie: it is learned when the module is
+// loaded, from tensors whose every word torch also tells through Python, and where that fails, for this torch or by
+// FUSEDOPTIM_DIRECT=0, everything goes through DLPack as before. Nothing is written but version counters.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <cstdint>
+#include <cstring>
+#include <string>
+
+#include "core/dtype.h"
+
+namespace fusedoptim::python {
+
+// A torch tensor's C++ object.
+class Body {
+ public:
+  explicit Body(const char* at = nullptr) : at_(at) {}
+  template <class T>
+  T read(int offset) const {
+    T value;
+    std::memcpy(&value, at_ + offset, sizeof(T));
+    return value;
+  }
+  Body follow(int offset) const { return Body(read<const char*>(offset)); }
+  const char* at() const { return at_; }
+  explicit operator bool() const { return at_ != nullptr; }
+  bool operator==(Body o) const { return at_ == o.at_; }
+
+ private:
+  const char* at_;
+};
+
+class Anatomy {
+ public:
+  // Null where it could not be learned.
+  static const Anatomy* get();
+  static const std::string& why_not();  // empty where it could
+
+  static constexpr int kMaxDims = 5;  // of more dimensions torch keeps the sizes elsewhere
+
+  Body body(PyObject* plain) const { return Body(reinterpret_cast<const char*>(plain)).follow(body_); }
+
+  // Strided CPU memory and nothing more: no subclass, conjugation, negation, wrapper, inference, meta or sparse tensor.
+  bool is_ordinary(Body tensor) const {
+    return tensor.read<uint64_t>(keys()) == ordinary_keys_ && ndim(tensor) <= uint64_t(kMaxDims);
+  }
+  // The Python object of a tensor, which only those have that Python code has seen; borrowed, or null.
+  PyObject* object(Body tensor) const { return tensor.read<PyObject*>(object_); }
+
+  // Null if there is none.
+  Body grad(Body tensor) const {
+    const Body meta = tensor.follow(autograd_);
+    if (!meta) return meta;
+    const Body grad = meta.follow(grad_);
+    return grad == undefined_ ? Body() : grad;
+  }
+  // False only if autograd does not know the tensor at all.
+  bool may_be_followed(Body tensor) const { return bool(tensor.follow(autograd_)); }
+
+  uint64_t ndim(Body tensor) const { return tensor.read<uint64_t>(geometry()); }
+  const int64_t* sizes(Body tensor) const {
+    return reinterpret_cast<const int64_t*>(tensor.at() + geometry() + int(sizeof(uint64_t)));
+  }
+  const int64_t* strides(Body tensor) const { return sizes(tensor) + kMaxDims; }
+  int64_t count(Body tensor) const { return tensor.read<int64_t>(offset() + 8); }
+  bool same_geometry(Body a, Body b) const {
+    const uint64_t dims = ndim(a);
+    if (ndim(b) != dims || type(a) != type(b)) return false;
+    for (uint64_t d = 0; d < dims; ++d) {
+      if (sizes(a)[d] != sizes(b)[d] || strides(a)[d] != strides(b)[d]) return false;
+    }
+    return true;
+  }
+
+  // Contiguous in the order of its dimensions.
+  bool is_row_major(Body tensor) const {
+    int64_t below = 1;
+    for (int d = int(ndim(tensor)) - 1; d >= 0; --d) {
+      if (sizes(tensor)[d] != 1 && strides(tensor)[d] != below) return false;
+      below *= sizes(tensor)[d];
+    }
+    return true;
+  }
+
+  // False for any type but the four that the kernels know.
+  bool dtype(Body tensor, DType& out) const {
+    const uint16_t known = type(tensor);
+    for (int i = 0; i < kDTypes; ++i) {
+      if (types_[i] == known) return out = DType(i), true;
+    }
+    return false;
+  }
+
+  // The first element; null where the memory is not plainly there (freed, none, copied on write, …).
+  char* data(Body tensor, int64_t item_size) const {
+    const Body storage = tensor.follow(storage_);
+    if (!storage) return nullptr;
+    char* data = storage.read<char*>(data_);
+    if (data == nullptr || (storage.read<uint64_t>(flags()) & kFlagMask) != 0) return nullptr;
+    return data + tensor.read<int64_t>(offset()) * item_size;
+  }
+
+  // As torch.autograd.graph.increment_version, for a tensor that is ordinary.
+  void bump_version(Body tensor) const {
+    char* counter = tensor.read<char*>(version_);
+    if (counter != nullptr) __atomic_fetch_add(reinterpret_cast<uint32_t*>(counter + kVersion), 1u, __ATOMIC_RELAXED);
+  }
+
+ private:
+  Anatomy();  // throws what is not as expected
+  void learn_places(pybind11::handle torch);
+  void learn_types(pybind11::handle torch);
+  void check(pybind11::handle tensor) const;  // against everything that torch tells of it
+
+  uint16_t type(Body tensor) const { return tensor.read<uint16_t>(offset() + 16); }
+
+  // Behind the slot of the Python object lie the number of dimensions, five sizes, five strides, the offset, the number
+  // of elements, the type, the device and flags, and the dispatch keys.
+  int geometry() const { return object_ + 8; }
+  int offset() const { return geometry() + 88; }
+  int keys() const { return offset() + 24; }
+  // Of a storage: where its memory is, who frees it and how, its device, its size; then flags.
+  int flags() const { return data_ + 40; }
+  // Sizes on the heap; received from a CUDA process; copied on write; and throwing on access. Not: resizable.
+  static constexpr uint64_t kFlagMask = 0x00ffffffffff00ffu;
+  static constexpr int kVersion = 16;
+
+  int body_ = 0, storage_ = 0, autograd_ = 0, version_ = 0, object_ = 0, grad_ = 0, data_ = 0;
+  uint64_t ordinary_keys_ = 0;
+  uint16_t types_[kDTypes] = {};
+  Body undefined_;  // what stands for no gradient
+};
+
+}  // namespace fusedoptim::python
