@@ -39,15 +39,15 @@ struct DeviceOptions {
 constexpr int kHost = -1;
 
 struct Task {
-  int rule;  // index in AllRules
-  int variant;
-  DType dtype;
-  int operand_count;
-  const void* constants;  // kMaxFoldBytes with an instance of the rule for the dtype's arithmetic type
-  void* operands[kMaxOperands];
-  int64_t count;         // elements
-  const Layout* layout;  // null: every operand is contiguous in one common order of elements
-  bool maximize;
+  int rule = 0;  // index in AllRules
+  int variant = 0;
+  DType dtype = DType::f32;
+  int operand_count = 0;
+  const void* constants = nullptr;  // kMaxFoldBytes with an instance of the rule for the dtype's arithmetic type
+  void* operands[kMaxOperands] = {};
+  int64_t count = 0;               // elements
+  const Layout* layout = nullptr;  // null: every operand is contiguous in one common order of elements
+  bool maximize = false;
   int device = kHost;  // or the number of a CUDA device, on which everything below may lie
   // Not null: the constants are folded on the device from these; `constants` is null.
   const DeviceOptions* device_options = nullptr;

@@ -70,28 +70,25 @@ class Runner {
 
 }  // namespace
 
-void Schedule::plan(const std::vector<Task>& tasks, const RunOptions& options) {
+void Schedule::plan(const Task* tasks, size_t count, const RunOptions& options) {
   options_ = options;
   elements_ = 0;
-  for (const Task& task : tasks) elements_ += task.count;
-  threads_ = options.in_order ? 1 : int(std::clamp<int64_t>(elements_ / kPerThread, 1, std::max(options.threads, 1)));
-
   chunks_.clear();
   units_.clear();
-  chunks_.reserve(tasks.size() + size_t(elements_ / kChunk));
-  units_.reserve(tasks.size() + size_t(elements_ / kChunk) + 1);
   int64_t in_unit = kChunk;
-  for (const Task& task : tasks) {
-    for (int64_t at = 0; at < task.count; at += kChunk) {
+  for (const Task* task = tasks; task != tasks + count; ++task) {
+    elements_ += task->count;
+    for (int64_t at = 0; at < task->count; at += kChunk) {
       if (in_unit >= kChunk) {
         units_.push_back(chunks_.size());
         in_unit = 0;
       }
-      chunks_.push_back({&task, at, std::min(kChunk, task.count - at)});
+      chunks_.push_back({task, at, std::min(kChunk, task->count - at)});
       in_unit += chunks_.back().count;
     }
   }
   units_.push_back(chunks_.size());
+  threads_ = options.in_order ? 1 : int(std::clamp<int64_t>(elements_ / kPerThread, 1, std::max(options.threads, 1)));
 }
 
 void Schedule::run(const InstructionSet& set) const noexcept {

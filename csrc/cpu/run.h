@@ -17,7 +17,7 @@ struct Chunk {
 // the instruction set changes a bit of the result. Whatever can fail does so in `plan`, before any write.
 class Schedule {
  public:
-  void plan(const std::vector<Task>& tasks, const RunOptions& options);  // `tasks` must outlive the run
+  void plan(const Task* tasks, size_t count, const RunOptions& options);  // `tasks` must outlive the run
   int64_t elements() const { return elements_; }
   void run(const InstructionSet& set) const noexcept;
 

@@ -104,6 +104,12 @@ class Anatomy {
     return data + tensor.read<int64_t>(offset()) * item_size;
   }
 
+  void prefetch(Body tensor) const {
+    __builtin_prefetch(tensor.at() + storage_);
+    __builtin_prefetch(tensor.at() + storage_ + 64);
+    __builtin_prefetch(tensor.at() + keys());
+  }
+
   // As torch.autograd.graph.increment_version, for a tensor that is ordinary.
   void bump_version(Body tensor) const {
     char* counter = tensor.read<char*>(version_);

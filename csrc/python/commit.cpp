@@ -27,7 +27,7 @@ void Plan::commit(py::dict state, const cpu::InstructionSet& set, int threads, b
   // Every other step runs backwards: it begins with what the last step left in the caches.
   options.backwards = (turn_back_ = !turn_back_) && !options.in_order;
   options.zero_grad = zero_grad && !options.in_order;
-  schedule_.plan(tasks_, options);
+  schedule_.plan(tasks_.data(), tasks_.size(), options);
   if (!device_tasks_.empty()) prepare_devices(options, grad_scale, found_inf);
 
   const size_t count = rows_.size();

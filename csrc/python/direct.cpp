@@ -14,10 +14,7 @@ namespace {
 // costs nothing that counts; below, the whole step is too short to let others run.
 constexpr int64_t kElementsPerRelease = 4096;
 
-// Dicts are walked and not asked, since what compares their keys may be Python code.
-bool is_named(PyObject* key, PyObject* name) {
-  return key == name || (PyUnicode_CheckExact(key) && PyUnicode_Compare(key, name) == 0);
-}
+constexpr size_t kRowsAhead = 8;
 
 }  // namespace
 
@@ -38,11 +35,11 @@ bool Plan::step_directly(py::handle groups, py::handle state, const cpu::Instruc
   if (!read_groups(groups) || !look_directly(state.ptr(), grads_are_written) || extents_.are_shared(grads_are_written))
     return false;
   options.backwards = turn_back_ = !turn_back_;
-  schedule_.plan(tasks_, options);
+  schedule_.plan(direct_tasks_.data(), direct_count_, options);
 
-  const bool others_run = schedule_.elements() >= kElementsPerRelease * int64_t(direct_.size());
+  const bool others_run = schedule_.elements() >= kElementsPerRelease * int64_t(direct_count_);
   if (others_run) keep_direct();
-  for (const Direct& row : direct_) write_step(row.step);
+  for (size_t i = 0; i < direct_count_; ++i) write_step(direct_[i].step);
   if (others_run) {
     const py::gil_scoped_release released;
     schedule_.run(set);
@@ -50,13 +47,11 @@ bool Plan::step_directly(py::handle groups, py::handle state, const cpu::Instruc
     schedule_.run(set);
   }
   const Anatomy& anatomy = *Anatomy::get();
-  for (const Direct& row : direct_) {
-    anatomy.bump_version(row.param);
-    if (grads_are_written) anatomy.bump_version(row.grad);
+  for (size_t i = 0; i < direct_count_; ++i) {
+    anatomy.bump_version(direct_[i].param);
+    if (grads_are_written) anatomy.bump_version(direct_[i].grad);
   }
-  if (drop_grads) {
-    for (const Direct& row : direct_) Torch::get().clear_grad(row.object);
-  }
+  for (size_t i = 0; drop_grads && i < direct_count_; ++i) Torch::get().clear_grad(direct_[i].object);
   forget();
   return true;
 }
@@ -82,25 +77,43 @@ bool Plan::read_groups(py::handle groups) {
 bool Plan::look_directly(PyObject* state, bool grads_are_written) {
   const Torch& torch = Torch::get();
   const Anatomy& anatomy = *Anatomy::get();
-  direct_.clear();
+  direct_count_ = 0;
   for (Group& group : groups_) {
     PyObject* const* items = PySequence_Fast_ITEMS(group.params.ptr());
     const Py_ssize_t size = PyList_GET_SIZE(group.params.ptr());
     for (Py_ssize_t i = 0; i < size; ++i) {
+      fetch_ahead(direct_count_ + kRowsAhead);
       if (!torch.is_plain(items[i])) return false;
-      Direct row;
+      const Body param = anatomy.body(items[i]), grad = anatomy.grad(param);
+      if (!grad) continue;
+      if (direct_count_ == direct_.size()) {
+        direct_.emplace_back();
+        direct_tasks_.emplace_back();
+      }
+      Direct& row = direct_[direct_count_];
       row.object = items[i];
-      row.param = anatomy.body(items[i]);
-      row.grad = anatomy.grad(row.param);
-      if (!row.grad) continue;
-      if (!look_at(group, row, state, grads_are_written)) return false;
-      direct_.push_back(row);
+      row.param = param;
+      row.grad = grad;
+      if (!look_at(group, row, direct_tasks_[direct_count_], state, grads_are_written)) return false;
+      ++direct_count_;
     }
   }
   return true;
 }
 
-bool Plan::look_at(Group& group, Direct& row, PyObject* state, bool grads_are_written) {
+// What the last step read in a later row is probably what this one will: a hint, to which no harm can be.
+void Plan::fetch_ahead(size_t row) const {
+  if (row >= direct_.size()) return;
+  const Anatomy& anatomy = *Anatomy::get();
+  const Direct& then = direct_[row];
+  __builtin_prefetch(then.object);
+  anatomy.prefetch(then.param);
+  anatomy.prefetch(then.grad);
+  for (PyObject* entry : then.entries) __builtin_prefetch(entry);
+  for (Body body : then.bodies) anatomy.prefetch(body);
+}
+
+bool Plan::look_at(Group& group, Direct& row, Task& task, PyObject* state, bool grads_are_written) {
   const Torch& torch = Torch::get();
   const Anatomy& anatomy = *Anatomy::get();
   DType dtype;
@@ -112,11 +125,15 @@ bool Plan::look_at(Group& group, Direct& row, PyObject* state, bool grads_are_wr
   if (!anatomy.is_row_major(row.param) && !is_dense(row.param)) return false;
 
   const int variant = rule_.variant(group.options, dtype, false), states = rule_.states_of(variant);
-  const int64_t bytes = anatomy.count(row.param) * int64_t(size_of(dtype));
-  Task& task = tasks_.emplace_back(
-      Task{rule_.index, variant, dtype, 2 + states, nullptr, {}, anatomy.count(row.param), nullptr, group.maximize});
+  const int64_t count = anatomy.count(row.param), item_size = int64_t(size_of(dtype)), bytes = count * item_size;
+  task.rule = rule_.index;
+  task.variant = variant;
+  task.dtype = dtype;
+  task.operand_count = 2 + states;
+  task.count = count;
+  task.maximize = group.maximize;
   const auto add = [&](int k, Body tensor) {
-    char* data = anatomy.data(tensor, int64_t(size_of(dtype)));
+    char* data = anatomy.data(tensor, item_size);
     if (data == nullptr && bytes > 0) return false;
     task.operands[k] = data;
     extents_.add(data, data + bytes, k == 1);
@@ -124,26 +141,25 @@ bool Plan::look_at(Group& group, Direct& row, PyObject* state, bool grads_are_wr
   };
   if (!add(0, row.param) || !add(1, row.grad)) return false;
   if (states > 0 || rule_.counts_steps) {
-    PyObject* own = positions_.find(state, direct_.size(), row.object);
+    PyObject* own = positions_.find(state, direct_count_, row.object);
     if (own == nullptr || !PyDict_CheckExact(own) || !find_named(own, states, row.entries)) return false;
     for (int k = 0; k < states; ++k) {
       if (!torch.is_plain(row.entries[k])) return false;
-      const Body tensor = anatomy.body(row.entries[k]);
+      const Body tensor = row.bodies[k] = anatomy.body(row.entries[k]);
       if (!anatomy.is_ordinary(tensor) || !anatomy.same_geometry(row.param, tensor) || !add(2 + k, tensor))
         return false;
     }
-    if (rule_.counts_steps && !look_at_step(row.entries[states], row.step)) return false;
+    if (rule_.counts_steps && !look_at_step(row.entries[states], row.bodies[states], row.step)) return false;
   }
-  task.next_step = row.step.next;
   task.constants = constants_for(group, row.step.next, dtype);
   return true;
 }
 
-bool Plan::look_at_step(PyObject* object, Step& out) {
+bool Plan::look_at_step(PyObject* object, Body& tensor, Step& out) {
   const Anatomy& anatomy = *Anatomy::get();
   DType dtype;
   if (!Torch::get().is_plain(object)) return false;
-  const Body tensor = anatomy.body(object);
+  tensor = anatomy.body(object);
   if (!anatomy.is_ordinary(tensor) || anatomy.count(tensor) != 1 || !anatomy.dtype(tensor, dtype) ||
       (dtype != DType::f32 && dtype != DType::f64))
     return false;
@@ -156,16 +172,24 @@ bool Plan::look_at_step(PyObject* object, Step& out) {
   return true;
 }
 
+// Dicts are walked and not asked, since what compares their keys may be Python code.
 bool Plan::find_named(PyObject* own, int states, PyObject** entries) const {
   const int wanted = states + (rule_.counts_steps ? 1 : 0);
+  const auto name = [&](int k) { return (k < states ? names_[k] : names_.back()).ptr(); };
   std::fill(entries, entries + wanted, nullptr);
+  int found = 0;
   PyObject *key, *value;
   for (Py_ssize_t at = 0; PyDict_Next(own, &at, &key, &value);) {
-    for (int k = 0; k < wanted; ++k) {
-      if (is_named(key, (k < states ? names_[k] : names_.back()).ptr())) entries[k] = value;
+    int k = 0;
+    while (k < wanted && key != name(k)) ++k;
+    if (k == wanted) {  // another name, or one that was read from a file
+      for (k = 0; k < wanted && !(PyUnicode_CheckExact(key) && PyUnicode_Compare(key, name(k)) == 0);) ++k;
+      if (k == wanted) continue;
     }
+    entries[k] = value;
+    if (++found == wanted) return true;
   }
-  return std::find(entries, entries + wanted, nullptr) == entries + wanted;
+  return false;
 }
 
 bool Plan::is_dense(Body tensor) {
@@ -182,10 +206,11 @@ bool Plan::is_dense(Body tensor) {
 // Keeps alive what the step writes and reads while other threads run.
 void Plan::keep_direct() {
   const int collecting = PyGC_Disable();  // a collection, which making objects may start, would run Python code
-  for (const Direct& row : direct_) {
+  for (size_t i = 0; i < direct_count_; ++i) {
+    const Direct& row = direct_[i];
     kept_.push_back(py::reinterpret_borrow<py::object>(row.object));
     kept_.push_back(Torch::get().grad(row.object));
-    for (int k = 0; k < tasks_[size_t(&row - direct_.data())].operand_count - 2; ++k) {
+    for (int k = 0; k < direct_tasks_[i].operand_count - 2; ++k) {
       kept_.push_back(py::reinterpret_borrow<py::object>(row.entries[k]));
     }
   }

@@ -91,7 +91,8 @@ class Plan {
   struct Direct {  // a parameter of step_directly; borrowed
     PyObject* object;
     Body param, grad;
-    PyObject* entries[kMaxStates + 1];  // of its state, and its step behind them
+    PyObject* entries[kMaxStates + 1] = {};  // of its state, and its step behind them
+    Body bodies[kMaxStates + 1];
     Step step;
   };
   using Views = View[kMaxOperands];
@@ -120,8 +121,9 @@ class Plan {
 
   bool read_groups(py::handle groups);
   bool look_directly(PyObject* state, bool grads_are_written);
-  bool look_at(Group& group, Direct& row, PyObject* state, bool grads_are_written);
-  bool look_at_step(PyObject* object, Step& out);
+  bool look_at(Group& group, Direct& row, Task& task, PyObject* state, bool grads_are_written);
+  void fetch_ahead(size_t row) const;
+  bool look_at_step(PyObject* object, Body& tensor, Step& out);
   bool find_named(PyObject* own, int states, PyObject** entries) const;
   void keep_direct();
 
@@ -168,7 +170,10 @@ class Plan {
   // What is kept between steps; a step that finds the same addresses finds the same answer.
   Extents extents_;
   Positions positions_;
+  // Rows and tasks of step_directly; a step writes over those of the last one.
   std::vector<Direct> direct_;
+  std::vector<Task> direct_tasks_;
+  size_t direct_count_ = 0;
   cpu::Schedule schedule_;
   bool turn_back_ = true;
   bool in_use_ = false, gathered_ = false;

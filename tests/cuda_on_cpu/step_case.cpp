@@ -292,7 +292,7 @@ class Check {
     options.grad_scale = step_.grad_scale.value_or(1);
     options.zero_grad = step_.zero_grad;
     fusedoptim::cpu::Schedule schedule;
-    schedule.plan(tasks, options);
+    schedule.plan(tasks.data(), tasks.size(), options);
     schedule.run(*fusedoptim::cpu::baseline());
   }
 
