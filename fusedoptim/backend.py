@@ -18,6 +18,8 @@ _warned = False
 class Plan(Protocol):
     """A step in two halves: ``gather`` reads and checks everything, ``commit`` writes; or, where it can be, in one."""
 
+    backend: str
+
     def step_directly(
         self,
         groups: list[Any],

@@ -67,6 +67,8 @@ def set_instruction_set(name: str | None) -> None:
 class NativePlan:
     """One step in the compiled kernels: ``gather`` reads and checks, ``commit`` writes."""
 
+    backend = "native"
+
     def __init__(self, rule: str) -> None:
         self._plan = _C.Plan(rule)
         self.gather = self._plan.gather

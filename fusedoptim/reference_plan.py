@@ -36,6 +36,8 @@ class _Row:
 class ReferencePlan:
     """One step on the reference path: ``gather`` reads and checks, ``commit`` writes."""
 
+    backend = "reference"
+
     def __init__(self, rule: str) -> None:
         self._rule = reference.RULES[rule]
         self._rows: list[_Row] = []

@@ -29,6 +29,7 @@ class FusedStep(Optimizer):
     """
 
     _rule: ClassVar[str]
+    _kept_plan: Plan
     _torch_class: ClassVar[type[Optimizer]]
 
     def step(  # type: ignore[override]
@@ -55,7 +56,7 @@ class FusedStep(Optimizer):
                 that is to be zeroed or unscaled.
             KeyError: The state of a parameter is incomplete.
         """
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_dynamo_compiling():
             return _outside_graph(FusedStep.step, self, closure, zero_grad=zero_grad)
         overridden = type(self).step is not FusedStep.step  # then torch's wrapper of that step has called the hooks
         hooks = (
@@ -93,7 +94,7 @@ class FusedStep(Optimizer):
         Args:
             set_to_none: Drop the gradients; otherwise write zeros over them.
         """
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_dynamo_compiling():
             _outside_graph(FusedStep.zero_grad, self, set_to_none)
             return
         with _label(self._zero_grad_profile_name):
@@ -113,7 +114,7 @@ class FusedStep(Optimizer):
             try:
                 plan.zero_grads(self.param_groups)
             finally:
-                self._plans[get_backend()] = plan
+                self._kept_plan = plan
 
     def _update(self, zero_grad: bool, drop_grads: bool = False) -> bool:
         """Take the step, and return whether it has zeroed or dropped every gradient."""
@@ -135,7 +136,7 @@ class FusedStep(Optimizer):
                 return drop_grads or zero_grad
             return self._update_in_two_halves(plan, zero_grad, drop_grads, grad_scale, found_inf)
         finally:
-            self._plans[get_backend()] = plan
+            self._kept_plan = plan
 
     def _update_in_two_halves(
         self, plan: Plan, zero_grad: bool, drop_grads: bool, grad_scale: float | Tensor | None, found_inf: Tensor | None
@@ -153,15 +154,10 @@ class FusedStep(Optimizer):
             plan.clear()
         return drop_grads or (zero_grad and foreign is None)
 
-    @property
-    def _plans(self) -> dict[str, Plan]:
-        plans: dict[str, Plan] = self.__dict__.setdefault("_kept_plans", {})
-        return plans
-
     def _take_plan(self) -> Plan:
         """The plan kept from the last step, or a new one. Taken out, so that no two threads can share it."""
-        plan = self._plans.pop(get_backend(), None)
-        if plan is None:
+        plan: Plan | None = self.__dict__.pop("_kept_plan", None)
+        if plan is None or plan.backend != get_backend():
             plan = new_plan(self._rule, any(group.get("fused") for group in self.param_groups))
         return plan
 

@@ -3,7 +3,7 @@
 #include <iterator>
 #include <new>
 #include <string>
-#include <unordered_map>
+#include <utility>
 
 #include "python/tensor.h"
 #include "rules/all.h"
@@ -14,13 +14,24 @@ namespace py = pybind11;
 
 namespace {
 
-// Borrowed, or null. `name` is a literal: the strings for them are made once.
-PyObject* find(py::handle group, const char* name) {
-  static auto& known = *new std::unordered_map<const char*, py::object>();
-  py::object& key = known[name];
-  if (!key) key = intern(name);
-  return PyDict_GetItemWithError(group.ptr(), key.ptr());
+// The interned string for a literal, made once. Literals are told apart by their addresses.
+PyObject* key_of(const char* name) {
+  constexpr size_t kSlots = 64;
+  static std::pair<const char*, PyObject*> known[kSlots];
+  size_t slot = reinterpret_cast<uintptr_t>(name) % kSlots;
+  for (size_t tries = 0; tries < kSlots; ++tries, slot = (slot + 1) % kSlots) {
+    if (known[slot].first == name) return known[slot].second;
+    if (known[slot].first != nullptr) continue;
+    PyObject* key = PyUnicode_InternFromString(name);
+    if (key == nullptr) throw py::error_already_set();
+    known[slot] = {name, key};
+    return key;
+  }
+  throw std::length_error("raise kSlots: it is less than the options of all rules");
 }
+
+// Borrowed, or null.
+PyObject* find(py::handle group, const char* name) { return PyDict_GetItemWithError(group.ptr(), key_of(name)); }
 
 // Owned, for reading a value may run Python code that takes it out of the group.
 py::object item(py::handle group, const char* name) {
@@ -38,7 +49,7 @@ std::string shown(py::handle value) {
 double to_number(py::handle value, const char* name) {
   // A tensor that requires grad warns when it is made a float, but not when it is asked for its item.
   py::object plain = py::reinterpret_borrow<py::object>(value);
-  if (!PyFloat_Check(value.ptr()) && py::hasattr(value, "item")) {
+  if (!PyFloat_Check(value.ptr()) && !PyLong_Check(value.ptr()) && py::hasattr(value, "item")) {
     plain = py::reinterpret_steal<py::object>(PyObject_CallMethod(value.ptr(), "item", nullptr));
   }
   const double result = plain ? PyFloat_AsDouble(plain.ptr()) : -1.0;
