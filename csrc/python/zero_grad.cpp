@@ -7,16 +7,22 @@ namespace fusedoptim::python {
 namespace {
 
 template <class Visit>
-void for_each_grad(py::iterable groups, Visit visit) {
-  const Torch& torch = Torch::get();
+void for_each_param(py::iterable groups, Visit visit) {
   for (const py::handle group : groups) {
     const py::list params = py::reinterpret_borrow<py::dict>(group)["params"];
     for (py::ssize_t i = 0; i < PyList_GET_SIZE(params.ptr()); ++i) {  // Python code may change the list meanwhile
       const py::object param = py::reinterpret_borrow<py::object>(PyList_GET_ITEM(params.ptr(), i));
-      const py::object grad = torch.grad(param);
-      if (!grad.is_none()) visit(param, grad);
+      visit(param);
     }
   }
+}
+
+template <class Visit>
+void for_each_grad(py::iterable groups, Visit visit) {
+  for_each_param(groups, [&](py::handle param) {
+    const py::object grad = Torch::get().grad(param);
+    if (!grad.is_none()) visit(param, grad);
+  });
 }
 
 }  // namespace
@@ -26,7 +32,12 @@ void cut_off(py::handle grad) {
 }
 
 void drop_grads(py::iterable groups) {
-  for_each_grad(groups, [](py::handle param, py::handle) { Torch::get().clear_grad(param); });
+  const Torch& torch = Torch::get();
+  const Anatomy* anatomy = Anatomy::get();
+  for_each_param(groups, [&](py::handle param) {
+    if (anatomy != nullptr && torch.is_plain(param.ptr()) && !anatomy->grad(anatomy->body(param.ptr()))) return;
+    torch.clear_grad(param);
+  });
 }
 
 void Plan::zero_grads(py::iterable groups, int threads) {
