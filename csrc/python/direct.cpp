@@ -1,6 +1,7 @@
 // The step of ordinary tensors, which is nearly every step: everything is read from torch's own objects (anatomy.h), in
 // one call from the first look to the last write, so that no Python code and no other thread comes between. Whatever is
-// out of the ordinary, the first step of a parameter included, is left to gather and commit, before anything is written.
+// out of the ordinary, the first step of a parameter included, is left to gather and commit, before anything is
+// written.
 #include <algorithm>
 
 #include "cpu/run.h"

@@ -26,7 +26,7 @@ namespace fusedoptim::python {
 // Where the keys of a dict stand in it, as they stood in the last step: one look tells whether they still do.
 class Positions {
  public:
-  void begin() { whole_of_ = nullptr; }  // of a step
+  void begin() { whole_of_ = nullptr; }                       // of a step
   PyObject* find(PyObject* dict, size_t row, PyObject* key);  // borrowed, or null
 
  private:
@@ -40,7 +40,8 @@ class Plan {
   explicit Plan(const std::string& rule);
 
   // Takes the whole step at once where everything is ordinary: all parameters and what belongs to them are plain CPU
-  // tensors of one layout, and their state is there. Else changes nothing and returns false. `grad_scale`: null for none.
+  // tensors of one layout, and their state is there. Else changes nothing and returns false. `grad_scale`: null for
+  // none.
   bool step_directly(py::handle groups, py::handle state, const cpu::InstructionSet& set, int threads, bool zero_grad,
                      const double* grad_scale, bool drop_grads);
 

@@ -34,9 +34,9 @@ class GroupReader {
   void operator()(const char* name, double& first, double& second) const;  // a pair, such as betas
   void operator()(const char* name, double& first, double& second, OnDevice) const;
   void operator()(const char* name, bool& out) const;
-  bool flag(const char* name) const;  // false where the group lacks it
+  bool flag(const char* name) const;              // false where the group lacks it
   pybind11::object list(const char* name) const;  // null if it is none
-  bool asks_for_torch() const;        // the user asked for torch's own implementation
+  bool asks_for_torch() const;                    // the user asked for torch's own implementation
 
  private:
   double number(pybind11::handle value, const char* name, const double* place, bool may_stay) const;
