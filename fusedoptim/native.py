@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable
 from importlib import metadata
 from typing import Any
 
@@ -72,7 +71,6 @@ class NativePlan:
     def __init__(self, rule: str) -> None:
         self._plan = _C.Plan(rule)
         self.gather = self._plan.gather
-        self._step_directly: Callable[..., bool] = self._plan.step_directly
         self.is_skipped_by_host = self._plan.is_skipped_by_host
         self.clear = self._plan.clear
 
@@ -85,8 +83,13 @@ class NativePlan:
         drop_grads: bool,
     ) -> bool:
         """Take the whole step in one call, where everything is ordinary; see ``backend.Plan.step_directly``."""
+        if _C.direct_error:
+            return False
         threads = torch.get_num_threads()
-        return self._step_directly(groups, state, _instruction_set, threads, zero_grad, grad_scale, drop_grads)
+        taken: bool = self._plan.step_directly(
+            groups, state, _instruction_set, threads, zero_grad, grad_scale, drop_grads
+        )
+        return taken
 
     def commit(
         self,
@@ -129,7 +132,8 @@ def build_info() -> dict[str, Any]:
         ``instruction_set``, the one in use; ``cuda``, whether CUDA kernels are built; ``cuda_architectures``, those
         that they are built for, such as 9.0 as machine code and 9.0+PTX as PTX, which serves later ones too;
         ``cuda_compiler``; ``cuda_runtime``, the version of the runtime library that the module holds;
-        ``cuda_error``, why CUDA cannot be used here, such as a missing driver; ``threads``, as
+        ``cuda_error``, why CUDA cannot be used here, such as a missing driver; ``direct_error``, why steps do not read
+        torch's tensor objects directly, None if they do; ``threads``, as
         ``torch.get_num_threads()`` says. It asks the driver for its devices, and takes none into use.
     """
     return {
@@ -149,5 +153,6 @@ def build_info() -> dict[str, Any]:
         "cuda_compiler": getattr(_C, "cuda_compiler", None),
         "cuda_runtime": getattr(_C, "cuda_runtime", None),
         "cuda_error": getattr(_C, "cuda_error", lambda: "this build has no CUDA kernels")(),
+        "direct_error": getattr(_C, "direct_error", "this build has no compiled module") or None,
         "threads": torch.get_num_threads(),
     }

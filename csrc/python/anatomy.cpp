@@ -10,12 +10,8 @@ namespace py = pybind11;
 
 namespace {
 
-struct Unknown : std::runtime_error {
-  using std::runtime_error::runtime_error;
-};
-
 void expect(bool truth, const char* what) {
-  if (!truth) throw Unknown(std::string("this torch keeps ") + what + " elsewhere");
+  if (!truth) throw std::runtime_error(std::string("this torch keeps ") + what + " elsewhere");
 }
 
 uint64_t address(py::handle value) { return py::cast<uint64_t>(value); }
@@ -34,6 +30,14 @@ int find(Body object, int begin, int end, uint64_t word, const char* what) {
 
 Body cdata(py::handle tensor) { return Body(reinterpret_cast<const char*>(address(tensor.attr("_cdata")))); }
 
+// On the CPU, whatever the user's default device and dtype are.
+py::object zeros(py::handle shape, const char* dtype = "float32", const char* device = "cpu") {
+  const py::module_ torch = py::module_::import("torch");
+  return torch.attr("zeros")(shape, py::arg("dtype") = torch.attr(dtype), py::arg("device") = device);
+}
+
+py::object zeros(int size) { return zeros(py::int_(size)); }
+
 Body storage_of(py::handle tensor) { return cdata(tensor.attr("untyped_storage")()); }
 
 struct Learned {
@@ -46,8 +50,8 @@ struct Learned {
 Anatomy::Anatomy() {
   const py::module_ torch = py::module_::import("torch");
   learn_places(torch);
-  learn_types(torch);
-  const py::object zeros = torch.attr("zeros"), tensor = zeros(py::make_tuple(2, 3, 4, 5));
+  learn_types();
+  const py::object tensor = zeros(py::make_tuple(2, 3, 4, 5));
   for (const py::object& each : {
            zeros(py::tuple()),
            zeros(0),
@@ -68,8 +72,9 @@ Anatomy::Anatomy() {
     check(each);
   }
   const py::object is_sparse = zeros(3).attr("to_sparse")(), is_long = zeros(py::make_tuple(1, 1, 1, 1, 1, 1));
-  const py::object is_conjugate = zeros(3, py::arg("dtype") = torch.attr("complex64")).attr("conj")();
-  const py::object is_meta = zeros(3, py::arg("device") = "meta"), is_zero = torch.attr("_efficientzerotensor")(3);
+  const py::object is_conjugate = zeros(py::int_(3), "complex64").attr("conj")();
+  const py::object is_meta = zeros(py::int_(3), "float32", "meta"),
+                   is_zero = torch.attr("_efficientzerotensor")(3, py::arg("device") = "cpu");
   for (const py::object& each : {is_sparse, is_long, is_conjugate, is_meta, is_zero, torch.attr("_neg_view")(tensor)}) {
     expect(!is_ordinary(body(each.ptr())), "what distinguishes its kinds of tensor");
   }
@@ -78,8 +83,7 @@ Anatomy::Anatomy() {
 }
 
 void Anatomy::learn_places(py::handle torch) {
-  const py::object zeros = torch.attr("zeros"), tensor = zeros(py::make_tuple(2, 3)),
-                   grad = zeros(py::make_tuple(2, 3));
+  const py::object tensor = zeros(py::make_tuple(2, 3)), grad = zeros(py::make_tuple(2, 3));
   const py::object param = torch.attr("nn").attr("Parameter")(tensor.attr("clone")());
   const py::object without = torch.attr("nn").attr("Parameter")(zeros(3));
   const Body object(reinterpret_cast<const char*>(tensor.ptr()));
@@ -117,11 +121,10 @@ void Anatomy::learn_places(py::handle torch) {
   ordinary_keys_ = body.read<uint64_t>(keys());
 }
 
-void Anatomy::learn_types(py::handle torch) {
+void Anatomy::learn_types() {
   const char* const names[kDTypes] = {"float64", "float32", "bfloat16", "float16"};
   for (int i = 0; i < kDTypes; ++i) {
-    const py::object tensor = torch.attr("zeros")(1, py::arg("dtype") = torch.attr(names[i]));
-    types_[i] = type(cdata(tensor));
+    types_[i] = type(cdata(zeros(py::int_(1), names[i])));
     for (int k = 0; k < i; ++k) expect(types_[k] != types_[i], "a tensor's dtype");
   }
 }
@@ -158,15 +161,14 @@ void Anatomy::check(py::handle tensor) const {
 
 namespace {
 
+// `make` has the right to construct one, which this has not.
 Learned learn(const Anatomy* (*make)()) {
   const char* wish = std::getenv("FUSEDOPTIM_DIRECT");
   if (wish == nullptr || std::string(wish) != "1") return {nullptr, "off unless FUSEDOPTIM_DIRECT=1"};
   if (sizeof(void*) != 8) return {nullptr, "it is written for 64 bits"};
   try {
     return {make(), ""};
-  } catch (const Unknown& unknown) {
-    return {nullptr, unknown.what()};
-  } catch (const py::error_already_set& error) {
+  } catch (const std::exception& error) {  // those of Python as well
     return {nullptr, error.what()};
   }
 }

@@ -119,7 +119,7 @@ class Anatomy {
  private:
   Anatomy();  // throws what is not as expected
   void learn_places(pybind11::handle torch);
-  void learn_types(pybind11::handle torch);
+  void learn_types();
   void check(pybind11::handle tensor) const;  // against everything that torch tells of it
 
   uint16_t type(Body tensor) const { return tensor.read<uint16_t>(offset() + 16); }

@@ -1,7 +1,6 @@
 // The second half of a step. All that can fail comes first; then state, step counts and elements are written.
 #include <algorithm>
 #include <cstring>
-#include <numeric>
 
 #include "cpu/run.h"
 #include "python/plan.h"

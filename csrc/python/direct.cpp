@@ -24,7 +24,10 @@ bool Plan::step_directly(py::handle groups, py::handle state, const cpu::Instruc
   if (Anatomy::get() == nullptr || in_use_ || !PyList_CheckExact(groups.ptr()) || !PyDict_Check(state.ptr()))
     return false;
   const Use use(*this);
-  forget();
+  struct Forgotten {  // however this ends
+    Plan& plan;
+    ~Forgotten() { plan.forget(); }
+  } const forgotten{*this};
   extents_.begin();
   positions_.begin();
   RunOptions options;
@@ -52,8 +55,7 @@ bool Plan::step_directly(py::handle groups, py::handle state, const cpu::Instruc
     anatomy.bump_version(direct_[i].param);
     if (grads_are_written) anatomy.bump_version(direct_[i].grad);
   }
-  for (size_t i = 0; drop_grads && i < direct_count_; ++i) Torch::get().clear_grad(direct_[i].object);
-  forget();
+  if (drop_grads) python::drop_grads(py::reinterpret_borrow<py::iterable>(groups));
   return true;
 }
 
@@ -216,25 +218,6 @@ void Plan::keep_direct() {
     }
   }
   if (collecting) PyGC_Enable();
-}
-
-PyObject* Positions::find(PyObject* dict, size_t row, PyObject* key) {
-  PyObject *found, *value;
-  if (row < at_.size()) {
-    Py_ssize_t at = at_[row];
-    if (PyDict_Next(dict, &at, &found, &value) && found == key) return value;
-  } else {
-    at_.resize(row + 1);
-  }
-  if (whole_of_ != dict) {  // once a step, for a step in which any has moved
-    whole_.clear();
-    for (Py_ssize_t at = 0, before = 0; PyDict_Next(dict, &at, &found, &value); before = at) whole_[found] = before;
-    whole_of_ = dict;
-  }
-  const auto known = whole_.find(key);
-  if (known == whole_.end()) return nullptr;
-  Py_ssize_t at = at_[row] = known->second;
-  return PyDict_Next(dict, &at, &found, &value) && found == key ? value : nullptr;
 }
 
 }  // namespace fusedoptim::python

@@ -18,22 +18,11 @@
 #include "python/anatomy.h"
 #include "python/dtensor.h"
 #include "python/extents.h"
+#include "python/positions.h"
 #include "python/rules.h"
 #include "python/tensor.h"
 
 namespace fusedoptim::python {
-
-// Where the keys of a dict stand in it, as they stood in the last step: one look tells whether they still do.
-class Positions {
- public:
-  void begin() { whole_of_ = nullptr; }                       // of a step
-  PyObject* find(PyObject* dict, size_t row, PyObject* key);  // borrowed, or null
-
- private:
-  std::vector<Py_ssize_t> at_;
-  std::unordered_map<PyObject*, Py_ssize_t> whole_;
-  PyObject* whole_of_ = nullptr;
-};
 
 class Plan {
  public:

@@ -2,6 +2,7 @@
 
 #include <iterator>
 #include <new>
+#include <stdexcept>
 #include <string>
 #include <utility>
 
@@ -31,7 +32,11 @@ PyObject* key_of(const char* name) {
 }
 
 // Borrowed, or null.
-PyObject* find(py::handle group, const char* name) { return PyDict_GetItemWithError(group.ptr(), key_of(name)); }
+PyObject* find(py::handle group, const char* name) {
+  PyObject* found = PyDict_GetItemWithError(group.ptr(), key_of(name));
+  if (found == nullptr && PyErr_Occurred()) throw py::error_already_set();
+  return found;
+}
 
 // Owned, for reading a value may run Python code that takes it out of the group.
 py::object item(py::handle group, const char* name) {
@@ -117,7 +122,7 @@ py::object GroupReader::list(const char* name) const {
 }
 
 bool GroupReader::asks_for_torch() const {
-  PyObject* fused = PyDict_GetItemString(group_.ptr(), "fused");
+  PyObject* fused = find(group_, "fused");
   const bool not_fused = fused != nullptr && fused != Py_None && !flag("fused");
   return not_fused || flag("foreach") || flag("differentiable");
 }

@@ -35,8 +35,10 @@ void drop_grads(py::iterable groups) {
   const Torch& torch = Torch::get();
   const Anatomy* anatomy = Anatomy::get();
   for_each_param(groups, [&](py::handle param) {
-    if (anatomy != nullptr && torch.is_plain(param.ptr()) && !anatomy->grad(anatomy->body(param.ptr()))) return;
-    torch.clear_grad(param);
+    const bool has_grad = anatomy != nullptr && torch.is_plain(param.ptr())
+                              ? bool(anatomy->grad(anatomy->body(param.ptr())))
+                              : !torch.grad(param).is_none();
+    if (has_grad) torch.clear_grad(param);
   });
 }
 
