@@ -18,14 +18,13 @@ from torch import Tensor
 from measure import CpuClock, interleaved, time_call
 
 SOURCE = Path(__file__).with_name("probe.cpp")
-FLAGS = ("-O3", "-march=native", "-fopenmp", "-std=c++17", "-shared", "-fPIC")
+FLAGS = ("-O3", "-march=native", "-fopenmp", "-std=c++17")
 CHUNK_SIZES = (4096, 16384, 65536)
 TRIALS = 7
 
 
-@functools.cache
-def library() -> ctypes.CDLL:
-    """Compiles the probe.
+def compile_shared(source: Path, target: Path, flags: Sequence[str], purpose: str) -> None:
+    """Compiles `source` to the shared library `target`, which `purpose` needs.
 
     Raises:
         RuntimeError: There is no C++ compiler, or it fails; the message says so.
@@ -33,12 +32,23 @@ def library() -> ctypes.CDLL:
     names = [os.environ.get("CXX", ""), "c++", "g++", "clang++"]
     compiler = next((path for name in names if name and (path := shutil.which(name))), None)
     if compiler is None:
-        raise RuntimeError("the streaming limit needs a C++ compiler: none of $CXX, c++, g++, clang++ found")
+        raise RuntimeError(f"{purpose} needs a C++ compiler: none of $CXX, c++, g++, clang++ found")
+    command = [compiler, *flags, "-shared", "-fPIC", str(source), "-o", str(target)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{compiler} could not compile {source.name}:\n{done.stderr}")
+
+
+@functools.cache
+def library() -> ctypes.CDLL:
+    """Compiles the probe.
+
+    Raises:
+        RuntimeError: As `compile_shared` does.
+    """
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "probe.so"
-        done = subprocess.run([compiler, *FLAGS, SOURCE, "-o", target], capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise RuntimeError(f"{compiler} could not compile {SOURCE.name}:\n{done.stderr}")
+        compile_shared(SOURCE, target, FLAGS, "the streaming limit")
         return ctypes.CDLL(str(target))
 
 
