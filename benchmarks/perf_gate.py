@@ -84,12 +84,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.print(f"perf-gate: nothing can be counted here: {missing}. --without-counts reads the kernels only.")
         return 1
     kernels = read_kernels(args.objects / f"kernels_{name}.dir/csrc/cpu/kernels.cpp.o" for name in REGISTERS)
-    module = Path(native._C.__file__).read_bytes()
-    failures = [
-        f"{name}: not in {fusedoptim.__name__}._C as it was built"
-        for name, f in kernels.items()
-        if not holds(module, f)
-    ]
+    module = Path(importlib.import_module("fusedoptim._C").__file__ or "").read_bytes()
+    failures = [f"{name}: not in the module as built" for name, code in kernels.items() if not holds(module, code)]
     measured = None if args.without_counts else count_instructions()
     counts = None if measured is None else {name: c for name, c in measured.items() if PLANTED not in name}
     now = Figures(key(), counts, measure_kernels(kernels))
