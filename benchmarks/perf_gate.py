@@ -6,6 +6,7 @@ the same run must have been noticed. A change that is meant to cost more brings 
 """
 
 import argparse
+import importlib
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
