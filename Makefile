@@ -29,12 +29,12 @@ CXX_FILES = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu'
 PY_FILES = fusedoptim benchmarks examples tests setup.py
 say = @printf '==> %s\n' $(1)
 
-.PHONY: help build test test-ecosystem bench bench-step lint sanitize fuzz format wheel clean distclean FORCE
+.PHONY: help build test test-ecosystem bench bench-step perf-gate lint sanitize fuzz format wheel clean distclean FORCE
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo
-	@echo 'test, test-ecosystem, bench, bench-step, sanitize and fuzz pass ARGS on: make test ARGS="-k adam"'
+	@echo 'test, test-ecosystem, bench, bench-step, perf-gate, sanitize and fuzz pass ARGS on: make test ARGS="-k adam"'
 
 build: $(BUILT) ## compile the native module and install the package, editable, into .venv
 	@$(RUN) -m fusedoptim
@@ -54,6 +54,10 @@ bench: $(BUILT) ## time whole training loops against torch.optim, with correctne
 bench-step: $(BUILT) ## time step() alone
 	$(call say,'bench-step: $(RUN) -m pytest benchmarks/bench_step.py $(ARGS)')
 	@$(RUN) -m pytest benchmarks/bench_step.py $(ARGS)
+
+perf-gate: $(BUILT) ## count instructions under valgrind and read the kernels, against the figures kept; reads no clock
+	$(call say,'perf-gate: $(RUN) benchmarks/perf_gate.py $(ARGS)')
+	@$(RUN) benchmarks/perf_gate.py $(ARGS)
 
 lint: $(BUILT) ## check style, types and formatting, changing nothing
 	$(call say,'lint: ruff')
