@@ -103,7 +103,7 @@ def rise(what: str, before: float, now: float, tolerance: float) -> Iterator[str
 def judge_counts(before: Figures, now: Figures) -> Iterator[str]:
     """What rose in the counts.
 
-    Totals are held to the tolerance where Python, torch and libc are those of the figures, the module's own
+    Totals are held to the tolerance where compiler, Python, torch and libc are those of the figures, the module's own
     instructions where the compiler is. Elsewhere what one more tensor and one more element cost is held to `LOOSE`.
     """
     old, new = before.counts or {}, now.counts or {}
