@@ -1,4 +1,4 @@
-"""Steps that read torch's tensor objects directly, as ``FUSEDOPTIM_DIRECT=1`` asks for when the package is imported."""
+"""Steps that read torch's tensor objects directly, as all do unless ``FUSEDOPTIM_DIRECT=0`` turns that off."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from helpers import need_kernels, run_python
 pytestmark = need_kernels
 TESTS = Path(__file__).parent
 
-# What holds for the other path must hold for this one: where a step looks, what users change, what is shared.
+# What the other tests find of this path must hold for the other: where a step looks, what users change, what is shared.
 FILES = ["user_changes", "shared_memory", "state", "threads", "zero_grad"]
 
 # A parameter's first step is never direct, so each trial takes one, and then lets the other path raise.
@@ -63,14 +63,13 @@ def make(dtype=torch.float32):
 
 
 def run(code: str, **environment: str) -> str:
-    return run_python(PRELUDE + code + "\nprint('done')", **{"FUSEDOPTIM_DIRECT": "1", **environment})
+    return run_python(PRELUDE + code + "\nprint('done')", **environment)
 
 
-def test_off_unless_asked_for() -> None:
+def test_it_can_be_turned_off() -> None:
     code = "import fusedoptim; print(fusedoptim.build_info()['direct_error'])"
-    without = {name: value for name, value in os.environ.items() if name != "FUSEDOPTIM_DIRECT"}
-    shown = subprocess.run([sys.executable, "-c", code], env=without, capture_output=True, text=True, check=True)
-    assert shown.stdout == "off unless FUSEDOPTIM_DIRECT=1\n"
+    assert run_python(code) == "None\n"
+    assert run_python(code, FUSEDOPTIM_DIRECT="0") == "turned off by FUSEDOPTIM_DIRECT=0\n"
 
 
 def test_ordinary_steps_are_direct_and_have_the_bits_of_the_reference() -> None:
@@ -158,16 +157,13 @@ import torch
 torch.set_default_device("meta")
 torch.set_default_dtype(torch.float64)
 """
-    shown = run_python(
-        code + PRELUDE + "torch.set_default_device('cpu'); compare(make, 'Adam', {}); print('done')",
-        FUSEDOPTIM_DIRECT="1",
-    )
+    shown = run_python(code + PRELUDE + "torch.set_default_device('cpu'); compare(make, 'Adam', {}); print('done')")
     assert shown == "done\n"
 
 
 def test_tests_of_the_other_path() -> None:
     files = [str(TESTS / f"test_{name}.py") for name in FILES]
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *files]
-    environment = {**os.environ, "FUSEDOPTIM_DIRECT": "1"}
+    environment = {**os.environ, "FUSEDOPTIM_DIRECT": "0"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]

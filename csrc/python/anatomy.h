@@ -1,8 +1,8 @@
 // Torch's tensor objects, read where they lie. DLPack (tensor.h) shows any tensor in 20 to 50 ns and torch's getter a
 // gradient in 40; a step asks for thousands, so for ordinary tensors the same few words are read from torch's objects
 // themselves, in one or two nanoseconds. No header of torch tells where they lie: it is learned when the module is
-// loaded, from tensors whose every word torch also tells through Python. Where that fails, and unless
-// FUSEDOPTIM_DIRECT=1 asks for it (it is new), everything goes through DLPack. Nothing is written but version counters.
+// loaded, from tensors whose every word torch also tells through Python. Where that fails, and where
+// FUSEDOPTIM_DIRECT=0 turns it off, everything goes through DLPack. Nothing is written but version counters.
 #pragma once
 
 #include <pybind11/pybind11.h>
