@@ -14,15 +14,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 
 from busy_fork import fork_part
 from busy_load import load_part
 from busy_threads import threads_part
-from measure import machine_info
-from options import add_names, make_parser
-from report import claims_table, machine_line, make_console, save_json
+from options import add_names, begin, make_parser
+from report import claims_table, save_json
 
 PARTS: Mapping[str, Callable[[str, argparse.Namespace, Console], dict[str, Any]]] = {
     "busy": load_part,
@@ -58,11 +56,7 @@ def keep(path: Path, part: str, model: str, result: Mapping[str, Any]) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the parts; the exit status is 1 if a step of ours was wrong or hung."""
     args = parse(arguments)
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    console = make_console()
-    machine = machine_info(torch.device("cpu"))
-    console.print(machine_line(machine), "[dim]±: half the interquartile range[/]\n")
+    console, machine = begin(args)
     settings = {name: getattr(args, name) for name in ("rounds", "steps", "limit", "pin", "backward", "quick")}
     good, claims = True, []
     for part in args.part or PARTS:

@@ -11,12 +11,11 @@ from dataclasses import asdict
 from itertools import product
 from typing import Any
 
-import torch
 from rich.table import Table
 
 from arena import OURS_TO_ZERO, STEP_VARIANTS, Arena, StepVerdict
-from measure import CpuClock, Spread, interleaved, machine_info, ratio, time_call
-from options import add_names, make_parser
+from measure import CpuClock, Spread, interleaved, ratio, time_call
+from options import add_names, begin, make_parser
 from report import (
     Case,
     Claim,
@@ -24,8 +23,6 @@ from report import (
     check_claims,
     claims_table,
     correct_text,
-    machine_line,
-    make_console,
     make_progress,
     make_table,
     number,
@@ -121,11 +118,7 @@ def result_table(result: Mapping[str, Any]) -> Table:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the comparison; the exit status is 1 if a step of ours was wrong."""
     args = parse(arguments)
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    console = make_console()
-    machine = machine_info(torch.device("cpu"))
-    console.print(machine_line(machine), "[dim]±: half the interquartile range[/]\n")
+    console, machine = begin(args)
     cases = list(product(args.model or MODELS, args.optimizer or ("adam", "sgd")))
     names = args.variants or STEP_VARIANTS
     measured: dict[Case, dict[str, list[float]]] = {}

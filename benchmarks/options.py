@@ -1,12 +1,15 @@
-"""Command-line options that the benchmarks share."""
+"""Command-line options that the benchmarks share, and how each begins."""
 
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+from rich.console import Console
 
-from report import RESULTS
+from measure import machine_info
+from report import RESULTS, machine_line, make_console
 
 
 def positive(text: str) -> int:
@@ -40,3 +43,17 @@ def make_parser(description: str | None, epilog: str = "") -> argparse.ArgumentP
 def add_names(parser: argparse.ArgumentParser, flag: str, names: Sequence[str], text: str) -> None:
     """Adds an option that takes some of `names`; without it, None."""
     parser.add_argument(flag, nargs="+", choices=names, metavar="NAME", help=f"{text}: {', '.join(names)}")
+
+
+def begin(args: argparse.Namespace, device: torch.device | str = "cpu") -> tuple[Console, dict[str, Any]]:
+    """Sets the threads that were asked for and says what is measured on.
+
+    Returns:
+        The console, and the machine for the results.
+    """
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    console = make_console()
+    machine = machine_info(torch.device(device))
+    console.print(machine_line(machine), "[dim]±: half the interquartile range[/]\n")
+    return console, machine

@@ -18,9 +18,9 @@ import torch
 from chart import draw_loops
 from correctness import YARDSTICKS, TrainingCheck, Verdict
 from loop_tables import case_table, score_lines, summary_table
-from measure import Spread, clock_cost_us, clock_for, interleaved, machine_info, ratio
-from options import add_names, device, make_parser, positive
-from report import Claim, check_claims, claims_table, machine_line, make_console, make_progress, save_json
+from measure import Spread, clock_cost_us, clock_for, interleaved, ratio
+from options import add_names, begin, device, make_parser, positive
+from report import Claim, check_claims, claims_table, machine_line, make_progress, save_json
 from training import PHASES, Timings, Trainer
 from variants import OURS, RULES, VARIANTS, ZERO_GRAD_MODES, default_variants
 from workloads import WORKLOADS
@@ -121,13 +121,9 @@ class Case:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the benchmark; the exit status is 1 if a variant of ours trained wrongly."""
     args = parse(arguments)
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    console = make_console()
-    machine = machine_info(args.device)
-    console.print(machine_line(machine))
+    console, machine = begin(args, args.device)
     clock_cost = clock_cost_us(clock_for(args.device))
-    console.print(f"clock: {clock_cost:.3f} µs a reading; times are medians in µs, ± half the interquartile range\n")
+    console.print(f"clock: {clock_cost:.3f} µs a reading; times are medians in µs\n")
 
     cases = [Case(*names, args) for names in product(args.workload or WORKLOADS, args.optimizer or RULES)]
     settings = {"rounds": args.rounds, "zero_grad": args.zero_grad, "quick": args.quick}
