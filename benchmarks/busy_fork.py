@@ -98,7 +98,7 @@ def fork_part(model: str, args: argparse.Namespace, console: Console) -> dict[st
         {"variant": variant, "way": way, "child_threads": threads, **summary(rounds[variant, way, threads])}
         for variant, way, threads in cases
     ]
-    columns = ("", "child's threads", "parent, µs", "child, µs", "child / parent", "parent after / before", "result")
+    columns = ("", "threads", "parent, µs", "child, µs", "child / parent", "after / before", "result")
     rows = [
         (f"{r['variant']}, {r['way']}", str(r["child_threads"] or torch.get_num_threads()), *cells(r)) for r in results
     ]
