@@ -32,7 +32,10 @@ TIMEOUT = 8.0  # seconds for the child: far more than its steps take on the slow
 
 def work(stepper: Stepper, variant: str) -> dict[str, float]:
     """A series from the initial values on: its median, and a checksum of the parameters."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # with more, torch's own operators hang in a forked child
     stepper.arena.reset()
+    torch.set_num_threads(threads)
     for state in stepper.calls[variant].__self__.state.values():  # type: ignore[attr-defined]
         state["step"].zero_()
     for _ in range(WARM_UP):  # among other things these copy the pages that the processes shared

@@ -1,0 +1,22 @@
+// Threads that help with the work of others, and that nobody waits for who has not begun.
+//
+// OpenMP's end of a region waits for every thread of the team. Where another process holds the processor of one that
+// has nothing left to do, the whole step waits until it has been given the processor to find that out. Here work is
+// offered; what nobody has taken up when it is done is withdrawn.
+#pragma once
+
+namespace fusedoptim::cpu {
+
+constexpr int kMaxThreads = 256;
+
+// Calls `work(context, 0)` in this thread and, as far as helpers come in time, `work(context, k)` in others, each k in
+// [1, threads) at most once. Each call must do all that is left to do, so one alone suffices; it must not throw.
+// Returns when all calls that began have ended. Helpers compute in this thread's floating-point environment, flushing
+// of denormal numbers included.
+void run_with_helpers(int threads, void (*work)(void* context, int member), void* context) noexcept;
+
+// Whether this process was forked from one that had loaded this module: threads other than the forking one, those of
+// OpenMP too, were left behind.
+bool in_forked_child() noexcept;
+
+}  // namespace fusedoptim::cpu

@@ -1,0 +1,83 @@
+"""The helpers that share a step's work: a stress of them alone, under sanitizers, and steps in forked children."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import assert_optimizers_match, in_child, make_params, set_grads
+
+import fusedoptim
+from fusedoptim import native
+
+ROOT = Path(__file__).parents[1]
+COMPILER = shutil.which("g++") or shutil.which("clang++")
+SANITIZERS = {"plain": "", "threads": "-fsanitize=thread", "memory": "-fsanitize=address,undefined"}
+WITHDRAWAL = "at_hand_.compare_exchange_strong(offered, 0)"
+
+
+def build(folder: Path, sanitizer: str, pool: Path) -> Path:
+    program = folder / "stress"
+    flags = ["-O1", "-g", "-std=c++17", "-frounding-math", "-pthread", f"-I{ROOT / 'csrc'}"]
+    sources = [str(ROOT / "tests" / "pool" / "stress.cpp"), str(pool)]
+    subprocess.run([str(COMPILER), *flags, *sanitizer.split(), *sources, "-o", str(program)], check=True)
+    return program
+
+
+def stress(program: Path, forks: int) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([str(program), "1000", str(forks)], capture_output=True, text=True, timeout=100, check=False)
+
+
+@pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
+@pytest.mark.parametrize("kind", SANITIZERS)
+def test_stress(tmp_path: Path, kind: str) -> None:
+    # The sanitizer of threads does not follow those that a child starts.
+    forks = 0 if kind == "threads" else 10
+    result = stress(build(tmp_path, SANITIZERS[kind], ROOT / "csrc" / "cpu" / "pool.cpp"), forks)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "all correct" in result.stdout
+
+
+@pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        (WITHDRAWAL, "at_hand_.store(0 * offered)"),
+        ("asked[member]->wait_for_end_of(job)", "asked[member]->wake()"),
+        ("std::fesetenv(&job.environment);", ""),
+    ],
+    ids=["withdrawn though taken", "not waited for", "environment not carried"],
+)
+def test_stress_notices_mistakes(tmp_path: Path, right: str, wrong: str) -> None:
+    text = (ROOT / "csrc" / "cpu" / "pool.cpp").read_text()
+    assert right in text
+    planted = tmp_path / "planted.cpp"
+    planted.write_text(text.replace(right, wrong))
+    program = build(tmp_path, "", planted)
+    assert any(stress(program, 0).returncode != 0 for _ in range(20))  # it takes two threads to meet
+
+
+@pytest.mark.skipif(not native.available(), reason="the reference has no threads of its own")
+def test_threads_in_forked_children() -> None:
+    """Torch's own threads do not survive a fork, and its steps hang there; ours must neither hang nor differ."""
+    threads = torch.get_num_threads()
+    optimizer, expected = (fusedoptim.Adam(make_params([(300, 700), (5,)])) for _ in range(2))
+    for one in (optimizer, expected):
+        set_grads(one, 1)
+        for _ in range(3):
+            one.step()
+    for _ in range(10):
+        expected.step()
+
+    def steps() -> None:
+        torch.set_num_threads(max(threads, 4))
+        for _ in range(10):
+            optimizer.step()
+        torch.set_num_threads(1)  # torch compares with threads that are not there
+        assert_optimizers_match(optimizer, expected, exact=True)
+
+    in_child(steps)
+    in_child(lambda: in_child(steps))
+    steps()
+    torch.set_num_threads(threads)
