@@ -1,19 +1,22 @@
 """Compiles and runs the programs of tests/proofs: each checks a claim of the kernels on all inputs that matter."""
 
 import platform
+import re
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).parents[1]
 PROGRAMS = sorted((Path(__file__).parent / "proofs").glob("*.cpp"))
 COMPILER = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
 
 
 def run(source: Path, program: Path) -> subprocess.CompletedProcess[str]:
-    fma = ["-mfma"] if platform.machine() == "x86_64" else []
-    flags = ["-O2", "-std=c++17", "-ffp-contract=off", *fma]
+    own = re.search(r"On x86-64 compile with (.*)", source.read_text())
+    x86 = (own[1].split() if own else ["-mfma"]) if platform.machine() == "x86_64" else []
+    flags = ["-O2", "-std=c++17", "-ffp-contract=off", f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'tests' / 'proofs'}", *x86]
     subprocess.run([str(COMPILER), *flags, str(source), "-o", str(program)], check=True)
     return subprocess.run([str(program)], capture_output=True, text=True)
 

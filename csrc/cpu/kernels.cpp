@@ -2,7 +2,7 @@
 #include <utility>
 
 #include "cpu/instruction_set.h"
-#include "cpu/storage.h"
+#include "cpu/pack.h"
 
 namespace fusedoptim {
 namespace FUSEDOPTIM_ISA {
@@ -21,7 +21,7 @@ struct Loop {
   static constexpr int kStates = Rule<T>::states_of(variant);
 
   // `load` and `store` take an operand and say how many elements move: body and tail are this one text.
-  template <class Load, class Store>
+  template <class V, class Load, class Store>
   FUSEDOPTIM_SIMD static void update(const Rule<T>& rule, S* const* at, T sign, Load load, Store store) {
     V state[kStates + 1];
     V param = load(at[0]);
@@ -32,22 +32,38 @@ struct Loop {
     for (int k = 0; k < kStates; ++k) store(at[2 + k], state[k]);
   }
 
+  // As many whole V as there are.
+  template <class V>
+  FUSEDOPTIM_SIMD static void walk(const Rule<T>& rule, S** at, int64_t& left, T sign) {
+    constexpr int kLine = 64, kBytes = V::kLanes * int(sizeof(S));
+    for (; left >= V::kLanes; left -= V::kLanes) {
+      for (int k = 0; k < 2 + kStates; ++k) {
+        const char* ahead = reinterpret_cast<const char*>(at[k]) + kAhead;
+        for (int byte = 0; byte < kBytes; byte += kLine) __builtin_prefetch(ahead + byte);
+      }
+      const auto load = [](const S* from) {
+        V v;
+        load_into(v, from);
+        return v;
+      };
+      update<V>(rule, at, sign, load, [](S* to, const V& v) { store(to, v); });
+      for (int k = 0; k < 2 + kStates; ++k) at[k] += V::kLanes;
+    }
+  }
+
   static void run(const void* rule_, void* const* operands, int64_t begin, int64_t count, bool maximize) {
     const Rule<T> rule = *static_cast<const Rule<T>*>(rule_);
     const T sign = maximize ? T(-0.0) : T(0.0);
     S* at[2 + kStates];
     for (int k = 0; k < 2 + kStates; ++k) at[k] = static_cast<S*>(operands[k]) + begin;
     int64_t left = count;
-    for (; left >= V::kLanes; left -= V::kLanes) {
-      for (int k = 0; k < 2 + kStates; ++k) __builtin_prefetch(reinterpret_cast<const char*>(at[k]) + kAhead);
-      update(rule, at, sign, [](const S* p) { return load(p); }, [](S* p, V v) { store(p, v); });
-      for (int k = 0; k < 2 + kStates; ++k) at[k] += V::kLanes;
-    }
+    if constexpr (kSideBySide<S> > 1) walk<PackOf<S>>(rule, at, left, sign);
+    walk<Vec<T>>(rule, at, left, sign);
     if (left > 0) {
       const int part = int(left);
-      update(
+      update<Vec<T>>(
           rule, at, sign, [part](const S* p) { return load_part(p, part); },
-          [part](S* p, V v) { store_part(p, v, part); });
+          [part](S* p, Vec<T> v) { store_part(p, v, part); });
     }
   }
 };

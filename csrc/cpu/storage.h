@@ -25,11 +25,24 @@ FUSEDOPTIM_SIMD FloatVec load(const BFloat16* from) {
   std::memcpy(&bits, from, sizeof(bits));
   return FloatVec((FloatVec::R)(__builtin_convertvector(bits, Raw<uint32_t, kFloats>) << 16));
 }
+using FloatBits = Raw<uint32_t, kFloats>;
+
+// The nearest bf16 in the upper half of each lane, and anything in the lower. NaN is only cut: what arithmetic returns
+// is quiet, and keeps the bit that says so.
+FUSEDOPTIM_SIMD FloatBits nearest_bf16(FloatVec v) {
+#if defined(__AVX512F__)
+  const __m512i bits = _mm512_castps_si512(v.raw);
+  const __mmask16 number = _mm512_cmp_ps_mask(v.raw, v.raw, _CMP_ORD_Q);
+  const __mmask16 odd = _mm512_mask_test_epi32_mask(number, bits, _mm512_set1_epi32(0x10000));
+  const __m512i half_up = _mm512_mask_add_epi32(bits, number, bits, _mm512_set1_epi32(0x7fff));
+  return FloatBits(_mm512_mask_add_epi32(half_up, odd, half_up, _mm512_set1_epi32(1)));
+#else
+  const FloatBits bits = (FloatBits)v.raw, number = (FloatBits)(v.raw == v.raw);
+  return bits + ((((bits >> 16) & 1) + 0x7fff) & number);
+#endif
+}
 FUSEDOPTIM_SIMD void store(BFloat16* to, FloatVec v) {
-  using Bits = Raw<uint32_t, kFloats>;
-  const Bits bits = (Bits)v.raw;
-  const Bits nearest_even = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-  const auto rounded = __builtin_convertvector(v.raw == v.raw ? nearest_even : Bits{} + 0x7fc0, Raw<uint16_t, kFloats>);
+  const auto rounded = __builtin_convertvector(nearest_bf16(v) >> 16, Raw<uint16_t, kFloats>);
   std::memcpy(to, &rounded, sizeof(rounded));
 }
 
