@@ -33,8 +33,13 @@ class StepVerdict:
     error: Error
 
 
-class Arena:
-    """Tensors in the shapes of a model, with the state of one rule; fp32 on the CPU.
+def no_worse(error: Error, others: Sequence[Error]) -> bool:
+    """Whether an error of steps is no worse than the largest of `others` but for the tolerance, in both its figures."""
+    return within(error.overall, (o.overall for o in others)) and within(error.worst, (o.worst for o in others))
+
+
+class SharedTensors:
+    """Parameters, gradients and the state of one rule, uninitialised, and the calls that update them; fp32 on the CPU.
 
     Args:
         model: The shapes.
@@ -43,27 +48,13 @@ class Arena:
 
     def __init__(self, model: Model, rule: str) -> None:
         self.model, self.rule = model, rule
-        self.params = [nn.Parameter(torch.empty(shape)) for shape in model.shapes]
-        self.grads = [torch.empty(shape) for shape in model.shapes]
-        self.source = [torch.empty(shape) for shape in model.shapes]
-        self.state = {name: [torch.empty(shape) for shape in model.shapes] for name in RULES[rule].state}
-        self.reset()
+        self.params = [nn.Parameter(tensor) for tensor in self.empty("param")]
+        self.grads = self.empty("grad")
+        self.state = {name: self.empty(name) for name in RULES[rule].state}
 
-    def reset(self) -> None:
-        """Writes the initial values, the same each time: no step taken yet."""
-        generator = torch.Generator().manual_seed(0)
-        for p, source in zip(self.params, self.source, strict=True):
-            nn.init.uniform_(p, -0.1, 0.1, generator=generator)
-            nn.init.uniform_(source, -0.01, 0.01, generator=generator)
-        for tensor in (tensor for tensors in self.state.values() for tensor in tensors):
-            tensor.zero_()
-        self.write_grads()
-
-    def write_grads(self, scale: float = 1.0) -> None:
-        """Does what a backward pass does to the gradients."""
-        for p, g, source in zip(self.params, self.grads, self.source, strict=True):
-            torch.mul(source, scale, out=g)
-            p.grad = g
+    def empty(self, role: str) -> list[Tensor]:
+        """Memory for a tensor of each shape; `role` is "param", "grad" or the name of a state."""
+        return [torch.empty(shape) for shape in self.model.shapes]
 
     def optimizer(self, variant: str) -> Any:
         """An optimizer of the named variant over the shared tensors."""
@@ -81,10 +72,40 @@ class Arena:
         step: Callable[[], object] = self.optimizer(variant).step
         return step
 
-    def probe(self) -> Probe:
-        """The traffic of a step on these very tensors."""
+    def probe(self, **how: Any) -> Probe:
+        """The traffic of a step on these very tensors; `how` goes to `Probe`."""
         params = [p.detach() for p in self.params]
-        return Probe("adam" if len(self.state) == 2 else "sgd", [params, *self.state.values(), self.grads])
+        return Probe("adam" if len(self.state) == 2 else "sgd", [params, *self.state.values(), self.grads], **how)
+
+
+class Arena(SharedTensors):
+    """Tensors in the shapes of a model, with values that a check starts from and gradients that can be rewritten.
+
+    Args:
+        model: The shapes.
+        rule: A key of `RULES`.
+    """
+
+    def __init__(self, model: Model, rule: str) -> None:
+        super().__init__(model, rule)
+        self.source = [torch.empty(shape) for shape in model.shapes]
+        self.reset()
+
+    def reset(self) -> None:
+        """Writes the initial values, the same each time: no step taken yet."""
+        generator = torch.Generator().manual_seed(0)
+        for p, source in zip(self.params, self.source, strict=True):
+            nn.init.uniform_(p, -0.1, 0.1, generator=generator)
+            nn.init.uniform_(source, -0.01, 0.01, generator=generator)
+        for tensor in (tensor for tensors in self.state.values() for tensor in tensors):
+            tensor.zero_()
+        self.write_grads()
+
+    def write_grads(self, scale: float = 1.0) -> None:
+        """Does what a backward pass does to the gradients."""
+        for p, g, source in zip(self.params, self.grads, self.source, strict=True):
+            torch.mul(source, scale, out=g)
+            p.grad = g
 
     def exact(self) -> Iterator[Tensor]:
         """The parameters after the steps of the check in float64, tensor by tensor: the rules are elementwise."""
@@ -114,11 +135,8 @@ class Arena:
                 zeroed = not any(p.grad is None or p.grad.any() for p in self.params)
 
         def verdict(variant: str) -> StepVerdict:
-            others = [errors[name] for name in YARDSTICKS if name != variant]
-            error = errors[variant]
-            correct = within(error.overall, (o.overall for o in others))
-            correct &= within(error.worst, (o.worst for o in others))
-            return StepVerdict(correct and (zeroed or variant != OURS_TO_ZERO), error)
+            correct = no_worse(errors[variant], [errors[name] for name in YARDSTICKS if name != variant])
+            return StepVerdict(correct and (zeroed or variant != OURS_TO_ZERO), errors[variant])
 
         self.reset()
         return {variant: verdict(variant) for variant in variants}

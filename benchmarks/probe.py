@@ -62,6 +62,10 @@ def cut(streams: Sequence[Sequence[Tensor]], size: int) -> np.ndarray[tuple[int,
     return np.array(rows, dtype=np.int64)
 
 
+Way = tuple[int, bool]  # elements in a chunk, and whether threads take chunk after chunk or a fixed share each
+WAYS: tuple[Way, ...] = tuple(product(CHUNK_SIZES, (False, True)))
+
+
 class Probe:
     """The traffic of one step with almost no arithmetic, in the fastest of several ways to share it out.
 
@@ -69,24 +73,41 @@ class Probe:
         kind: "adam", "sgd" (with momentum) or "fill".
         streams: Contiguous fp32 tensors, one list per stream in the order of `probe.cpp`; values stay as they are
             but for "fill", which writes zeros.
+        threads: How many; torch's number if None.
+        ways: Those to choose from.
+        trials: Calls of each way that it is chosen by.
+
+    Attributes:
+        way: The one chosen.
     """
 
-    def __init__(self, kind: str, streams: Sequence[Sequence[Tensor]]) -> None:
+    def __init__(
+        self,
+        kind: str,
+        streams: Sequence[Sequence[Tensor]],
+        threads: int | None = None,
+        ways: Sequence[Way] = WAYS,
+        trials: int = TRIALS,
+    ) -> None:
         self.streams = streams
-        self.function = getattr(library(), kind)
-        self.function.restype = None
-        self.function.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_bool] + 2 * [ctypes.c_float]
-        self.chunks = {size: cut(streams, size) for size in CHUNK_SIZES}
-        self.threads = torch.get_num_threads()
-        ways = list(product(CHUNK_SIZES, (False, True)))
-        times: dict[tuple[int, bool], list[float]] = {way: [] for way in ways}
+        self.chunks = {size: cut(streams, size) for size in {size for size, _ in ways}}
+        function = getattr(library(), kind)
+        function.restype = None
+        function.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_bool] + 2 * [ctypes.c_float]
+        threads = threads or torch.get_num_threads()
+        calls = {
+            (size, dynamic): functools.partial(
+                function, self.chunks[size].ctypes.data, len(self.chunks[size]), threads, dynamic, 1.0, 0.0
+            )
+            for size, dynamic in ways
+        }
+        times: dict[Way, list[float]] = {way: [] for way in ways}
         clock = CpuClock()
-        for way in interleaved(ways, TRIALS):
-            self.size, self.dynamic = way
-            times[way].append(time_call(self, clock))
-        self.size, self.dynamic = min(ways, key=lambda way: statistics.median(times[way]))
+        for way in interleaved(list(ways), trials if len(ways) > 1 else 0):
+            times[way].append(time_call(calls[way], clock))
+        self.way = min(ways, key=lambda way: statistics.median(times[way] or [0.0]))
+        self.call = calls[self.way]
 
     def __call__(self) -> None:
         """Moves the bytes."""
-        chunks = self.chunks[self.size]
-        self.function(chunks.ctypes.data, len(chunks), self.threads, self.dynamic, 1.0, 0.0)
+        self.call()
