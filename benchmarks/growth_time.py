@@ -1,0 +1,112 @@
+"""Times of steps of one size: variants and numbers of threads in turn, fewer rounds for what is slow."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from arena import StepVerdict
+from compare_step import LIMIT
+from growth_arena import BYTES, RESIDENT, GrowthArena
+from measure import CpuClock, Spread, interleaved, ratio, time_call
+from probe import WAYS, Probe, Way
+from variants import OURS
+
+VARIANTS = ("torch-default", "torch-fused", OURS)
+MEASUREMENT = 5e3  # microseconds that one takes, over several calls in a row if need be
+MOST_REPEATS = 1000
+BUDGET = 0.5e6  # microseconds for each variant and number of threads, as long as that allows of `LEAST_ROUNDS`
+LEAST_ROUNDS, MOST_ROUNDS = 3, 15
+LARGE = 2**24  # elements from which on the way of the streaming limit is that of the size before
+TRIALS = {2**18: 7, LARGE: 2}  # of each way of the streaming limit, up to so many elements
+
+Key = tuple[str, int]  # a variant or `LIMIT`, and the number of threads
+Times = Mapping[Key, Sequence[float]]  # microseconds per call, one figure per round
+
+
+class Probes:
+    """The streaming limit for one thread and for several, by the ways found best at the last size."""
+
+    def __init__(self, threads: Sequence[int]) -> None:
+        self.ways: dict[int, Sequence[Way]] = dict.fromkeys(threads, WAYS)
+
+    def of(self, arena: GrowthArena) -> dict[Key, Callable[[], object]]:
+        """A probe of the arena's tensors for each number of threads."""
+        elements = arena.model.elements
+        trials = next((count for size, count in TRIALS.items() if elements <= size), 1)
+        probes: dict[Key, Callable[[], object]] = {}
+        for threads, last in self.ways.items():
+            ways = last if elements > LARGE else WAYS
+            probe: Probe = arena.probe(threads=threads, ways=ways, trials=trials)
+            self.ways[threads] = [probe.way]
+            probes[LIMIT, threads] = probe
+        return probes
+
+
+def empty_call() -> Probe:
+    """The call of a probe that has nothing to do: from Python into compiled code and back."""
+    return Probe("adam", [[]] * 4, threads=1, ways=WAYS[:1])
+
+
+def warm_up(call: Callable[[], object]) -> float:
+    """Calls it until its time says something, and returns that, in microseconds."""
+    clock = CpuClock()
+    first = time_call(call, clock)
+    return first if first > BUDGET / 10 else min(time_call(call, clock) for _ in range(3))
+
+
+def measure(calls: Mapping[Key, Callable[[], object]], rounds: int = MOST_ROUNDS) -> dict[Key, list[float]]:
+    """Times each call once a round, slow ones in the first rounds only."""
+    clock = CpuClock()
+    repeats, wanted = {}, {}
+    for key, call in calls.items():
+        torch.set_num_threads(key[1])
+        estimate = warm_up(call)
+        repeats[key] = max(1, min(MOST_REPEATS, int(MEASUREMENT / estimate)))
+        wanted[key] = max(min(LEAST_ROUNDS, rounds), min(rounds, int(BUDGET / (estimate * repeats[key]))))
+    times: dict[Key, list[float]] = {key: [] for key in calls}
+    for key in interleaved(list(calls), rounds):
+        slower = sum(times[key]) * repeats[key] > 2 * BUDGET and len(times[key]) >= LEAST_ROUNDS
+        if len(times[key]) < wanted[key] and not slower:
+            torch.set_num_threads(key[1])
+            if repeats[key] > 1:
+                calls[key]()
+            times[key].append(time_call(calls[key], clock, repeats[key]))
+    return times
+
+
+def common(a: Sequence[float], b: Sequence[float]) -> Spread:
+    """The ratio within the rounds that both took part in."""
+    count = min(len(a), len(b))
+    return ratio(a[:count], b[:count])
+
+
+def result_of(size: int, arena: GrowthArena, times: Times, verdicts: Mapping[str, StepVerdict]) -> dict[str, Any]:
+    """What was measured of one size, as a JSON object; times in microseconds.
+
+    "threads" is the number whose times stand for a variant: all, but for the streaming limit the faster.
+    """
+    most = max(threads for _, threads in times)
+    variants: dict[str, Any] = {}
+    for name in dict.fromkeys(name for name, _ in times):
+        spreads = {threads: Spread.of(values) for (n, threads), values in times.items() if n == name}
+        threads = min(spreads, key=lambda k: spreads[k].median) if name == LIMIT else most
+        variants[name] = {
+            "time": {str(k): asdict(spread) for k, spread in spreads.items()},
+            "threads": str(threads),
+            "rounds": len(times[name, most]),
+            "scaling": asdict(common(times[name, 1], times[name, most])),
+            "ratio": asdict(common(times[name, threads], times[OURS, most])),
+        }
+        if name in verdicts:
+            variants[name] |= asdict(verdicts[name])
+    elements = arena.model.elements
+    return {"size": size, "elements": elements, "resident": elements * RESIDENT, "moved": elements * BYTES,
+            "variants": variants}  # fmt: skip
+
+
+def time_of(result: Mapping[str, Any], name: str, threads: int | None = None) -> Spread:
+    """The time of a variant in such a result, if need be with a number of threads that does not stand for it."""
+    figures = result["variants"][name]
+    return Spread(**figures["time"][str(threads or figures["threads"])])
