@@ -21,7 +21,7 @@ from typing import Any
 from rich.console import Console
 
 from compare_step import LIMIT
-from growth_arena import RESIDENT, TEMPORARY, GrowthArena, make_pool, many_tensors, one_tensor
+from growth_arena import RESIDENT, TEMPORARY, GrowthArena, bytes_per_tensor, make_pool, many_tensors, one_tensor
 from growth_breaks import breaks
 from growth_chart import draw_growth
 from growth_model import model
@@ -45,17 +45,19 @@ class Axis:
         sizes: How many.
         model: The shapes of a size.
         pooled: Whether the sizes share memory.
+        resident: Finds the bytes of memory that an item takes.
     """
 
     item: str
     sizes: tuple[int, ...]
     model: Callable[[int], Model]
     pooled: bool
+    resident: Callable[[], float]
 
 
 AXES = {
-    "tensors": Axis("tensor", (*(2**i for i in range(17)), 100_000), many_tensors, False),
-    "elements": Axis("element", tuple(2**i for i in range(31)), one_tensor, True),
+    "tensors": Axis("tensor", (*(2**i for i in range(17)), 100_000), many_tensors, False, bytes_per_tensor),
+    "elements": Axis("element", tuple(2**i for i in range(31)), one_tensor, True, lambda: RESIDENT),
 }
 QUICK = {"tensors": (1, 8, 64, 512, 4096), "elements": tuple(2**i for i in range(0, 24, 2))}
 
@@ -92,7 +94,7 @@ def measured(axis: Axis, sizes: Sequence[int], args: argparse.Namespace, limits:
     """The result of each size, from small to large, until memory or time ends."""
     probes = Probes(sorted({1, args.threads}))
     pool = make_pool(sizes[-1]) if axis.pooled else None
-    touched, spent, last = 0, 0.0, 1
+    touched, spent, last, resident = 0, 0.0, 1, axis.resident()
     for size in sizes:
         began, model = time.monotonic(), axis.model(size)
         what, growth = f"{size:,} {axis.item}s", RESIDENT * (model.elements - touched)
@@ -107,7 +109,8 @@ def measured(axis: Axis, sizes: Sequence[int], args: argparse.Namespace, limits:
         optimizers = {name: arena.optimizer(name) for name in VARIANTS if fits or name != VARIANTS[0]}
         verdicts = arena.check(optimizers)
         calls = {(name, k): optimizer.step for name, optimizer in optimizers.items() for k in probes.ways}
-        yield result_of(size, arena, measure(calls | probes.of(arena), args.rounds), verdicts)
+        times = measure(calls | probes.of(arena), args.rounds)
+        yield {"size": size, "resident": size * resident, **result_of(arena, times, verdicts)}
         touched, spent, last = model.elements if pool else 0, time.monotonic() - began, size
 
 

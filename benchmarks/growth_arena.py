@@ -7,9 +7,11 @@ the largest among torch's variants, which take those steps on the pattern. Small
 different stretches of the pattern; of more than `SLICES` patterns as many are compared, spread evenly.
 """
 
+import os
 from collections.abc import Iterator, Sequence
 from functools import cache
 from math import ceil
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +20,7 @@ from torch import Tensor, nn
 from arena import CHECK_SCALES, LR, SharedTensors, StepVerdict, no_worse
 from correctness import REFERENCE, YARDSTICKS, Error
 from shapes import Model
-from variants import RULES
+from variants import OURS, RULES
 
 RULE = "adam"
 PERIOD = 1_048_573  # elements of the pattern, a prime
@@ -135,6 +137,25 @@ def yardsticks() -> dict[str, Error]:
     """The errors of torch's own variants on the pattern."""
     arena = GrowthArena(one_tensor(PERIOD))
     return {name: arena.error(arena.optimizer(name)) for name in YARDSTICKS}
+
+
+def resident_memory() -> int | None:
+    """Bytes of memory that this process has, where the system tells."""
+    listing = Path("/proc/self/statm")
+    return int(listing.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if listing.exists() else None
+
+
+def bytes_per_tensor(count: int = 10_000) -> float:
+    """Memory per tensor of `TENSOR` elements, with the gradient, the state, and the objects that hold them.
+
+    To be asked before other tensors are made, whose memory would be used again.
+    """
+    before = resident_memory()
+    arena = GrowthArena(many_tensors(count))
+    optimizer = arena.optimizer(OURS)
+    optimizer.step()
+    after = resident_memory()
+    return TENSOR * RESIDENT if before is None or after is None else (after - before) / count
 
 
 def one_tensor(elements: int) -> Model:

@@ -1,15 +1,16 @@
 """Break points of curves of time over size, found in the measurements.
 
 A curve is cut into *pieces*, in each of which the time is a fixed part and a cost per item, ``a + b * size``. A piece
-describes its sizes if it meets every median within `CLOSE` of it, or within half the interquartile range where that is
-wider. Of all ways to cut the curve into such pieces we take one with the fewest, and among those the closest one (sum
-of squares). Where one piece ends and the next begins is a **break point**: it lies between the last size of the one
-and the first of the other, and tells that the cost per item, `b`, is another from there on.
+describes its sizes, both ends included, if it meets every median within `CLOSE` of it, or within half the interquartile
+range where that is wider. Of all ways to cut the curve at measured sizes into such pieces we take one with the fewest,
+and among those the closest one (sum of squares). The size at which one piece ends and the next begins is a **break
+point**: from there on the cost per item, `b`, is another.
 
 Beside them stand: the size at which a step takes twice as long as with one item, where its growth has outweighed its
 fixed cost; the size from which on a second thread pays, by at least `PAYS`, there and at all larger sizes; and the
 sizes for which torch takes at least 10, 5, 2, ... times as long as ours, interpolated between neighbours.
-A cache is named beside a break point if what a step touches outgrows it within a factor of two of there.
+A cache is named beside a break point if what a step touches outgrows it within a factor of two of there: 16 bytes an
+element, or what tensors with all that belongs to them take of memory where there are many.
 """
 
 import math
@@ -64,7 +65,7 @@ def fit(sizes: Sequence[int], medians: Sequence[float], allowed: Sequence[float]
 
 
 def pieces(sizes: Sequence[int], times: Sequence[Spread]) -> list[Piece]:
-    """Cuts a curve into as few pieces as describe it, of at least two sizes each.
+    """Cuts a curve into as few pieces as describe it; neighbours share the size at which they meet.
 
     Args:
         sizes: Ascending.
@@ -72,17 +73,15 @@ def pieces(sizes: Sequence[int], times: Sequence[Spread]) -> list[Piece]:
     """
     medians = [time.median for time in times]
     allowed = [max(CLOSE * time.median, (time.high - time.low) / 2) for time in times]
-    best: dict[int, tuple[int, float, list[Piece]]] = {0: (0, 0.0, [])}  # by how many sizes are covered
-    for end in range(2, len(sizes) + 1):
+    best: list[tuple[int, float, list[Piece]]] = [(0, 0.0, [])]  # for the curve up to each size
+    for end in range(1, len(sizes)):
         ways = []
-        for begin in best.keys() & range(end - 1):
-            piece = fit(sizes[begin:end], medians[begin:end], allowed[begin:end])
-            if piece.worst <= 1 or end - begin == 2:
-                count, square, before = best[begin]
+        for begin, (count, square, before) in enumerate(best):
+            piece = fit(*(values[begin : end + 1] for values in (sizes, medians, allowed)))
+            if piece.worst <= 1 or begin == end - 1:
                 ways.append((count + 1, square + piece.square, [*before, piece]))
-        if ways:
-            best[end] = min(ways, key=lambda way: way[:2])
-    return best[len(sizes)][2] if len(sizes) in best else []
+        best.append(min(ways, key=lambda way: way[:2]))
+    return best[-1][2]
 
 
 def crossing(sizes: Sequence[int], values: Sequence[float], level: float) -> float | None:
@@ -122,9 +121,9 @@ def pays_from(sizes: Sequence[int], values: Sequence[float]) -> int | None:
     return last
 
 
-def outgrown(first: int, last: int, resident: float, caches: Mapping[str, int]) -> list[str]:
-    """The caches that `resident` bytes an item outgrow within a factor of two of the sizes `first` to `last`."""
-    return [name for name, size in caches.items() if first * resident / 2 <= size <= last * resident * 2]
+def outgrown(bytes_touched: float, caches: Mapping[str, int]) -> list[str]:
+    """The caches that are no more than a factor of two larger or smaller."""
+    return [name for name, size in caches.items() if size / 2 <= bytes_touched <= size * 2]
 
 
 def curve(results: Sequence[Result], name: str, caches: Mapping[str, int]) -> dict[str, Any]:
@@ -133,14 +132,13 @@ def curve(results: Sequence[Result], name: str, caches: Mapping[str, int]) -> di
     sizes, times = [result["size"] for result in results], [time_of(result, name) for result in results]
     medians = [time.median for time in times]
     parts = pieces(sizes, times)
-    resident = results[-1]["resident"] / sizes[-1]
+    resident = {result["size"]: result["resident"] for result in results}
     scaling, ratios = ([r["variants"][name][key]["median"] for r in results] for key in ("scaling", "ratio"))
     levels = SHARES if name == LIMIT else () if name == OURS else RATIOS
     return {
         "fixed": medians[0],
         "doubled_at": crossing(sizes, medians, 2 * medians[0]),
-        "pieces": [asdict(part) for part in parts],
-        "outgrown": [outgrown(a.last, b.first, resident, caches) for a, b in pairwise(parts)],
+        "pieces": [asdict(part) | {"outgrown": outgrown(resident[part.last], caches)} for part in parts],
         "second_thread_pays_from": pays_from(sizes, scaling),
         "ratio_at_least": {str(level): stretches(sizes, ratios, level) for level in levels},
     }

@@ -8,7 +8,7 @@ import torch
 
 from arena import StepVerdict
 from compare_step import LIMIT
-from growth_arena import BYTES, RESIDENT, GrowthArena
+from growth_arena import BYTES, GrowthArena
 from measure import CpuClock, Spread, interleaved, ratio, time_call
 from probe import WAYS, Probe, Way
 from variants import OURS
@@ -82,7 +82,7 @@ def common(a: Sequence[float], b: Sequence[float]) -> Spread:
     return ratio(a[:count], b[:count])
 
 
-def result_of(size: int, arena: GrowthArena, times: Times, verdicts: Mapping[str, StepVerdict]) -> dict[str, Any]:
+def result_of(arena: GrowthArena, times: Times, verdicts: Mapping[str, StepVerdict]) -> dict[str, Any]:
     """What was measured of one size, as a JSON object; times in microseconds.
 
     "threads" is the number whose times stand for a variant: all, but for the streaming limit the faster.
@@ -102,8 +102,7 @@ def result_of(size: int, arena: GrowthArena, times: Times, verdicts: Mapping[str
         if name in verdicts:
             variants[name] |= asdict(verdicts[name])
     elements = arena.model.elements
-    return {"size": size, "elements": elements, "resident": elements * RESIDENT, "moved": elements * BYTES,
-            "variants": variants}  # fmt: skip
+    return {"elements": elements, "moved": elements * BYTES, "variants": variants}
 
 
 def time_of(result: Mapping[str, Any], name: str, threads: int | None = None) -> Spread:

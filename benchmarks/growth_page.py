@@ -1,0 +1,121 @@
+"""Writes the results of `growth.py` into a page as Markdown, between two marks; makes the page if there is none."""
+
+import argparse
+import json
+from collections.abc import Iterator, Sequence
+from itertools import product
+from pathlib import Path
+
+from growth_breaks import CLOSE, PAYS
+from growth_model import MODELLED, PAPER_MACHINES, PAPER_SIZES, PAPER_THREADS
+from growth_tables import Result, break_points, count, scaling, times
+from growth_time import time_of
+from readme_tables import table
+from report import RESULTS, machine_line, number
+
+BEGIN, END = "<!-- growth: begin -->", "<!-- growth: end -->"
+PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
+HEAD = "# Benchmarks\n\n"
+INTRODUCTION = """\
+## How cost grows
+
+![Time of a step over the number of tensors and of elements](../benchmarks/results/growth.png)
+
+A step of Adam, fp32, over the number of tensors (of 64 elements each) and over the number of elements in one tensor.
+Steps follow one another with nothing between, so what fits in a cache stays there: a training loop, whose forward and
+backward pass use the caches too, meets the figures of larger sizes earlier. The streaming limit moves the same bytes
+with almost no arithmetic, with one thread or with all, whichever is faster; where there is nothing to move it is an
+empty call."""
+
+
+def paper(record: Result) -> Iterator[str]:
+    """The model: its parameters, how it fares against the measurements, what it predicts."""
+    fitted, threads = record["model"], record["settings"]["threads"]
+    known = fitted["parameters"]
+    yield "`time = max(arithmetic * elements / threads, 28 bytes * elements / bandwidth(threads)) + fixed + wake`\n"
+    yield from table(["parameter, as measured", *MODELLED], [
+        ["arithmetic, ns per element, one thread", *(f"{known['arithmetic'][name] * 1e3:.3f}" for name in MODELLED)],
+        ["fixed, µs", *(number(known["fixed"][name]) for name in MODELLED)],
+        [f"wake, µs, {threads} threads", *[number(known["wake"])] * len(MODELLED)],
+    ])  # fmt: skip
+    yield ""
+    sizes = [size for size in PAPER_SIZES if size in known["sizes"]]
+    rows = [
+        [f"{k} thread{'s' * (int(k) > 1)}", *(number(rates[known["sizes"].index(size)] / 1e3) for size in sizes)]
+        for k, rates in known["bandwidth"].items()
+    ]
+    yield from table(["bandwidth of the streaming limit, GB/s, at so many elements", *map(count, sizes)], rows)
+    yield ""
+    rows = []
+    for name, k in product(MODELLED, (1, threads)):
+        off = sorted(r["off"] for r in fitted["held_against"] if (r["variant"], r["threads"]) == (name, k))
+        quartiles = (f"{off[i * (len(off) - 1) // 4]:.2f}" for i in range(5))
+        rows.append([f"{name}, {k} thread{'s' * (k > 1)}", *quartiles])
+    yield from table(["model / measured, over all sizes", "least", "quarter", "median", "three quarters", "most"], rows)
+    machines = ", ".join(f"{stated} GB/s ({machine})" for machine, stated in PAPER_MACHINES.items())
+    yield f"\n**Predictions, nothing of which was run:** cores and caches as here, memory of {machines}.\n"
+    columns = (f"{k}, {stated} GB/s" for stated, k in product(PAPER_MACHINES.values(), PAPER_THREADS))
+    yield from table(["µs a step, by threads and memory", f"{threads}, measured", *columns], predictions(record))
+
+
+def predictions(record: Result) -> Iterator[list[str]]:
+    """A row for each variant and size."""
+    results = {result["size"]: result for result in record["axes"]["elements"]}
+    times = {(r["variant"], r["elements"], r["machine"], r["threads"]): r["time"] for r in record["model"]["predicted"]}
+    for name, size in product(MODELLED, dict.fromkeys(size for _, size, _, _ in times)):
+        measured = number(time_of(results[size], name).median) if size in results else "-"
+        modelled = (number(times[name, size, m, k]) for m, k in product(PAPER_MACHINES, PAPER_THREADS))
+        yield [f"{name}, {count(size)} elements", measured, *modelled]
+
+
+def section(record: Result) -> Iterator[str]:
+    """The lines of the section."""
+    machine, axes = record["machine"], [axis for axis in record["axes"] if axis in record["breaks"]]
+    yield f"{INTRODUCTION} An empty call takes {number(record['empty_call']['median'])} µs.\n"
+    yield f"{machine_line(machine)}, {machine['date'][:10]}\n"
+    for axis in axes:
+        yield from (*times(record, axis), "")
+    for note in record["left_out"]:
+        yield f"Left out: {note}.\n"
+    yield f"""\
+### Break points
+
+Found in the medians, not by eye: a curve is cut into as few pieces as meet every median within {CLOSE:.0%} (or within
+its quartiles, if wider), each of a fixed part and a cost per item. Where one ends and the next begins is a break point,
+and from there on the cost per item is another; "none" is one that is lost in the fixed part. A cache is named where
+what a step touches outgrows it within a factor of two: 16 bytes an element, or what tensors with all that belongs to
+them take of memory. A second thread pays from where one takes {PAYS} times as long, there and at all larger sizes.
+`benchmarks/growth_breaks.py` has the details.
+"""
+    for axis in axes:
+        yield from break_points(record, axis)
+    yield "### Threads\n"
+    for axis in axes:
+        yield from (*scaling(record, axis), "")
+    if record["model"]:
+        yield "### More threads, on paper\n"
+        yield from paper(record)
+    yield ""
+
+
+def write_section(path: Path, lines: Sequence[str]) -> None:
+    """Replaces what stands between the marks, or puts it and them at the end."""
+    text = path.read_text() if path.exists() else HEAD
+    before, found, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if found and not end:
+        raise SystemExit(f"{path} has the line {BEGIN}, and no {END} after it")
+    path.write_text("\n".join((before + BEGIN, *lines, END + (after or "\n"))))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Writes the section."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("file", nargs="?", type=Path, default=RESULTS / "growth.json", help="default: that in results")
+    parser.add_argument("--into", type=Path, default=PAGE, help="the page (default: docs/benchmarks.md)")
+    args = parser.parse_args(arguments)
+    write_section(args.into, list(section(json.loads(args.file.read_text()))))
+
+
+if __name__ == "__main__":
+    main()
