@@ -77,7 +77,8 @@ def pieces(sizes: Sequence[int], times: Sequence[Spread]) -> list[Piece]:
     for end in range(1, len(sizes)):
         ways = []
         for begin, (count, square, before) in enumerate(best):
-            piece = fit(*(values[begin : end + 1] for values in (sizes, medians, allowed)))
+            part = slice(begin, end + 1)
+            piece = fit(sizes[part], medians[part], allowed[part])
             if piece.worst <= 1 or begin == end - 1:
                 ways.append((count + 1, square + piece.square, [*before, piece]))
         best.append(min(ways, key=lambda way: way[:2]))

@@ -58,7 +58,7 @@ def warm_up(call: Callable[[], object]) -> float:
 
 def measure(calls: Mapping[Key, Callable[[], object]], rounds: int = MOST_ROUNDS) -> dict[Key, list[float]]:
     """Times each call once a round, slow ones in the first rounds only."""
-    clock = CpuClock()
+    clock, before = CpuClock(), torch.get_num_threads()
     repeats, wanted = {}, {}
     for key, call in calls.items():
         torch.set_num_threads(key[1])
@@ -73,6 +73,7 @@ def measure(calls: Mapping[Key, Callable[[], object]], rounds: int = MOST_ROUNDS
             if repeats[key] > 1:
                 calls[key]()
             times[key].append(time_call(calls[key], clock, repeats[key]))
+    torch.set_num_threads(before)
     return times
 
 
