@@ -70,8 +70,13 @@ class Limits:
     """
 
     def __init__(self, minutes: float) -> None:
-        self.end = time.monotonic() + 60 * minutes
+        self.end = self.until = time.monotonic() + 60 * minutes
         self.left_out: list[str] = []
+
+    def share(self, parts: int) -> None:
+        """From now on there is that part of what is left of the time."""
+        now = time.monotonic()
+        self.until = now + (self.end - now) / parts
 
     def leave_out(self, what: str, why: str) -> None:
         """Keeps the note."""
@@ -79,7 +84,7 @@ class Limits:
 
     def in_time(self, seconds: float) -> bool:
         """Whether as much is left."""
-        return time.monotonic() + seconds < self.end
+        return time.monotonic() + seconds < self.until
 
     @staticmethod
     def in_memory(size: int) -> bool:
@@ -155,7 +160,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     }
     heads = "".join(f"{name:>24}" for name in (*VARIANTS, LIMIT))
     console.print(f"{'':20}{heads}\n[dim]µs a step with all threads, in brackets with one; of the limit the faster[/]")
-    for name in args.axis or AXES:
+    names = args.axis or list(AXES)
+    for i, name in enumerate(names):
+        limits.share(len(names) - i)
         axis = AXES[name]
         sizes = [size for size in (QUICK[name] if args.quick else axis.sizes) if size <= args.most]
         results = record["axes"][name] = []

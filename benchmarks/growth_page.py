@@ -27,12 +27,21 @@ backward pass use the caches too, meets the figures of larger sizes earlier. The
 with almost no arithmetic, with one thread or with all, whichever is faster; where there is nothing to move it is an
 empty call."""
 
+MODEL = """\
+`time = max(arithmetic * elements / threads, 28 bytes * elements / bandwidth(threads)) + fixed + wake`
+
+Bandwidth is that of the streaming limit at this size, as measured. For numbers of threads that were not measured it is
+that many times one thread's, at the size of a thread's share where this fits its own cache; in memory it is no more
+than what is stated. `benchmarks/growth_model.py` says what the rest is. First the parameters, then the model beside the
+measurements that they come from, then what it predicts.
+"""
+
 
 def paper(record: Result) -> Iterator[str]:
     """The model: its parameters, how it fares against the measurements, what it predicts."""
     fitted, threads = record["model"], record["settings"]["threads"]
     known = fitted["parameters"]
-    yield "`time = max(arithmetic * elements / threads, 28 bytes * elements / bandwidth(threads)) + fixed + wake`\n"
+    yield MODEL
     yield from table(["parameter, as measured", *MODELLED], [
         ["arithmetic, ns per element, one thread", *(f"{known['arithmetic'][name] * 1e3:.3f}" for name in MODELLED)],
         ["fixed, µs", *(number(known["fixed"][name]) for name in MODELLED)],

@@ -79,7 +79,8 @@ def ratio_rows(record: Result, axis: str, levels: Sequence[float]) -> Iterator[l
             everywhere = [[ends[0], ends[-1]]]
             yield [name, *(
                 "everywhere" if [list(part) for part in found[str(level)]] == everywhere
-                else ", ".join(f"{count(a)} to {count(b)}" for a, b in found[str(level)]) or "-"
+                else ", ".join(count(a) if count(a) == count(b) else f"{count(a)} to {count(b)}"
+                               for a, b in found[str(level)]) or "-"
                 for level in levels
             )]  # fmt: skip
 
