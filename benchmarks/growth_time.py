@@ -59,16 +59,13 @@ def warm_up(call: Callable[[], object]) -> float:
 def measure(calls: Mapping[Key, Callable[[], object]], rounds: int = MOST_ROUNDS) -> dict[Key, list[float]]:
     """Times each call once a round, slow ones in the first rounds only."""
     clock, before = CpuClock(), torch.get_num_threads()
-    repeats, wanted = {}, {}
+    repeats = {}
     for key, call in calls.items():
         torch.set_num_threads(key[1])
-        estimate = warm_up(call)
-        repeats[key] = max(1, min(MOST_REPEATS, int(MEASUREMENT / estimate)))
-        wanted[key] = max(min(LEAST_ROUNDS, rounds), min(rounds, int(BUDGET / (estimate * repeats[key]))))
+        repeats[key] = max(1, min(MOST_REPEATS, int(MEASUREMENT / warm_up(call))))
     times: dict[Key, list[float]] = {key: [] for key in calls}
     for key in interleaved(list(calls), rounds):
-        slower = sum(times[key]) * repeats[key] > 2 * BUDGET and len(times[key]) >= LEAST_ROUNDS
-        if len(times[key]) < wanted[key] and not slower:
+        if len(times[key]) < LEAST_ROUNDS or sum(times[key]) * repeats[key] < BUDGET:
             torch.set_num_threads(key[1])
             if repeats[key] > 1:
                 calls[key]()
