@@ -67,6 +67,9 @@ class Limits:
 
     Args:
         minutes: For the whole run.
+
+    Attributes:
+        left_out: What, and why.
     """
 
     def __init__(self, minutes: float) -> None:
@@ -82,9 +85,13 @@ class Limits:
         """Keeps the note."""
         self.left_out.append(f"{what}: {why}")
 
-    def in_time(self, seconds: float) -> bool:
-        """Whether as much is left."""
-        return time.monotonic() + seconds < self.until
+    def against(self, growth: int, seconds: float) -> str | None:
+        """Why something cannot be done that takes as many bytes and seconds, if so."""
+        if not self.in_memory(growth):
+            return f"the next needs {growth / 2**30:.1f} GiB more, and less is free"
+        if time.monotonic() + seconds > self.until:
+            return f"the next would take {seconds:.0f} s, and less is left"
+        return None
 
     @staticmethod
     def in_memory(size: int) -> bool:
@@ -103,13 +110,13 @@ def measured(axis: Axis, sizes: Sequence[int], args: argparse.Namespace, limits:
     for size in sizes:
         began, model = time.monotonic(), axis.model(size)
         what, growth = f"{size:,} {axis.item}s", RESIDENT * (model.elements - touched)
-        if not limits.in_memory(growth):
-            return limits.leave_out(f"from {what} on", f"{growth / 2**30:.1f} GiB more are not free")
-        if not limits.in_time(spent * size / last):
-            return limits.leave_out(f"from {what} on", f"{spent * size / last:.0f} s more are not left")
+        if why := limits.against(growth, spent * size / last):
+            return limits.left_out.append(f"from {what} on: {why}")
         fits = limits.in_memory(growth + TEMPORARY * model.elements)
         if not fits:
-            limits.leave_out(f"{what}, {VARIANTS[0]}", f"its {TEMPORARY} bytes an element more are not free")
+            limits.left_out.append(
+                f"{what}, {VARIANTS[0]}: less is free than the {TEMPORARY} bytes an element it needs"
+            )
         arena = GrowthArena(model, pool)
         optimizers = {name: arena.optimizer(name) for name in VARIANTS if fits or name != VARIANTS[0]}
         verdicts = arena.check(optimizers)

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from compare_step import LIMIT
+from growth_arena import RESIDENT
 from growth_time import time_of
 from measure import Spread
 from variants import OURS
@@ -133,13 +134,16 @@ def curve(results: Sequence[Result], name: str, caches: Mapping[str, int]) -> di
     sizes, times = [result["size"] for result in results], [time_of(result, name) for result in results]
     medians = [time.median for time in times]
     parts = pieces(sizes, times)
-    resident = {result["size"]: result["resident"] for result in results}
+    touched = {r["size"]: r["elements"] * RESIDENT if name == LIMIT else r["resident"] for r in results}
     scaling, ratios = ([r["variants"][name][key]["median"] for r in results] for key in ("scaling", "ratio"))
     levels = SHARES if name == LIMIT else () if name == OURS else RATIOS
     return {
         "fixed": medians[0],
         "doubled_at": crossing(sizes, medians, 2 * medians[0]),
-        "pieces": [asdict(part) | {"outgrown": outgrown(resident[part.last], caches)} for part in parts],
+        "pieces": [
+            asdict(part) | {"touched": touched[part.last], "outgrown": outgrown(touched[part.last], caches)}
+            for part in parts
+        ],
         "second_thread_pays_from": pays_from(sizes, scaling),
         "ratio_at_least": {str(level): stretches(sizes, ratios, level) for level in levels},
     }

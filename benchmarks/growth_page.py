@@ -93,7 +93,8 @@ Found in the medians, not by eye: a curve is cut into as few pieces as meet ever
 its quartiles, if wider), each of a fixed part and a cost per item. Where one ends and the next begins is a break point,
 and from there on the cost per item is another; "none" is one that is lost in the fixed part. A cache is named where
 what a step touches outgrows it within a factor of two: 16 bytes an element, or what tensors with all that belongs to
-them take of memory. A second thread pays from where one takes {PAYS} times as long, there and at all larger sizes.
+them take of memory (the streaming limit touches elements only). A second thread pays from where one takes {PAYS} times
+as long, there and at all larger sizes.
 `benchmarks/growth_breaks.py` has the details.
 """
     for axis in axes:

@@ -47,6 +47,12 @@ def times(record: Result, axis: str) -> Iterator[str]:
     yield from table([f"µs a step (times ours), {TITLES[axis]}", *names], rows)
 
 
+def memory(size: float) -> str:
+    """A number of bytes to two digits or three."""
+    unit, text = next(((u, t) for u, t in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")) if size >= u), (1, "bytes"))
+    return f"{size / unit:,.{1 if unit > 1 and size < 10 * unit else 0}f} {text}"
+
+
 def cost(piece: Mapping[str, Any]) -> str:
     """What an item costs in a piece, in nanoseconds, unless it is lost in the fixed cost."""
     whole = piece["fixed"] + piece["each"] * piece["last"]
@@ -55,10 +61,9 @@ def cost(piece: Mapping[str, Any]) -> str:
 
 def break_rows(record: Result, axis: str) -> Iterator[list[str]]:
     """A row for each piece of each curve."""
-    resident = {result["size"]: result["resident"] / 2**20 for result in record["axes"][axis]}
     for name, curve in record["breaks"][axis].items():
         for piece in curve["pieces"]:
-            at_end = [f"{resident[piece['last']]:,.3g}", ", ".join(piece["outgrown"])]
+            at_end = [memory(piece["touched"]), ", ".join(piece["outgrown"])]
             stretch = f"{count(piece['first'])} to {count(piece['last'])}"
             yield [name, stretch, cost(piece), *(at_end if piece is not curve["pieces"][-1] else ["", ""])]
 
@@ -88,7 +93,7 @@ def ratio_rows(record: Result, axis: str, levels: Sequence[float]) -> Iterator[l
 def break_points(record: Result, axis: str) -> Iterator[str]:
     """What was found in the curves of one axis."""
     item = axis.removesuffix("s")
-    heads = [f"curve, {axis}", "piece", f"ns per {item}", "MiB touched at its end", "outgrown there"]
+    heads = [f"curve, {axis}", "piece", f"ns per {item}", "touched at its end", "outgrown there"]
     yield from (*table(heads, break_rows(record, axis)), "")
     heads = [f"curve, {axis}", f"µs with one {item}", "twice that at", "second thread pays from"]
     yield from (*table(heads, once_rows(record, axis)), "")
