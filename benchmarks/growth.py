@@ -12,6 +12,7 @@ written after each size. What is left out, for want of memory or time, is said.
 """
 
 import argparse
+import gc
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from torch import Tensor
 
 from compare_step import LIMIT
 from growth_arena import RESIDENT, TEMPORARY, GrowthArena, bytes_per_tensor, make_pool, many_tensors, one_tensor
@@ -81,10 +83,6 @@ class Limits:
         now = time.monotonic()
         self.until = now + (self.end - now) / parts
 
-    def leave_out(self, what: str, why: str) -> None:
-        """Keeps the note."""
-        self.left_out.append(f"{what}: {why}")
-
     def against(self, growth: int, seconds: float) -> str | None:
         """Why something cannot be done that takes as many bytes and seconds, if so."""
         if not self.in_memory(growth):
@@ -102,6 +100,17 @@ class Limits:
         return free is None or size + SPARE <= free * 1024
 
 
+def at_size(
+    model: Model, pool: dict[str, Tensor] | None, names: Sequence[str], probes: Probes, rounds: int
+) -> dict[str, Any]:
+    """Checks the variants on tensors of one size, measures them, and returns the result as a JSON object."""
+    arena = GrowthArena(model, pool)
+    optimizers = {name: arena.optimizer(name) for name in names}
+    verdicts = arena.check(optimizers)
+    calls = {(name, k): optimizer.step for name, optimizer in optimizers.items() for k in probes.ways}
+    return result_of(arena, measure(calls | probes.of(arena), rounds), verdicts)
+
+
 def measured(axis: Axis, sizes: Sequence[int], args: argparse.Namespace, limits: Limits) -> Iterator[dict[str, Any]]:
     """The result of each size, from small to large, until memory or time ends."""
     probes = Probes(sorted({1, args.threads}))
@@ -114,15 +123,10 @@ def measured(axis: Axis, sizes: Sequence[int], args: argparse.Namespace, limits:
             return limits.left_out.append(f"from {what} on: {why}")
         fits = limits.in_memory(growth + TEMPORARY * model.elements)
         if not fits:
-            limits.left_out.append(
-                f"{what}, {VARIANTS[0]}: less is free than the {TEMPORARY} bytes an element it needs"
-            )
-        arena = GrowthArena(model, pool)
-        optimizers = {name: arena.optimizer(name) for name in VARIANTS if fits or name != VARIANTS[0]}
-        verdicts = arena.check(optimizers)
-        calls = {(name, k): optimizer.step for name, optimizer in optimizers.items() for k in probes.ways}
-        times = measure(calls | probes.of(arena), args.rounds)
-        yield {"size": size, "resident": size * resident, **result_of(arena, times, verdicts)}
+            limits.left_out.append(f"{what}, {VARIANTS[0]}: less is free than {TEMPORARY} bytes an element more")
+        names = [name for name in VARIANTS if fits or name != VARIANTS[0]]
+        yield {"size": size, "resident": size * resident, **at_size(model, pool, names, probes, args.rounds)}
+        gc.collect()  # the tensors of this size
         touched, spent, last = model.elements if pool else 0, time.monotonic() - began, size
 
 
