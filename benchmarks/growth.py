@@ -27,7 +27,7 @@ from growth_arena import RESIDENT, TEMPORARY, GrowthArena, bytes_per_tensor, mak
 from growth_breaks import breaks
 from growth_chart import draw_growth
 from growth_model import model
-from growth_time import MOST_ROUNDS, VARIANTS, Probes, empty_call, measure, result_of, time_of
+from growth_time import LARGE, MOST_ROUNDS, VARIANTS, Probes, empty_call, measure, result_of, time_of
 from measure import CpuClock, Spread, caches, time_call
 from options import add_names, begin, make_parser
 from report import correct_text, machine_line, number, save_json
@@ -108,7 +108,8 @@ def at_size(
     optimizers = {name: arena.optimizer(name) for name in names}
     verdicts = arena.check(optimizers)
     calls = {(name, k): optimizer.step for name, optimizer in optimizers.items() for k in probes.ways}
-    return result_of(arena, measure(calls | probes.of(arena), rounds), verdicts)
+    times = measure(calls | probes.of(arena), rounds, warm=model.elements <= LARGE)
+    return result_of(arena, times, verdicts)
 
 
 def measured(axis: Axis, sizes: Sequence[int], args: argparse.Namespace, limits: Limits) -> Iterator[dict[str, Any]]:

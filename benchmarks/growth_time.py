@@ -18,7 +18,7 @@ MEASUREMENT = 5e3  # microseconds that one takes, over several calls in a row if
 MOST_REPEATS = 1000
 BUDGET = 0.5e6  # microseconds for each variant and number of threads, as long as that allows of `LEAST_ROUNDS`
 LEAST_ROUNDS, MOST_ROUNDS = 3, 15
-LARGE = 2**24  # elements from which on the way of the streaming limit is that of the size before
+LARGE = 2**24  # elements beyond which no call warms up, and the streaming limit goes the way of the size before
 TRIALS = {2**18: 7, LARGE: 2}  # of each way of the streaming limit, up to so many elements
 
 Key = tuple[str, int]  # a variant or `LIMIT`, and the number of threads
@@ -56,13 +56,13 @@ def warm_up(call: Callable[[], object]) -> float:
     return first if first > BUDGET / 10 else min(time_call(call, clock) for _ in range(3))
 
 
-def measure(calls: Mapping[Key, Callable[[], object]], rounds: int = MOST_ROUNDS) -> dict[Key, list[float]]:
+def measure(calls: Mapping[Key, Callable[[], object]], rounds: int, warm: bool = True) -> dict[Key, list[float]]:
     """Times each call once a round, slow ones in the first rounds only."""
     clock, before = CpuClock(), torch.get_num_threads()
     repeats = {}
     for key, call in calls.items():
         torch.set_num_threads(key[1])
-        repeats[key] = max(1, min(MOST_REPEATS, int(MEASUREMENT / warm_up(call))))
+        repeats[key] = max(1, min(MOST_REPEATS, int(MEASUREMENT / warm_up(call)))) if warm else 1
     times: dict[Key, list[float]] = {key: [] for key in calls}
     for key in interleaved(list(calls), rounds):
         if len(times[key]) < LEAST_ROUNDS or sum(times[key]) * repeats[key] < BUDGET:
