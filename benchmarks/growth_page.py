@@ -10,10 +10,10 @@ from growth_breaks import CLOSE, PAYS
 from growth_model import MODELLED, PAPER_MACHINES, PAPER_SIZES, PAPER_THREADS
 from growth_tables import Result, break_points, count, scaling, times
 from growth_time import time_of
-from readme_tables import table
+from readme_tables import marks, table, write_into
 from report import RESULTS, machine_line, number
 
-BEGIN, END = "<!-- growth: begin -->", "<!-- growth: end -->"
+SECTION = "growth"
 PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
 HEAD = "# Benchmarks\n\n"
 INTRODUCTION = """\
@@ -108,14 +108,11 @@ as long, there and at all larger sizes.
     yield ""
 
 
-def write_section(path: Path, lines: Sequence[str]) -> None:
-    """Replaces what stands between the marks, or puts it and them at the end."""
-    text = path.read_text() if path.exists() else HEAD
-    before, found, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if found and not end:
-        raise SystemExit(f"{path} has the line {BEGIN}, and no {END} after it")
-    path.write_text("\n".join((before + BEGIN, *lines, END + (after or "\n"))))
+def add_marks(path: Path) -> None:
+    """Puts the section's marks at the end of a page that has none, and makes the page if need be."""
+    text = path.read_text() + "\n" if path.exists() else HEAD
+    if marks(SECTION)[0] not in text:
+        path.write_text("\n".join((text + marks(SECTION)[0], marks(SECTION)[1], "")))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -124,7 +121,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("file", nargs="?", type=Path, default=RESULTS / "growth.json", help="default: that in results")
     parser.add_argument("--into", type=Path, default=PAGE, help="the page (default: docs/benchmarks.md)")
     args = parser.parse_args(arguments)
-    write_section(args.into, list(section(json.loads(args.file.read_text()))))
+    add_marks(args.into)
+    write_into(args.into, list(section(json.loads(args.file.read_text()))), SECTION)
 
 
 if __name__ == "__main__":

@@ -230,17 +230,20 @@ def test_from_measurement_to_page(tmp_path: Path) -> None:
     assert growth.main(["--quick", "--most", "64", "--rounds", "2", "--output", str(tmp_path)]) == 0
     assert (tmp_path / "growth.png").stat().st_size > 10_000
     record = json.loads((tmp_path / "growth.json").read_text())
-    text, target = page.HEAD + "Before.\n" + page.BEGIN + "\nold\n" + page.END + "\nAfter.\n", tmp_path / "page.md"
-    target.write_text(text)
+    begin, end = page.marks(page.SECTION)
+    target = tmp_path / "page.md"
+    target.write_text(f"{page.HEAD}Before.\n{begin}\nold\n{end}\nAfter.\n")
     page.main([str(tmp_path / "growth.json"), "--into", str(target)])
     written = target.read_text()
-    assert written.startswith(page.HEAD + "Before.\n" + page.BEGIN)
-    assert written.endswith(page.END + "\nAfter.\n")
+    assert written.startswith(f"{page.HEAD}Before.\n{begin}\n")
+    assert written.endswith(f"\n{end}\nAfter.\n")
     assert "old" not in written
     assert "WRONG" not in written
     page.main([str(tmp_path / "growth.json"), "--into", str(target)])
     assert target.read_text() == written
     record["axes"]["tensors"][0]["variants"][timing.OURS]["correct"] = False
     assert "WRONG" in "\n".join(page.section(record))
-    page.main([str(tmp_path / "growth.json"), "--into", str(tmp_path / "new.md")])
-    assert (tmp_path / "new.md").read_text().startswith(page.HEAD + page.BEGIN)
+    (tmp_path / "without.md").write_text("Another page.\n")
+    for name, head in (("new.md", page.HEAD), ("without.md", "Another page.\n\n")):
+        page.main([str(tmp_path / "growth.json"), "--into", str(tmp_path / name)])
+        assert (tmp_path / name).read_text().startswith(head + begin)
