@@ -78,10 +78,8 @@ def measure(
     return times
 
 
-def result_of(case: Case, times: Times, verdicts: Mapping[str, StepVerdict]) -> dict[str, Any]:
-    """The result of one case as a JSON object; times in microseconds."""
-    model, rule = MODELS[case[0]], RULES[case[1]]
-    moved = model.elements * rule.bytes_per_element
+def figures_of(times: Times, verdicts: Mapping[str, StepVerdict], moved: int) -> dict[str, Any]:
+    """Times in microseconds, ratios and verdicts of every variant as a JSON object; a step moves `moved` bytes."""
     variants: dict[str, Any] = {}
     for name, values in times.items():
         variants[name] = {
@@ -93,7 +91,13 @@ def result_of(case: Case, times: Times, verdicts: Mapping[str, StepVerdict]) -> 
             variants[name] |= asdict(verdicts[name])
         if OURS in times:
             variants[name]["ratio"] = asdict(ratio(values, times[OURS]))
-    return {"model": case[0], "optimizer": case[1], "bytes": moved, "variants": variants}
+    return variants
+
+
+def result_of(case: Case, times: Times, verdicts: Mapping[str, StepVerdict]) -> dict[str, Any]:
+    """The result of one case as a JSON object."""
+    moved = MODELS[case[0]].elements * RULES[case[1]].bytes_per_element
+    return {"model": case[0], "optimizer": case[1], "bytes": moved, "variants": figures_of(times, verdicts, moved)}
 
 
 def result_table(result: Mapping[str, Any]) -> Table:
