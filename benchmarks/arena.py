@@ -22,7 +22,6 @@ from variants import ALL_RULES, OURS, VARIANTS
 
 LR = {"sgd": 0.1, "sgd-plain": 0.1, "adam": 1e-3, "adamw": 1e-3, "adamw-decay": 1e-3, "adam-amsgrad": 1e-3}
 LOW_LR = 0.1  # of bfloat16 and float16: moves that are large beside what rounding does to the parameters
-LOW_YARDSTICKS = ("torch-default", "torch-foreach")  # torch 2.13's fused SGD leaves their elements as they are
 COMPILED_TOLERANCE = 20.0  # it computes 1 - beta ** t in float32, where little is left of it in the first steps
 ENDS = 64  # elements at each end of a tensor that are always checked: vectors and what is left of them
 CHECK_SCALES = (1.0, -0.5, 2.0)  # of the gradients, step by step
@@ -46,13 +45,21 @@ class Arena:
         rule: A key of `ALL_RULES`.
         dtype: Of all tensors.
         stride: Every how manieth element of a tensor the check looks at, beside the first and the last few.
+        yardsticks: The variants whose errors are the measure; those of bfloat16 and float16 must not have torch 2.13's
+            fused SGD among them, which leaves most elements as they are.
     """
 
-    def __init__(self, model: Model, rule: str, dtype: torch.dtype = torch.float32, stride: int = 1) -> None:
-        self.model, self.rule, self.dtype, self.stride = model, rule, dtype, stride
+    def __init__(
+        self,
+        model: Model,
+        rule: str,
+        dtype: torch.dtype = torch.float32,
+        stride: int = 1,
+        yardsticks: Sequence[str] = YARDSTICKS,
+    ) -> None:
+        self.model, self.rule, self.stride, self.yardsticks = model, rule, stride, yardsticks
         self.low = dtype.itemsize < 4
         self.lr = LOW_LR if self.low else LR[rule]
-        self.yardsticks = LOW_YARDSTICKS if self.low else YARDSTICKS
         self.compiled: CompiledStep | None = None
 
         def like_model() -> list[Tensor]:

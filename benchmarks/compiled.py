@@ -4,15 +4,34 @@ Without flags torch takes its for-loop on the CPU, and that is what is compiled.
 so compiling takes a part of a second for each; it is timed apart, as what it is: setting up.
 """
 
+import contextlib
 import logging
+import os
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import torch
 from torch._dynamo.utils import counters
+from torch._logging._internal import set_logs
 
 COMPILED = "torch-compiled"
+CACHE = "TORCHINDUCTOR_CACHE_DIR"
+
+
+@contextlib.contextmanager
+def empty_cache() -> Iterator[None]:
+    """What is compiled within is compiled anew, whatever earlier processes have left, and leaves nothing."""
+    before = os.environ.get(CACHE)
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        os.environ[CACHE] = folder
+        try:
+            yield
+        finally:
+            os.environ.pop(CACHE)
+            if before is not None:
+                os.environ[CACHE] = before
 
 
 class CompiledStep:
@@ -20,18 +39,19 @@ class CompiledStep:
 
     Args:
         optimizer: Over parameters that have gradients and state. Two steps are taken.
+        backend: Of torch.compile.
 
     Attributes:
         seconds: How long compiling took.
     """
 
-    def __init__(self, optimizer: Any) -> None:
-        logging.getLogger("torch._logging").setLevel(logging.ERROR)  # it says that the profiler is ignored
+    def __init__(self, optimizer: Any, backend: str = "inductor") -> None:
+        set_logs(dynamo=logging.ERROR)  # type: ignore[no-untyped-call]
         # Forgets the steps of other optimizers, which count towards a limit.
         torch.compiler.reset()  # type: ignore[no-untyped-call]
         counters.clear()
         self.optimizer = optimizer
-        self.compiled = cast(Callable[[], object], torch.compile(optimizer.step))
+        self.compiled = cast(Callable[[], object], torch.compile(optimizer.step, backend=backend))
         begin = time.perf_counter()
         for _ in range(2):
             self.compiled()

@@ -33,7 +33,7 @@ class Case:
 
     Attributes:
         place: A key of `TARGETS`, or "shapes" for known models beside torch.compile.
-        model_name: Of `MODELS`, or what the size is.
+        model_name: Of `MODELS`; in the caches the place, where there is one parameter.
         model: The shapes.
         rule: A key of `LABELS`.
         dtype: A key of `DTYPES`.
@@ -46,9 +46,19 @@ class Case:
     dtype: str
 
     @property
+    def key(self) -> tuple[str, str]:
+        """What it is called."""
+        return self.model_name, f"{LABELS[self.rule]}, {self.dtype}"
+
+    @property
     def bytes(self) -> int:
         """Traffic of a step: all operands are read, all but the gradient are written."""
         return self.model.elements * DTYPES[self.dtype].itemsize * ALL_RULES[self.rule].accesses
+
+    @property
+    def held(self) -> int:
+        """Bytes of all operands."""
+        return self.model.elements * DTYPES[self.dtype].itemsize * ALL_RULES[self.rule].operands
 
     @property
     def stride(self) -> int:
@@ -114,7 +124,7 @@ def make_cases(budgets: Mapping[str, int]) -> Iterator[Case]:
     for place, budget in budgets.items():
         for rule, dtype in product(LABELS, DTYPES):
             model = Model(((fitting(budget, rule, dtype),),), *counts[place])
-            yield Case(place, f"{budget / MIB:g} MiB", model, rule, dtype)
+            yield Case(place, place, model, rule, dtype)
     for rule, dtype in product(LABELS, DTYPES):
         yield Case("memory", MEMORY_MODEL, MODELS[MEMORY_MODEL], rule, dtype)
     for name, rule in product(OTHER_MODELS, ("sgd", "adam")):

@@ -33,6 +33,7 @@ Result = Mapping[str, Any]
 SECTION = "limits"
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "benchmarks.md"
 HEADER = "# Benchmarks\n"
+NAMES = (OURS, "torch-fused", COMPILED)
 NEVER_SLOWER = 1.0  # than a compiled step, as the ratio of its time to ours
 TITLES = {
     "L2": "in the second-level caches",
@@ -50,16 +51,16 @@ each takes long. WRONG is a result farther from float64 than rounding explains.
 """
 
 
-def label(result: Result) -> str:
-    """Rule and dtype."""
-    return f"{LABELS[result['rule']]}, {result['dtype']}"
+def label(result: Result, place: str) -> str:
+    """What a row is called in the table of a place: the model and the rule, or rule and dtype."""
+    rule = LABELS[result["rule"]]
+    return f"{rule}, {result['dtype']}" if place in TARGETS else f"{result['model_name']}, {rule}"
 
 
 def claims_of(case: Case, times: Times) -> list[dict[str, Any]]:
     """Targets beside what was reached: a share of the limit, and no compiled step that takes less time."""
-    key = case.model_name, f"{LABELS[case.rule]}, {case.dtype}"
-    claims = [Claim(key, LIMIT, OURS, TARGETS[case.place])] if case.place in TARGETS else []
-    return check_claims([*claims, Claim(key, COMPILED, OURS, NEVER_SLOWER)], {key: times})
+    claims = [Claim(case.key, LIMIT, OURS, TARGETS[case.place])] if case.place in TARGETS else []
+    return check_claims([*claims, Claim(case.key, COMPILED, OURS, NEVER_SLOWER)], {case.key: times})
 
 
 def of_place(results: Iterable[Result], place: str) -> list[Result]:
@@ -72,41 +73,43 @@ def of_place(results: Iterable[Result], place: str) -> list[Result]:
     ]
 
 
-def size_of(results: Sequence[Result]) -> str:
-    """What the results of one place share: the bytes of all operands, or the model."""
-    return f", {results[0]['model_name']}" if results and results[0]["place"] in TARGETS else ""
+def title(place: str, results: Sequence[Result]) -> str:
+    """What the results of one place share."""
+    if place == "shapes" or not results:
+        return f"{TITLES[place]}, fp32"
+    held = [result["held"] / MIB for result in results]
+    least, most = (f"{size:,.3g}" if size < 100 else f"{size:,.0f}" for size in (min(held), max(held)))
+    return f"{TITLES[place]}, {least if least == most else f'{least} to {most}'} MiB in all"
 
 
-def console_cell(figures: Result | None, ratio: bool = True) -> str:
+def console_cell(figures: Result | None) -> str:
     """Time, ratio to ours, and whether the result was correct."""
     if figures is None:
         return "-"
     text = spread_text(Spread(**figures["time"]))
-    text += f" ({figures['ratio']['median']:.2f} x)" if ratio else ""
-    return text if figures.get("correct", True) else f"{text} {correct_text(False)}"
+    if not figures["correct"]:
+        return f"{text} {correct_text(False)}"
+    ratio = figures["ratio"]["median"]
+    return f"{text} [green]✓[/]" if ratio == 1 else f"{text} ({ratio:.2f} x) [green]✓[/]"
 
 
 def place_table(place: str, results: Sequence[Result]) -> Table:
     """The results of one place."""
     rows = []
     for result in (some := of_place(results, place)):
-        variants = result["variants"]
-        ours = variants[OURS]
-        compiled = variants.get(COMPILED)
+        ours, fused, compiled = (result["variants"].get(name) for name in NAMES)
         rows.append(
             (
-                label(result) if place in TARGETS else f"{result['model_name']}, {label(result)}",
-                console_cell(ours, ratio=False),
+                label(result, place),
+                console_cell(ours),
                 number(ours["gb_per_s"]),
                 spread_text(Spread(**ours["limit_share"])),
-                f"{ours['error']['overall']:.0e}",
-                console_cell(variants["torch-fused"]),
+                console_cell(fused),
                 console_cell(compiled),
                 f"{compiled['compile_seconds']:.1f}" if compiled else "-",
             )
         )
-    columns = ("", f"{OURS}, µs", "GB/s", "of the limit", "error", "torch-fused, µs", "torch-compiled, µs", "set-up, s")
-    return make_table(f"{TITLES[place]}{size_of(some)}", columns, rows)
+    return make_table(title(place, some), ("µs (times ours)", OURS, "GB/s", "of limit", *NAMES[1:], "set-up, s"), rows)
 
 
 def outcomes(claims: Sequence[Result]) -> Iterator[str]:
@@ -133,6 +136,15 @@ def summary(record: Result) -> Iterator[RenderableType]:
         yield f"left out, as the time did not last: {', '.join(left_out)}"
 
 
+def markdown_rows(place: str, results: Sequence[Result]) -> Iterator[Sequence[str]]:
+    """The rows of a place's table in the section."""
+    for result in results:
+        variants = result["variants"]
+        ours = variants[OURS]
+        cells = (cell(variants[name], "time", "ratio") if name in variants else "" for name in NAMES)
+        yield label(result, place), f"{ours['gb_per_s']:.1f}", f"{ours['limit_share']['median']:.2f}", *cells
+
+
 def markdown(record: Result) -> Iterator[str]:
     """The lines of the section."""
     yield f"## What the machine allows\n\n{PROSE}"
@@ -141,17 +153,11 @@ def markdown(record: Result) -> Iterator[str]:
     for place in TITLES:
         if not (some := of_place(record["results"], place)):
             continue
-        yield f"\n**{TITLES[place].capitalize()}**{size_of(some)}:\n"
-        names = [name for name in (OURS, "torch-fused", COMPILED) if any(name in r["variants"] for r in some)]
-        rows = []
-        for result in some:
-            variants = result["variants"]
-            first = label(result) if place in TARGETS else f"{result['model_name']}, {label(result)}"
-            share = f"{variants[OURS]['limit_share']['median']:.2f}"
-            cells = (cell(variants[name], "time", "ratio") if name in variants else "" for name in names)
-            rows.append((first, f"{variants[OURS]['gb_per_s']:.1f}", share, *cells))
-        header = ("µs per step (times ours)", "our GB/s", "share of the limit", *names)
-        yield from table(header, rows)
+        text = title(place, some)
+        yield f"\n{text[0].upper()}{text[1:]}:\n"
+        yield from table(
+            ("µs per step (times ours)", "our GB/s", "share of the limit", *NAMES), markdown_rows(place, some)
+        )
     caches = ", ".join(f"{level} {size / MIB:g} MiB" for level, size in sorted(record["caches"].items()))
     machine = record["machine"]
     yield f"\n{machine_line(machine)}, caches of its threads {caches}, {machine['date'][:10]}."

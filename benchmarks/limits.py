@@ -20,7 +20,7 @@ import torch
 
 from arena import Arena
 from compare_step import LIMIT, QUICK_ROUNDS, figures_of, measure
-from compiled import COMPILED
+from compiled import COMPILED, empty_cache
 from limit_cases import DTYPES, LABELS, TARGETS, Case, budgets, caches, make_cases
 from limit_tables import claims_of, place_table, summary
 from measure import Spread
@@ -29,6 +29,7 @@ from report import make_progress, save_json
 from variants import OURS
 
 VARIANTS = (OURS, "torch-fused")
+YARDSTICKS = ("torch-default",)
 FINALISTS = 3  # ways of the limit that are timed in the rounds
 SECONDS_PER_TENSOR = {"adam": 0.4, "sgd": 0.15}  # that compiling takes, to begin with; then as measured
 
@@ -87,7 +88,7 @@ def run(case: Case, rounds: int, compiled: bool) -> tuple[dict[str, Any], dict[s
     Returns:
         The result as a JSON object, and the microseconds of every variant.
     """
-    arena = Arena(case.model, case.rule, DTYPES[case.dtype], case.stride)
+    arena = Arena(case.model, case.rule, DTYPES[case.dtype], case.stride, YARDSTICKS)
     names = (*VARIANTS, *([COMPILED] * compiled))
     verdicts = arena.check(names)
     probe = arena.probe(case.model.repeats)
@@ -99,7 +100,7 @@ def run(case: Case, rounds: int, compiled: bool) -> tuple[dict[str, Any], dict[s
     fastest = min(ways, key=lambda name: ways[name])
     times = {name: times[name] for name in names} | {LIMIT: times[fastest]}
     result = {
-        **{name: getattr(case, name) for name in ("place", "model_name", "rule", "dtype", "bytes")},
+        **{name: getattr(case, name) for name in ("place", "model_name", "rule", "dtype", "bytes", "held")},
         "tensors": len(case.model.shapes),
         "elements": case.model.elements,
         "rounds": rounds,
@@ -131,13 +132,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     settings = {"quick": args.quick, "rounds": args.rounds, "compile": args.compile}
     record: dict[str, Any] = {"machine": machine, "settings": settings, "caches": found}
     record |= {"results": [], "claims": [], "left_out": []}
-    with make_progress(console) as progress:
+    with empty_cache(), make_progress(console) as progress:
         bar = progress.add_task("", total=len(cases))
         for i, case in enumerate(cases):
-            progress.update(bar, description=f"{case.model_name}, {LABELS[case.rule]}, {case.dtype}")
+            progress.update(bar, description=", ".join(case.key))
             compiled = clerk.wants(case) and clerk.lasts(case)
             if clerk.left() <= 0 or (case.place == "shapes" and not compiled):
-                record["left_out"].append([case.model_name, case.rule, case.dtype])
+                record["left_out"].append(case.key)
             else:
                 rounds = args.rounds or (QUICK_ROUNDS if args.quick else case.model.rounds)
                 result, times = run(case, rounds, compiled)

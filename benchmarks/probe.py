@@ -23,7 +23,7 @@ FLAGS = ("-O3", "-march=native", "-fopenmp", "-std=c++17")
 MAX_STREAMS = 5  # as in probe.cpp
 KIB = 1 << 10
 # Bytes of each stream in a chunk, whether whoever is free takes the next, whether every other call runs backwards.
-SCHEDULES = ((64 * KIB, False, True), (256 * KIB, False, False), (64 * KIB, True, False), (256 * KIB, True, False))
+SCHEDULES = ((64 * KIB, False, True), (256 * KIB, False, False), (256 * KIB, True, False))
 AHEAD = (0, 1 * KIB, 2 * KIB, 4 * KIB)  # bytes
 TRIALS = 5
 
