@@ -134,9 +134,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             model = MODELS[case[0]]
             arena = Arena(model, case[1])
             verdicts = arena.check(names)
-            calls = {name: arena.step(name) for name in names} | {LIMIT: arena.probe()}
+            repeats = args.repeats or model.repeats
+            calls = {name: arena.step(name) for name in names} | {LIMIT: arena.probe(repeats)}
             rounds = args.rounds or (QUICK_ROUNDS if args.quick else model.rounds)
-            measured[case] = measure(arena, calls, rounds, args.repeats or model.repeats)
+            measured[case] = measure(arena, calls, rounds, repeats)
             results.append(result_of(case, measured[case], verdicts))
             console.print(result_table(results[-1]))
             progress.advance(bar)

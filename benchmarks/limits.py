@@ -17,6 +17,7 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
+from rich.console import Console
 
 from arena import Arena
 from compare_step import LIMIT, QUICK_ROUNDS, figures_of, measure
@@ -74,7 +75,7 @@ class Clerk:
 
     def lasts(self, case: Case) -> bool:
         """Whether there is time left for compiling."""
-        return self.per_tensor.get(case.rule, 0.4) * len(case.model.shapes) <= self.left()
+        return self.per_tensor.get(case.rule, max(self.per_tensor.values())) * len(case.model.shapes) <= self.left()
 
     def note(self, case: Case, seconds: float) -> None:
         """Learns from the time that compiling took, where fixed costs do not count."""
@@ -114,6 +115,32 @@ def run(case: Case, rounds: int, compiled: bool) -> tuple[dict[str, Any], dict[s
     return result, times
 
 
+def run_all(cases: Sequence[Case], clerk: Clerk, args: argparse.Namespace, console: Console, record: Any) -> None:
+    """Measures the cases that the time lasts for; saves after each, and shows a table when a place is done."""
+    with empty_cache(), make_progress(console) as progress:
+        bar = progress.add_task("", total=len(cases))
+        for i, case in enumerate(cases):
+            progress.update(bar, description=", ".join(case.key))
+            wanted = clerk.wants(case)
+            compiled = wanted and clerk.lasts(case)
+            if clerk.left() <= 0 or (case.place == "shapes" and not compiled):
+                record["left_out"].append(case.key)
+            else:
+                if wanted and not compiled:
+                    record["left_out"].append((*case.key, COMPILED))
+                rounds = args.rounds or (QUICK_ROUNDS if args.quick else case.model.rounds)
+                result, times = run(case, rounds, compiled)
+                record["results"].append(result)
+                record["claims"] += claims_of(case, times)
+                if compiled:
+                    clerk.note(case, result["variants"][COMPILED]["compile_seconds"])
+                gc.collect()
+            save_json(args.output / "limits.json", record)
+            if case.place != (cases[i + 1].place if i + 1 < len(cases) else None):
+                console.print(place_table(case.place, record["results"]))
+            progress.advance(bar)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the benchmark; the exit status is 1 if a step of ours was wrong."""
     args = parse(arguments)
@@ -126,31 +153,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if case.place in (args.place or case.place)
         and case.rule in (args.optimizer or case.rule)
         and case.dtype in (args.dtype or case.dtype)
+        and (case.place != "shapes" or args.compile != "none")
     ]
     sizes = ", ".join(f"{level} {size >> 20} MiB" for level, size in sorted(found.items()))
     console.print(f"caches of {machine['threads']} threads: {sizes}\n")
     settings = {"quick": args.quick, "rounds": args.rounds, "compile": args.compile}
     record: dict[str, Any] = {"machine": machine, "settings": settings, "caches": found}
     record |= {"results": [], "claims": [], "left_out": []}
-    with empty_cache(), make_progress(console) as progress:
-        bar = progress.add_task("", total=len(cases))
-        for i, case in enumerate(cases):
-            progress.update(bar, description=", ".join(case.key))
-            compiled = clerk.wants(case) and clerk.lasts(case)
-            if clerk.left() <= 0 or (case.place == "shapes" and not compiled):
-                record["left_out"].append(case.key)
-            else:
-                rounds = args.rounds or (QUICK_ROUNDS if args.quick else case.model.rounds)
-                result, times = run(case, rounds, compiled)
-                record["results"].append(result)
-                record["claims"] += claims_of(case, times)
-                if compiled:
-                    clerk.note(case, result["variants"][COMPILED]["compile_seconds"])
-                gc.collect()
-            save_json(args.output / "limits.json", record)
-            if case.place != (cases[i + 1].place if i + 1 < len(cases) else None):
-                console.print(place_table(case.place, record["results"]))
-            progress.advance(bar)
+    run_all(cases, clerk, args, console, record)
     console.print(*summary(record), sep="\n")
     console.print(f"results written to {args.output}")
     return int(any(not result["variants"][OURS]["correct"] for result in record["results"]))

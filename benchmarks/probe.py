@@ -127,12 +127,8 @@ class Probe:
         """What moves the bytes in one way."""
         table = self.tables[way.chunk]
         orders = [_Way(way.threads, way.dynamic, backwards, way.ahead) for backwards in (False, way.turn)]
-        turns = cycle([(table.ctypes.data, len(table), self.written, ctypes.addressof(order), 0) for order in orders])
-
-        def move(_kept: object = (self.streams, table, orders)) -> None:
-            self.function(*next(turns))
-
-        return move
+        turns = cycle([(table.ctypes.data, len(table), self.written, ctypes.byref(order), 0) for order in orders])
+        return lambda: self.function(*next(turns))
 
     def rank(self, repeats: int) -> list[Way]:
         """The ways, fastest first."""

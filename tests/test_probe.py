@@ -52,7 +52,7 @@ def test_every_other_call_turns_around_where_it_should() -> None:
     some = probe.Probe("step", streams, repeats=2)
     assert sorted(map(repr, some.ranking)) == sorted(map(repr, probe.ways(torch.get_num_threads())))
     seen: list[bool] = []
-    some.function = lambda *arguments: seen.append(probe._Way.from_address(arguments[3]).backwards)
+    some.function = lambda *arguments: seen.append(arguments[3]._obj.backwards)
     for way in some.ranking:
         seen.clear()
         for _ in range(4):
