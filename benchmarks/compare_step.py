@@ -78,10 +78,8 @@ def measure(
     return times
 
 
-def result_of(case: Case, times: Times, verdicts: Mapping[str, StepVerdict]) -> dict[str, Any]:
-    """The result of one case as a JSON object; times in microseconds."""
-    model, rule = MODELS[case[0]], RULES[case[1]]
-    moved = model.elements * rule.bytes_per_element
+def figures_of(times: Times, verdicts: Mapping[str, StepVerdict], moved: int) -> dict[str, Any]:
+    """Times in microseconds, ratios and verdicts of every variant as a JSON object; a step moves `moved` bytes."""
     variants: dict[str, Any] = {}
     for name, values in times.items():
         variants[name] = {
@@ -93,7 +91,13 @@ def result_of(case: Case, times: Times, verdicts: Mapping[str, StepVerdict]) -> 
             variants[name] |= asdict(verdicts[name])
         if OURS in times:
             variants[name]["ratio"] = asdict(ratio(values, times[OURS]))
-    return {"model": case[0], "optimizer": case[1], "bytes": moved, "variants": variants}
+    return variants
+
+
+def result_of(case: Case, times: Times, verdicts: Mapping[str, StepVerdict]) -> dict[str, Any]:
+    """The result of one case as a JSON object."""
+    moved = MODELS[case[0]].elements * RULES[case[1]].bytes_per_element
+    return {"model": case[0], "optimizer": case[1], "bytes": moved, "variants": figures_of(times, verdicts, moved)}
 
 
 def result_table(result: Mapping[str, Any]) -> Table:
@@ -130,9 +134,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             model = MODELS[case[0]]
             arena = Arena(model, case[1])
             verdicts = arena.check(names)
-            calls = {name: arena.step(name) for name in names} | {LIMIT: arena.probe()}
+            repeats = args.repeats or model.repeats
+            calls = {name: arena.step(name) for name in names} | {LIMIT: arena.probe(repeats)}
             rounds = args.rounds or (QUICK_ROUNDS if args.quick else model.rounds)
-            measured[case] = measure(arena, calls, rounds, args.repeats or model.repeats)
+            measured[case] = measure(arena, calls, rounds, repeats)
             results.append(result_of(case, measured[case], verdicts))
             console.print(result_table(results[-1]))
             progress.advance(bar)

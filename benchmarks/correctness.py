@@ -62,9 +62,9 @@ class Error:
         return cls((square / move_square) ** 0.5, worst / farthest)
 
 
-def within(error: float, others: Iterable[float]) -> bool:
+def within(error: float, others: Iterable[float], tolerance: float = TOLERANCE) -> bool:
     """Whether `error` is no worse than the largest of `others` but for the tolerance; NaN never is."""
-    return error <= TOLERANCE * max(others)
+    return error <= tolerance * max(others)
 
 
 @dataclass

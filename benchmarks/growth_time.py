@@ -10,7 +10,7 @@ from arena import StepVerdict
 from compare_step import LIMIT
 from growth_arena import BYTES, GrowthArena
 from measure import CpuClock, Spread, interleaved, ratio, time_call
-from probe import WAYS, Probe, Way
+from probe import Probe, Way, ways
 from variants import OURS
 
 VARIANTS = ("torch-default", "torch-fused", OURS)
@@ -19,7 +19,7 @@ MOST_REPEATS = 1000
 BUDGET = 0.5e6  # microseconds for each variant and number of threads, as long as that allows of `LEAST_ROUNDS`
 LEAST_ROUNDS, MOST_ROUNDS = 3, 15
 LARGE = 2**24  # elements beyond which no call warms up, and the streaming limit goes the way of the size before
-TRIALS = {2**18: 7, LARGE: 2}  # of each way of the streaming limit, up to so many elements
+TRIALS = {2**18: {"trials": 5, "repeats": 10}, LARGE: {"trials": 2, "repeats": 2}}  # of the limit, up to such a size
 
 Key = tuple[str, int]  # a variant or `LIMIT`, and the number of threads
 Times = Mapping[Key, Sequence[float]]  # microseconds per call, one figure per round
@@ -29,24 +29,23 @@ class Probes:
     """The streaming limit for one thread and for several, by the ways found best at the last size."""
 
     def __init__(self, threads: Sequence[int]) -> None:
-        self.ways: dict[int, Sequence[Way]] = dict.fromkeys(threads, WAYS)
+        self.ways: dict[int, Sequence[Way]] = {count: tuple(ways(count)) for count in threads}
 
     def of(self, arena: GrowthArena) -> dict[Key, Callable[[], object]]:
         """A probe of the arena's tensors for each number of threads."""
         elements = arena.model.elements
-        trials = next((count for size, count in TRIALS.items() if elements <= size), 1)
+        trials = next((how for size, how in TRIALS.items() if elements <= size), {})
         probes: dict[Key, Callable[[], object]] = {}
         for threads, last in self.ways.items():
-            ways = last if elements > LARGE else WAYS
-            probe: Probe = arena.probe(threads=threads, ways=ways, trials=trials)
-            self.ways[threads] = [probe.way]
+            probe: Probe = arena.probe(chosen=last if elements > LARGE else tuple(ways(threads)), **trials)
+            self.ways[threads] = [probe.ranking[0]]
             probes[LIMIT, threads] = probe
         return probes
 
 
 def empty_call() -> Probe:
     """The call of a probe that has nothing to do: from Python into compiled code and back."""
-    return Probe("adam", [[]] * 4, threads=1, ways=WAYS[:1])
+    return Probe("step", [[]] * 4, chosen=[next(ways(1))])
 
 
 def warm_up(call: Callable[[], object]) -> float:

@@ -1,62 +1,69 @@
 // The streaming limit of this machine: the memory traffic of an optimizer step with almost no arithmetic.
 //
-// A chunk is a stretch of `size` floats that begins at the same offset in each of its streams. Stream 0 is the
-// parameter, the last one the gradient, which is read only; all others are read and written back. Values do not
-// change: `one` is 1 and `zero` is 0, which the compiler cannot know, and without -ffast-math it must compute.
+// A chunk is a stretch of `size` bytes that begins at the same offset in each of its streams: some that are read and
+// written back, as parameter and state are, and after them one that is only read, the gradient. What the bytes mean
+// makes no difference. Values do not change: `zero` is 0, which the compiler cannot know.
 #include <omp.h>
 
+#include <atomic>
 #include <cstdint>
 #include <cstring>
 
 namespace {
 
-constexpr int max_streams = 4;
+constexpr int max_streams = 5;
 
 struct Chunk {
-    float* stream[max_streams];
+    char* stream[max_streams];
     int64_t size;
 };
 
-struct AdamTraffic {  // 28 bytes per element
-    static void run(const Chunk& chunk, float one, float zero) {
-        float* __restrict p = chunk.stream[0];
-        float* __restrict m = chunk.stream[1];
-        float* __restrict v = chunk.stream[2];
-        const float* __restrict g = chunk.stream[3];
-        for (int64_t i = 0; i < chunk.size; ++i) {
-            p[i] += g[i] * zero;
-            m[i] *= one;
-            v[i] *= one;
+struct Way {  // as `Way` in probe.py
+    int32_t threads, dynamic, backwards, ahead;
+};
+
+typedef uint64_t Line __attribute__((vector_size(64), aligned(1), may_alias));
+
+template <int written, bool fetch>
+void move(const Chunk& chunk, int64_t ahead, uint64_t zero) {
+    char* at[written + 1];
+    for (int k = 0; k <= written; ++k) at[k] = chunk.stream[k];
+    const int64_t size = chunk.size;
+    int64_t i = 0;
+    for (; i + int64_t(sizeof(Line)) <= size; i += sizeof(Line)) {
+        if constexpr (fetch) {
+            for (int k = 0; k <= written; ++k) __builtin_prefetch(at[k] + i + ahead);
         }
+        *(Line*)(at[0] + i) ^= *(const Line*)(at[written] + i) & zero;
+        for (int k = 1; k < written; ++k) *(Line*)(at[k] + i) ^= Line{} + zero;
     }
-};
+    for (; i < size; ++i) {
+        at[0][i] ^= at[written][i] & char(zero);
+        for (int k = 1; k < written; ++k) at[k][i] ^= char(zero);
+    }
+}
 
-struct MomentumTraffic {  // 20 bytes per element
-    static void run(const Chunk& chunk, float one, float zero) {
-        float* __restrict p = chunk.stream[0];
-        float* __restrict buf = chunk.stream[1];
-        const float* __restrict g = chunk.stream[2];
-        for (int64_t i = 0; i < chunk.size; ++i) {
-            p[i] += g[i] * zero;
-            buf[i] *= one;
+template <int written>
+void step_chunk(const Chunk& chunk, int64_t ahead, uint64_t zero) {
+    ahead > 0 ? move<written, true>(chunk, ahead, zero) : move<written, false>(chunk, 0, zero);
+}
+
+void fill_chunk(const Chunk& chunk, int64_t, uint64_t zero) {
+    if (zero == 0) std::memset(chunk.stream[0], 0, size_t(chunk.size));
+}
+
+// Static: each thread walks its own share, the same in every call. Dynamic: whoever is free takes the next chunk.
+template <class Work>
+void share_out(const Chunk* chunks, int64_t count, const Way& way, uint64_t zero, Work work) {
+    std::atomic<int64_t> next{0};
+#pragma omp parallel num_threads(way.threads)
+    {
+        const int64_t self = omp_get_thread_num(), threads = omp_get_num_threads();
+        const int64_t begin = way.dynamic ? 0 : count * self / threads;
+        const int64_t end = way.dynamic ? count : count * (self + 1) / threads;
+        for (int64_t i = begin; (way.dynamic ? i = next.fetch_add(1, std::memory_order_relaxed) : i) < end; ++i) {
+            work(chunks[way.backwards ? begin + end - 1 - i : i], way.ahead, zero);
         }
-    }
-};
-
-struct FillTraffic {  // 4 bytes per element
-    static void run(const Chunk& chunk, float, float zero) {
-        if (zero == 0.0f) std::memset(chunk.stream[0], 0, sizeof(float) * chunk.size);
-    }
-};
-
-template <class Traffic>
-void stream(const Chunk* chunks, int64_t count, int threads, bool dynamic, float one, float zero) {
-    if (dynamic) {
-#pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
-        for (int64_t i = 0; i < count; ++i) Traffic::run(chunks[i], one, zero);
-    } else {
-#pragma omp parallel for num_threads(threads) schedule(static)
-        for (int64_t i = 0; i < count; ++i) Traffic::run(chunks[i], one, zero);
     }
 }
 
@@ -64,16 +71,17 @@ void stream(const Chunk* chunks, int64_t count, int threads, bool dynamic, float
 
 extern "C" {
 
-void adam(const Chunk* chunks, int64_t count, int threads, bool dynamic, float one, float zero) {
-    stream<AdamTraffic>(chunks, count, threads, dynamic, one, zero);
+// `written` streams, from 1 to 4, are read and written; the one after them is read.
+void step(const Chunk* chunks, int64_t count, int written, const Way* way, uint64_t zero) {
+    constexpr void (*kernels[])(const Chunk&, int64_t, uint64_t) = {step_chunk<1>, step_chunk<2>, step_chunk<3>,
+                                                                    step_chunk<4>};
+    static_assert(sizeof(kernels) / sizeof(*kernels) == max_streams - 1, "one for each number of streams");
+    share_out(chunks, count, *way, zero, kernels[written - 1]);
 }
 
-void sgd(const Chunk* chunks, int64_t count, int threads, bool dynamic, float one, float zero) {
-    stream<MomentumTraffic>(chunks, count, threads, dynamic, one, zero);
-}
-
-void fill(const Chunk* chunks, int64_t count, int threads, bool dynamic, float one, float zero) {
-    stream<FillTraffic>(chunks, count, threads, dynamic, one, zero);
+// The only stream is written, with zeros.
+void fill(const Chunk* chunks, int64_t count, int, const Way* way, uint64_t zero) {
+    share_out(chunks, count, *way, zero, fill_chunk);
 }
 
 }  // extern "C"

@@ -7,8 +7,9 @@ import shutil
 import statistics
 import subprocess
 import tempfile
-from collections.abc import Sequence
-from itertools import product
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import cycle, product
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +20,12 @@ from measure import CpuClock, interleaved, time_call
 
 SOURCE = Path(__file__).with_name("probe.cpp")
 FLAGS = ("-O3", "-march=native", "-fopenmp", "-std=c++17")
-CHUNK_SIZES = (4096, 16384, 65536)
-TRIALS = 7
+MAX_STREAMS = 5  # as in probe.cpp
+KIB = 1 << 10
+# Bytes of each stream in a chunk, whether whoever is free takes the next, whether every other call runs backwards.
+SCHEDULES = ((64 * KIB, False, True), (256 * KIB, False, False), (256 * KIB, True, False))
+AHEAD = (0, 1 * KIB, 2 * KIB, 4 * KIB)  # bytes
+TRIALS = 5
 
 
 def compile_shared(source: Path, target: Path, flags: Sequence[str], purpose: str) -> None:
@@ -52,62 +57,97 @@ def library() -> ctypes.CDLL:
         return ctypes.CDLL(str(target))
 
 
-def cut(streams: Sequence[Sequence[Tensor]], size: int) -> np.ndarray[tuple[int, int], np.dtype[np.int64]]:
-    """The table of chunks, as `Chunk` in `probe.cpp`: four addresses (unused ones 0) and a length per row."""
+Table = np.ndarray[tuple[int, int], np.dtype[np.int64]]
+
+
+class _Way(ctypes.Structure):
+    """As `Way` in `probe.cpp`."""
+
+    _fields_ = [(name, ctypes.c_int32) for name in ("threads", "dynamic", "backwards", "ahead")]
+
+
+@dataclass(frozen=True)
+class Way:
+    """One of the ways to move the bytes.
+
+    Attributes:
+        chunk: How many bytes of each stream a thread moves before it turns to the next chunk.
+        threads: How many.
+        dynamic: Whether whoever is free takes the next chunk; else each thread has its own share.
+        ahead: How many bytes ahead of the work the streams are fetched; 0 is not at all.
+        turn: Whether every other call runs backwards, beginning with what the last one left in the caches.
+    """
+
+    chunk: int
+    threads: int
+    dynamic: bool
+    ahead: int
+    turn: bool
+
+
+def ways(threads: int) -> Iterator[Way]:
+    """The ways that are tried: all of them in all threads, and one in a single thread, for what is tiny."""
+    for (chunk, dynamic, turn), ahead in product(SCHEDULES, AHEAD):
+        yield Way(chunk, threads, dynamic, ahead, turn)
+    if threads > 1:
+        yield Way(64 * KIB, 1, False, 0, True)
+
+
+def cut(streams: Sequence[Sequence[Tensor]], size: int) -> Table:
+    """The table of chunks of at most `size` bytes, as `Chunk` in `probe.cpp`: addresses (unused ones 0), a length."""
     rows = []
     for tensors in zip(*streams, strict=True):
-        for begin in range(0, tensors[0].numel(), size):
-            addresses = [t.data_ptr() + 4 * begin for t in tensors]
-            rows.append([*addresses, *[0] * (4 - len(addresses)), min(size, tensors[0].numel() - begin)])
+        addresses = [t.data_ptr() for t in tensors]
+        for begin in range(0, tensors[0].nbytes, size):
+            row = [address + begin for address in addresses]
+            rows.append([*row, *[0] * (MAX_STREAMS - len(row)), min(size, tensors[0].nbytes - begin)])
     return np.array(rows, dtype=np.int64)
 
 
-Way = tuple[int, bool]  # elements in a chunk, and whether threads take chunk after chunk or a fixed share each
-WAYS: tuple[Way, ...] = tuple(product(CHUNK_SIZES, (False, True)))
-
-
 class Probe:
-    """The traffic of one step with almost no arithmetic, in the fastest of several ways to share it out.
+    """The traffic of one step with almost no arithmetic, in the fastest of several ways.
 
     Args:
-        kind: "adam", "sgd" (with momentum) or "fill".
-        streams: Contiguous fp32 tensors, one list per stream in the order of `probe.cpp`; values stay as they are
-            but for "fill", which writes zeros.
-        threads: How many; torch's number if None.
-        ways: Those to choose from.
-        trials: Calls of each way that it is chosen by.
-
-    Attributes:
-        way: The one chosen.
+        kind: "step", whose last stream is read and all others are read and written, or "fill", which writes zeros.
+        streams: Contiguous tensors of one dtype, one list per stream; a step leaves their values as they are.
+        repeats: How many calls in a row a trial takes, sharing the caches between them.
+        trials: How many each way has.
+        chosen: The ways; all those of torch's number of threads if None.
     """
 
     def __init__(
         self,
         kind: str,
         streams: Sequence[Sequence[Tensor]],
-        threads: int | None = None,
-        ways: Sequence[Way] = WAYS,
+        repeats: int = 1,
         trials: int = TRIALS,
+        chosen: Sequence[Way] | None = None,
     ) -> None:
-        self.streams = streams
-        self.chunks = {size: cut(streams, size) for size in {size for size, _ in ways}}
-        function = getattr(library(), kind)
-        function.restype = None
-        function.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_bool] + 2 * [ctypes.c_float]
-        threads = threads or torch.get_num_threads()
-        calls = {
-            (size, dynamic): functools.partial(
-                function, self.chunks[size].ctypes.data, len(self.chunks[size]), threads, dynamic, 1.0, 0.0
-            )
-            for size, dynamic in ways
-        }
-        times: dict[Way, list[float]] = {way: [] for way in ways}
+        chosen = list(chosen or ways(torch.get_num_threads()))
+        self.streams, self.written = streams, len(streams) - 1
+        self.function = getattr(library(), kind)
+        self.function.restype = None
+        pointer, size = ctypes.c_void_p, ctypes.c_int64
+        self.function.argtypes = [pointer, size, ctypes.c_int, pointer, ctypes.c_uint64]
+        self.tables = {size: cut(streams, size) for size in {way.chunk for way in chosen}}
+        self.calls = {way: self.call(way) for way in chosen}
+        self.ranking = self.rank(repeats, trials) if len(chosen) > 1 else chosen
+
+    def call(self, way: Way) -> Callable[[], None]:
+        """What moves the bytes in one way."""
+        table = self.tables[way.chunk]
+        orders = [_Way(way.threads, way.dynamic, backwards, way.ahead) for backwards in (False, way.turn)]
+        turns = cycle([(table.ctypes.data, len(table), self.written, ctypes.byref(order), 0) for order in orders])
+        return lambda: self.function(*next(turns))
+
+    def rank(self, repeats: int, trials: int) -> list[Way]:
+        """The ways, fastest first."""
+        times: dict[Way, list[float]] = {way: [] for way in self.calls}
         clock = CpuClock()
-        for way in interleaved(list(ways), trials if len(ways) > 1 else 0):
-            times[way].append(time_call(calls[way], clock))
-        self.way = min(ways, key=lambda way: statistics.median(times[way] or [0.0]))
-        self.call = calls[self.way]
+        for way in interleaved(list(times), trials):
+            times[way].append(time_call(self.calls[way], clock, repeats))
+        return sorted(times, key=lambda way: statistics.median(times[way]))
 
     def __call__(self) -> None:
-        """Moves the bytes."""
-        self.call()
+        """Moves the bytes in the way that was the fastest."""
+        self.calls[self.ranking[0]]()

@@ -26,9 +26,19 @@ class Rule:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
+    def operands(self) -> int:
+        """How many tensors a step looks at for each parameter: itself, its gradient and its state."""
+        return 2 + len(self.state)
+
+    @property
+    def accesses(self) -> int:
+        """How often a step reads or writes an element: reads all operands, writes all but the gradient."""
+        return 2 * self.operands - 1
+
+    @property
     def bytes_per_element(self) -> int:
-        """Traffic of one fp32 step: reads parameter, gradient and state, writes parameter and state."""
-        return 4 * (3 + 2 * len(self.state))
+        """Traffic of one fp32 step."""
+        return 4 * self.accesses
 
 
 RULES = {
@@ -36,6 +46,14 @@ RULES = {
     "adam": Rule("Adam", ("exp_avg", "exp_avg_sq")),
     "adamw": Rule("AdamW", ("exp_avg", "exp_avg_sq")),
 }
+
+# What a check of three steps must see, it sees: a maximum that is not the average, a decay that is no rounding error.
+SPECIAL_RULES = {
+    "adamw-decay": Rule("AdamW", ("exp_avg", "exp_avg_sq"), {"weight_decay": 0.5}),
+    "adam-amsgrad": Rule("Adam", ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"), {"amsgrad": True, "betas": (0.9, 0.5)}),
+    "sgd-plain": Rule("SGD", ()),
+}
+ALL_RULES = RULES | SPECIAL_RULES
 
 ZERO_GRAD_MODES = ("separate", "to_zero", "to_none")
 
@@ -64,8 +82,8 @@ class Variant:
         return self.module is fusedoptim
 
     def build(self, rule: str, params: Iterable[torch.Tensor], lr: float) -> Any:
-        """Constructs the optimizer `rule` over `params`."""
-        kind = RULES[rule]
+        """Constructs the optimizer `rule`, of `ALL_RULES`, over `params`."""
+        kind = ALL_RULES[rule]
         return getattr(self.module, kind.class_name)(params, lr=lr, **kind.options, **self.flags)
 
     def loop_calls(self, optimizer: Any, zero_grad: str) -> tuple[Callable[[], object], Callable[[], object]]:
