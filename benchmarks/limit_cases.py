@@ -1,7 +1,7 @@
 """What `limits.py` measures: rules, dtypes, and sizes that fit the caches of the machine or do not."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
@@ -120,12 +120,13 @@ def fitting(budget: int, rule: str, dtype: str) -> int:
 
 def make_cases(budgets: Mapping[str, int]) -> Iterator[Case]:
     """All cases, in the order in which they are measured."""
-    counts = {"L2": (60, 40), "L3": (25, 6)}  # rounds, steps in a row
+    counts = {"L2": (60, 40), "L3": (15, 6)}  # rounds, steps in a row
     for place, budget in budgets.items():
         for rule, dtype in product(LABELS, DTYPES):
             model = Model(((fitting(budget, rule, dtype),),), *counts[place])
             yield Case(place, place, model, rule, dtype)
+    large = replace(MODELS[MEMORY_MODEL], rounds=11)
     for rule, dtype in product(LABELS, DTYPES):
-        yield Case("memory", MEMORY_MODEL, MODELS[MEMORY_MODEL], rule, dtype)
+        yield Case("memory", MEMORY_MODEL, large, rule, dtype)
     for name, rule in product(OTHER_MODELS, ("sgd", "adam")):
         yield Case("shapes", name, MODELS[name], rule, "fp32")

@@ -7,6 +7,7 @@ import shutil
 import statistics
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import cycle, product
@@ -25,7 +26,8 @@ KIB = 1 << 10
 # Bytes of each stream in a chunk, whether whoever is free takes the next, whether every other call runs backwards.
 SCHEDULES = ((64 * KIB, False, True), (256 * KIB, False, False), (256 * KIB, True, False))
 AHEAD = (0, 1 * KIB, 2 * KIB, 4 * KIB)  # bytes
-TRIALS = 5
+TRIALS, FEWEST_TRIALS = 5, 3  # of each way; the fewer where more take more than `TRIAL_SECONDS` in all
+TRIAL_SECONDS = 2.0
 
 
 def compile_shared(source: Path, target: Path, flags: Sequence[str], purpose: str) -> None:
@@ -144,7 +146,10 @@ class Probe:
         """The ways, fastest first."""
         times: dict[Way, list[float]] = {way: [] for way in self.calls}
         clock = CpuClock()
-        for way in interleaved(list(times), trials):
+        end = time.monotonic() + TRIAL_SECONDS
+        for i, way in enumerate(interleaved(list(times), trials)):
+            if i >= FEWEST_TRIALS * len(times) and time.monotonic() > end:
+                break
             times[way].append(time_call(self.calls[way], clock, repeats))
         return sorted(times, key=lambda way: statistics.median(times[way]))
 
