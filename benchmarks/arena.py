@@ -37,58 +37,33 @@ class StepVerdict:
     error: Error
 
 
-class Arena:
-    """Tensors in the shapes of a model, with the state of one rule; on the CPU.
+def no_worse(error: Error, others: Sequence[Error], tolerance: float = TOLERANCE) -> bool:
+    """Whether an error of steps is no worse than the largest of `others` but for the tolerance, in both its figures."""
+    overall = within(error.overall, (o.overall for o in others), tolerance)
+    return overall and within(error.worst, (o.worst for o in others), tolerance)
+
+
+class SharedTensors:
+    """Parameters, gradients and the state of one rule, uninitialised, and the calls that update them; on the CPU.
 
     Args:
         model: The shapes.
         rule: A key of `ALL_RULES`.
         dtype: Of all tensors.
-        stride: Every how manieth element of a tensor the check looks at, beside the first and the last few.
-        yardsticks: The variants whose errors are the measure; those of bfloat16 and float16 must not have torch 2.13's
-            fused SGD among them, which leaves most elements as they are.
     """
 
-    def __init__(
-        self,
-        model: Model,
-        rule: str,
-        dtype: torch.dtype = torch.float32,
-        stride: int = 1,
-        yardsticks: Sequence[str] = YARDSTICKS,
-    ) -> None:
-        self.model, self.rule, self.stride, self.yardsticks = model, rule, stride, yardsticks
+    def __init__(self, model: Model, rule: str, dtype: torch.dtype = torch.float32) -> None:
+        self.model, self.rule, self.dtype = model, rule, dtype
         self.low = dtype.itemsize < 4
         self.lr = LOW_LR if self.low else LR[rule]
         self.compiled: CompiledStep | None = None
+        self.params = [nn.Parameter(tensor) for tensor in self.empty("param")]
+        self.grads = self.empty("grad")
+        self.state = {name: self.empty(name) for name in ALL_RULES[rule].state}
 
-        def like_model() -> list[Tensor]:
-            return [torch.empty(shape, dtype=dtype) for shape in model.shapes]
-
-        self.initial, self.grads, self.source = like_model(), like_model(), like_model()
-        self.state = {name: like_model() for name in ALL_RULES[rule].state}
-        generator = torch.Generator().manual_seed(0)
-        for initial, source in zip(self.initial, self.source, strict=True):
-            nn.init.uniform_(initial, -0.1, 0.1, generator=generator)
-            nn.init.uniform_(source, -0.01, 0.01, generator=generator)
-            if self.low:  # from 0.5 to 1 in size, whose squares a float16 still holds
-                source.mul_(50).add_(torch.where(source < 0, -0.5, 0.5))
-        self.params = [nn.Parameter(tensor.clone()) for tensor in self.initial]
-        self.reset()
-
-    def reset(self) -> None:
-        """Writes the initial values, the same each time: no step taken yet."""
-        for p, initial in zip(self.params, self.initial, strict=True):
-            p.detach().copy_(initial)
-        for tensor in (tensor for tensors in self.state.values() for tensor in tensors):
-            tensor.zero_()
-        self.write_grads()
-
-    def write_grads(self, scale: float = 1.0) -> None:
-        """Does what a backward pass does to the gradients."""
-        for p, g, source in zip(self.params, self.grads, self.source, strict=True):
-            torch.mul(source, scale, out=g)
-            p.grad = g
+    def empty(self, role: str) -> list[Tensor]:
+        """Memory for a tensor of each shape; `role` is "param", "grad" or the name of a state."""
+        return [torch.empty(shape, dtype=self.dtype) for shape in self.model.shapes]
 
     def optimizer(self, variant: str) -> Any:
         """An optimizer of the named variant over the shared tensors."""
@@ -115,10 +90,56 @@ class Arena:
         step: Callable[[], object] = self.optimizer(variant).step
         return step
 
-    def probe(self, repeats: int = 1) -> Probe:
-        """The traffic of a step on these very tensors."""
+    def probe(self, repeats: int = 1, **how: Any) -> Probe:
+        """The traffic of a step on these very tensors; `how` goes to `Probe`."""
         params = [p.detach() for p in self.params]
-        return Probe("step", [params, *self.state.values(), self.grads], repeats)
+        return Probe("step", [params, *self.state.values(), self.grads], repeats, **how)
+
+
+class Arena(SharedTensors):
+    """Tensors in the shapes of a model, with values that a check starts from and gradients that can be rewritten.
+
+    Args:
+        model: The shapes.
+        rule: A key of `ALL_RULES`.
+        dtype: Of all tensors.
+        stride: Every how manieth element of a tensor the check looks at, beside the first and the last few.
+        yardsticks: The variants whose errors are the measure; those of bfloat16 and float16 must not have torch 2.13's
+            fused SGD among them, which leaves most elements as they are.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        rule: str,
+        dtype: torch.dtype = torch.float32,
+        stride: int = 1,
+        yardsticks: Sequence[str] = YARDSTICKS,
+    ) -> None:
+        super().__init__(model, rule, dtype)
+        self.stride, self.yardsticks = stride, yardsticks
+        self.initial, self.source = self.empty("initial"), self.empty("source")
+        generator = torch.Generator().manual_seed(0)
+        for initial, source in zip(self.initial, self.source, strict=True):
+            nn.init.uniform_(initial, -0.1, 0.1, generator=generator)
+            nn.init.uniform_(source, -0.01, 0.01, generator=generator)
+            if self.low:  # from 0.5 to 1 in size, whose squares a float16 still holds
+                source.mul_(50).add_(torch.where(source < 0, -0.5, 0.5))
+        self.reset()
+
+    def reset(self) -> None:
+        """Writes the initial values, the same each time: no step taken yet."""
+        for p, initial in zip(self.params, self.initial, strict=True):
+            p.detach().copy_(initial)
+        for tensor in (tensor for tensors in self.state.values() for tensor in tensors):
+            tensor.zero_()
+        self.write_grads()
+
+    def write_grads(self, scale: float = 1.0) -> None:
+        """Does what a backward pass does to the gradients."""
+        for p, g, source in zip(self.params, self.grads, self.source, strict=True):
+            torch.mul(source, scale, out=g)
+            p.grad = g
 
     def sample(self, tensor: Tensor) -> Tensor:
         """The elements that the check looks at; a view where that is all of them."""
@@ -158,11 +179,9 @@ class Arena:
 
         def verdict(variant: str) -> StepVerdict:
             others = [errors[name] for name in self.yardsticks if name != variant]
-            error = errors[variant]
             tolerance = COMPILED_TOLERANCE if variant == COMPILED else TOLERANCE
-            correct = within(error.overall, (o.overall for o in others), tolerance)
-            correct &= within(error.worst, (o.worst for o in others), tolerance)
-            return StepVerdict(correct and (zeroed or variant != OURS_TO_ZERO), error)
+            correct = no_worse(errors[variant], others, tolerance)
+            return StepVerdict(correct and (zeroed or variant != OURS_TO_ZERO), errors[variant])
 
         self.reset()
         return {variant: verdict(variant) for variant in variants}

@@ -113,17 +113,27 @@ class Probe:
         kind: "step", whose last stream is read and all others are read and written, or "fill", which writes zeros.
         streams: Contiguous tensors of one dtype, one list per stream; a step leaves their values as they are.
         repeats: How many calls in a row a trial takes, sharing the caches between them.
+        trials: How many each way has.
+        chosen: The ways; all those of torch's number of threads if None.
     """
 
-    def __init__(self, kind: str, streams: Sequence[Sequence[Tensor]], repeats: int = 1) -> None:
+    def __init__(
+        self,
+        kind: str,
+        streams: Sequence[Sequence[Tensor]],
+        repeats: int = 1,
+        trials: int = TRIALS,
+        chosen: Sequence[Way] | None = None,
+    ) -> None:
+        chosen = list(chosen or ways(torch.get_num_threads()))
         self.streams, self.written = streams, len(streams) - 1
         self.function = getattr(library(), kind)
         self.function.restype = None
         pointer, size = ctypes.c_void_p, ctypes.c_int64
         self.function.argtypes = [pointer, size, ctypes.c_int, pointer, ctypes.c_uint64]
-        self.tables = {size: cut(streams, size) for size in {size for size, _, _ in SCHEDULES}}
-        self.calls = {way: self.call(way) for way in ways(torch.get_num_threads())}
-        self.ranking = self.rank(repeats)
+        self.tables = {size: cut(streams, size) for size in {way.chunk for way in chosen}}
+        self.calls = {way: self.call(way) for way in chosen}
+        self.ranking = self.rank(repeats, trials) if len(chosen) > 1 else chosen
 
     def call(self, way: Way) -> Callable[[], None]:
         """What moves the bytes in one way."""
@@ -132,12 +142,12 @@ class Probe:
         turns = cycle([(table.ctypes.data, len(table), self.written, ctypes.byref(order), 0) for order in orders])
         return lambda: self.function(*next(turns))
 
-    def rank(self, repeats: int) -> list[Way]:
+    def rank(self, repeats: int, trials: int) -> list[Way]:
         """The ways, fastest first."""
         times: dict[Way, list[float]] = {way: [] for way in self.calls}
         clock = CpuClock()
         end = time.monotonic() + TRIAL_SECONDS
-        for i, way in enumerate(interleaved(list(times), TRIALS)):
+        for i, way in enumerate(interleaved(list(times), trials)):
             if i >= FEWEST_TRIALS * len(times) and time.monotonic() > end:
                 break
             times[way].append(time_call(self.calls[way], clock, repeats))
