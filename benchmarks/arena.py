@@ -96,6 +96,15 @@ class Arena:
                 optimizer.step()
             yield wide.detach()
 
+    def error(self, variant: str, exact: Sequence[Tensor], start: Sequence[Tensor]) -> Error:
+        """Takes the steps of the check with a variant, and compares with where float64 has come."""
+        self.reset()
+        step = self.step(variant)
+        for scale in CHECK_SCALES:
+            self.write_grads(scale)
+            step()
+        return Error.of(self.params, exact, start)
+
     def check(self, variants: Sequence[str]) -> dict[str, StepVerdict]:
         """Takes a few steps with each variant and judges as `correctness.py` does."""
         self.reset()
@@ -104,12 +113,7 @@ class Arena:
         errors: dict[str, Error] = {}
         zeroed = True
         for variant in dict.fromkeys((*YARDSTICKS, *variants)):
-            self.reset()
-            step = self.step(variant)
-            for scale in CHECK_SCALES:
-                self.write_grads(scale)
-                step()
-            errors[variant] = Error.of(self.params, exact, start)
+            errors[variant] = self.error(variant, exact, start)
             if variant == OURS_TO_ZERO:
                 zeroed = not any(p.grad is None or p.grad.any() for p in self.params)
 

@@ -10,7 +10,7 @@ from report import RESULTS, machine_line, number
 from variants import OURS, RULES
 
 Result = Mapping[str, Any]
-BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
+SECTION = "figures"
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
@@ -47,13 +47,19 @@ def tables(record: Result, optimizers: Sequence[str]) -> Iterator[str]:
     yield f"\n{machine_line(record['machine'])}, {record['machine']['date'][:10]}\n"
 
 
-def write_into(path: Path, lines: Sequence[str]) -> None:
-    """Replaces what stands between the two marks in a file."""
-    before, found, rest = path.read_text().partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (found and end):
-        raise SystemExit(f"{path} lacks the lines {BEGIN} and {END}")
-    path.write_text("\n".join((before + BEGIN, *lines, END + after)))
+def marks(section: str) -> tuple[str, str]:
+    """The lines between which a generated section of a file stands."""
+    return f"<!-- {section}: begin -->", f"<!-- {section}: end -->"
+
+
+def write_into(path: Path, lines: Sequence[str], section: str = SECTION) -> None:
+    """Replaces what stands between the two marks of a section in a file."""
+    begin, end = marks(section)
+    before, found, rest = path.read_text().partition(begin)
+    _, ended, after = rest.partition(end)
+    if not (found and ended):
+        raise SystemExit(f"{path} lacks the lines {begin} and {end}")
+    path.write_text("\n".join((before + begin, *lines, end + after)))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -62,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     files = [RESULTS / "train_loop.json", RESULTS / "compare_step.json"]
     parser.add_argument("files", nargs="*", type=Path, default=files, help="JSON files (default: those in results)")
     parser.add_argument("--optimizer", nargs="+", default=list(RULES), help="which optimizers (default: all)")
-    parser.add_argument("--into", type=Path, help=f"a file to write to, between {BEGIN} and {END}")
+    parser.add_argument("--into", type=Path, help=f"a file to write to, between {' and '.join(marks(SECTION))}")
     args = parser.parse_args(arguments)
     lines = [line for path in args.files for line in tables(json.loads(path.read_text()), args.optimizer)]
     if args.into:
