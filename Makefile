@@ -20,6 +20,8 @@ PIP := $(RUN) -m pip --disable-pip-version-check
 READY := $(VENV)/.ready
 TRAINERS := .venv-ecosystem
 TRAINERS_READY := $(TRAINERS)/.ready
+PEERS := .venv-peers
+PEERS_READY := $(PEERS)/.ready
 BUILT := $(VENV)/.built
 SETTING := $(VENV)/.setting
 # The environment variables that a build depends on.
@@ -29,12 +31,12 @@ CXX_FILES = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu'
 PY_FILES = fusedoptim benchmarks examples tests setup.py
 say = @printf '==> %s\n' $(1)
 
-.PHONY: help build test test-ecosystem bench bench-step perf-gate lint sanitize fuzz format wheel clean distclean FORCE
+.PHONY: help build test test-ecosystem bench bench-step bench-peers perf-gate lint sanitize fuzz format wheel clean distclean FORCE
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo
-	@echo 'test, test-ecosystem, bench, bench-step, perf-gate, sanitize and fuzz pass ARGS on: make test ARGS="-k adam"'
+	@echo 'test, test-ecosystem, bench, bench-step, bench-peers, perf-gate, sanitize and fuzz pass ARGS on: make test ARGS="-k adam"'
 
 build: $(BUILT) ## compile the native module and install the package, editable, into .venv
 	@$(RUN) -m fusedoptim
@@ -54,6 +56,10 @@ bench: $(BUILT) ## time whole training loops against torch.optim, with correctne
 bench-step: $(BUILT) ## time step() alone
 	$(call say,'bench-step: $(RUN) -m pytest benchmarks/bench_step.py $(ARGS)')
 	@$(RUN) -m pytest benchmarks/bench_step.py $(ARGS)
+
+bench-peers: $(PEERS_READY) $(BUILT) ## time step() beside other optimizer packages that run on a CPU
+	$(call say,'bench-peers: $(PEERS)/bin/python benchmarks/peers.py $(ARGS)')
+	@$(PEERS)/bin/python benchmarks/peers.py $(ARGS)
 
 perf-gate: $(BUILT) ## count instructions under valgrind and read the kernels, against the figures kept; reads no clock
 	$(call say,'perf-gate: $(RUN) benchmarks/perf_gate.py $(ARGS)')
@@ -105,8 +111,8 @@ clean: ## remove what was built, and leave .venv
 	@find . -path './.venv*' -prune -o -name __pycache__ -print0 | xargs -0 rm -rf
 	$(call say,'clean: done')
 
-distclean: clean ## remove .venv and .venv-ecosystem as well
-	@rm -rf $(VENV) $(TRAINERS)
+distclean: clean ## remove .venv, .venv-ecosystem and .venv-peers as well
+	@rm -rf $(VENV) $(TRAINERS) $(PEERS)
 
 # pip is what ensurepip puts there last, so an interrupted creation is repeated.
 $(VENV)/bin/pip:
@@ -121,13 +127,13 @@ $(READY): requirements-dev.txt $(VENV)/bin/pip
 	@$(PIP) install -r requirements-dev.txt
 	@touch $@
 
-# An environment on top of the other, so that its torch and the package as built there are seen and not installed again.
-$(TRAINERS_READY): requirements-ecosystem.txt $(READY)
-	$(call say,'set-up: requirements-ecosystem.txt into $(TRAINERS) (half a minute)')
-	@$(RUN) -m venv --clear --without-pip $(TRAINERS)
+# Environments on top of the other, so that its torch and the package as built there are seen and not installed again.
+.venv-%/.ready: requirements-%.txt $(READY)
+	$(call say,'set-up: $< into $(@D) (half a minute)')
+	@$(RUN) -m venv --clear --without-pip $(@D)
 	@$(RUN) -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
-	  >"$$($(TRAINERS)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/below.pth"
-	@$(TRAINERS)/bin/python -m pip --disable-pip-version-check install -r requirements-ecosystem.txt
+	  >"$$($(@D)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/below.pth"
+	@$(@D)/bin/python -m pip --disable-pip-version-check install -r $<
 	@touch $@
 
 $(BUILT): $(READY) $(SETTING) $(NATIVE) pyproject.toml

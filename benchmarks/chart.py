@@ -9,6 +9,7 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from training import PHASES
 from variants import OURS
@@ -43,6 +44,15 @@ def draw_panel(axes: Axes, result: Mapping[str, Any]) -> None:
         label.set_fontweight("bold" if label.get_text() == OURS else "normal")
 
 
+def finish(figure: Figure, title: str, caption: str, path: Path) -> None:
+    """Puts the title above and the caption below, writes the PNG and closes the figure."""
+    figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold", color=INK)
+    figure.supxlabel(caption, x=0.01, ha="left", fontsize=7, color=INK)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=160, facecolor="white")
+    plt.close(figure)
+
+
 def draw_loops(results: Sequence[Mapping[str, Any]], title: str, caption: str, path: Path) -> None:
     """Draws a panel per result into a PNG.
 
@@ -64,8 +74,4 @@ def draw_loops(results: Sequence[Mapping[str, Any]], title: str, caption: str, p
         axes.set_axis_off()
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper right", ncols=len(PHASES), frameon=False, fontsize=9)
-    figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold", color=INK)
-    figure.supxlabel(caption, x=0.01, ha="left", fontsize=7, color=INK)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=160, facecolor="white")
-    plt.close(figure)
+    finish(figure, title, caption, path)

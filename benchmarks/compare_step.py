@@ -63,13 +63,17 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def measure(
-    arena: Arena, calls: Mapping[str, Callable[[], object]], rounds: int, repeats: int
+    arena: Arena,
+    calls: Mapping[str, Callable[[], object]],
+    rounds: int | Mapping[str, int],
+    repeats: int,
+    warm_up: int = WARM_UP,
 ) -> dict[str, list[float]]:
     """Microseconds of each call, one figure per round."""
     clock = CpuClock()
     times: dict[str, list[float]] = {name: [] for name in calls}
     for call in calls.values():
-        for _ in range(WARM_UP):
+        for _ in range(warm_up):
             arena.write_grads()
             call()
     for name in interleaved(list(calls), rounds):

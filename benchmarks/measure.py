@@ -7,7 +7,7 @@ import platform
 import random
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -47,11 +47,15 @@ def ratio(numerator: Sequence[float], denominator: Sequence[float]) -> Spread:
     return Spread.of([a / b for a, b in zip(numerator, denominator, strict=True)])
 
 
-def interleaved(items: Sequence[T], rounds: int, seed: int = 0) -> Iterator[T]:
-    """Yields every item once per round, each round in another order, so that none always runs first."""
+def interleaved(items: Sequence[T], rounds: int | Mapping[T, int], seed: int = 0) -> Iterator[T]:
+    """Yields every item once per round, each round in another order, so that none always runs first.
+
+    Where `rounds` has a number for each, an item that has had its rounds is not in those that follow.
+    """
     shuffle = random.Random(seed).shuffle
-    for _ in range(rounds):
-        order = list(items)
+    counts = rounds if isinstance(rounds, Mapping) else dict.fromkeys(items, rounds)
+    for i in range(max(counts.values(), default=0)):
+        order = [item for item in items if counts[item] > i]
         shuffle(order)
         yield from order
 
