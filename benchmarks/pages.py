@@ -5,28 +5,31 @@ training  each training in fresh processes, one per way of clearing gradients an
           are compared with those of the first way.
 calls     brk, mmap, munmap and madvise of an iteration, counted by strace, where there is one.
 step      the step alone, on ordinary memory and on huge pages, interleaved in one process.
+
+Each result is kept by itself in `pages.json`, with the machine it was measured on.
 """
 
 import argparse
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from busy import keep
 from measure import interleaved
 from options import add_names, begin, make_parser
 from pages_calls import calls_per_iteration
 from pages_models import TRAININGS
-from pages_step import step_part
+from pages_step import MADVISE, ROUNDS, huge_page_steps
 from pages_tables import calls_table, summary_table, training_result, training_table
 from pages_ways import BASELINE, KEEP, WAYS, with_preloads
 from pages_worker import Server
-from report import make_progress, save_json
+from report import make_progress
 
 PARTS = ("training", "calls", "step")
 THP = Path("/sys/kernel/mm/transparent_hugepage")
@@ -56,24 +59,24 @@ def pages_info() -> dict[str, Any]:
 
 
 class Benchmark:
-    """The results so far, kept in a file after each of them."""
+    """The parts, each of whose results is kept in the file as soon as there is one."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
-        self.console, machine = begin(args)
+        self.console, self.machine = begin(args)
+        self.good = True
         self.ways = with_preloads(args.preload)
         chosen = {BASELINE, *(args.way or WAYS), *(path.name for path in args.preload)}
         self.names = [name for name in self.ways if name in chosen]
         self.trainings = args.training or list(TRAININGS)
-        settings = {"rounds": args.rounds, "seconds": args.seconds, "quick": args.quick}
-        self.record: dict[str, Any] = {"machine": machine, "pages": pages_info(), "settings": settings}
-        self.record["ways"] = {name: asdict(self.ways[name]) for name in self.names}
-        self.console.print(f"{self.record['pages']}\n", style="dim", markup=False)
+        self.machine["pages"] = pages_info()
+        self.console.print(f"{self.machine['pages']}\n", style="dim", markup=False)
 
-    def keep(self, part: str, results: Sequence[Mapping[str, Any]]) -> None:
-        """Writes what there is."""
-        self.record[part] = list(results)
-        save_json(self.args.output / "pages.json", self.record)
+    def keep(self, part: str, name: str, result: Mapping[str, Any]) -> None:
+        """Puts a result into the file; a way of which it says that it was not correct is remembered."""
+        settings = {key: getattr(self.args, key) for key in ("rounds", "seconds", "quick")}
+        self.good &= all(way.get("correct", True) for way in result["ways"].values())
+        keep(self.args.output / "pages.json", part, name, {"machine": self.machine, "settings": settings, **result})
 
     def training(self) -> None:
         """Trains in all ways; a server per environment stands ready throughout."""
@@ -93,31 +96,27 @@ class Benchmark:
                     progress.advance(bar)
                 results.append(training_result(training, outcomes))
                 self.console.print(training_table(results[-1]))
-                self.keep("training", results)
+                self.keep("training", training, results[-1])
         self.console.print(summary_table(results))
 
     def calls(self) -> None:
         """Counts system calls."""
-        results: list[dict[str, Any]] = []
-        for training, name in product(self.trainings, (BASELINE, KEEP)):
-            calls = calls_per_iteration(
-                training, self.ways[name], torch.get_num_threads(), 4 if self.args.quick else 20
-            )
-            if calls is None:
-                self.console.print("system calls are not counted: there is no strace here\n")
-                return
-            results.append({"training": training, "way": name, "calls": calls})
-            self.keep("calls", results)
+        if not shutil.which("strace"):
+            self.console.print("system calls are not counted: there is no strace here\n")
+            return
+        results: dict[str, Any] = {}
+        threads = torch.get_num_threads()
+        for training in self.trainings:
+            ways = {name: {"calls": calls_per_iteration(training, WAYS[name], threads)} for name in (BASELINE, KEEP)}
+            results[training] = {"ways": ways}
+            self.keep("calls", training, results[training])
         self.console.print(calls_table(results))
 
     def step(self) -> None:
-        """Times the step on huge pages."""
-        self.keep("step", step_part(self.args, self.console))
-
-    def correct(self) -> bool:
-        """Whether every training and every step had the results of the first way."""
-        measured = (*self.record.get("training", ()), *self.record.get("step", ()))
-        return all(way["correct"] for result in measured for way in result["ways"].values())
+        """Times the step on huge pages, where the system can be asked for them."""
+        for model, rule in product(ROUNDS, ("adam", "sgd")) if MADVISE is not None else ():
+            rounds = 3 if self.args.quick else ROUNDS[model]
+            self.keep("step", f"{model}, {rule}", huge_page_steps(model, rule, rounds, self.console))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -127,7 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for part in args.part or PARTS:
         getattr(benchmark, part)()
     benchmark.console.print(f"results written to {args.output / 'pages.json'}")
-    return int(not benchmark.correct())
+    return int(not benchmark.good)
 
 
 if __name__ == "__main__":

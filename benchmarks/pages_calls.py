@@ -1,7 +1,6 @@
 """How often a training asks the system for memory, and gives it back: counted by strace, where there is one."""
 
 import re
-import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterable
@@ -12,7 +11,7 @@ from pages_worker import Server
 
 CALLS = ("brk", "mmap", "munmap", "madvise")
 MARK = "getppid"
-ITERATIONS = 20
+ITERATIONS = 10
 
 
 def between_marks(lines: Iterable[str]) -> Counter[str]:
@@ -22,15 +21,12 @@ def between_marks(lines: Iterable[str]) -> Counter[str]:
     return Counter(names[marks[0] + 1 : marks[-1]]) if len(marks) > 1 else Counter()
 
 
-def calls_per_iteration(training: str, way: Way, threads: int, iterations: int = ITERATIONS) -> dict[str, float] | None:
-    """The calls of one iteration, after some that are not counted; None without strace."""
-    strace = shutil.which("strace")
-    if strace is None:
-        return None
+def calls_per_iteration(training: str, way: Way, threads: int) -> dict[str, float]:
+    """The calls of one iteration, after some that are not counted."""
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "calls"
-        command = (strace, "-f", "--seccomp-bpf", "-qq", "-e", f"trace={','.join((*CALLS, MARK))}", "-o", str(log))
+        command = ("strace", "-f", "--seccomp-bpf", "-qq", "-e", f"trace={','.join((*CALLS, MARK))}", "-o", str(log))
         with Server(way.environment, command) as server:
-            server.ask(training, way, seconds=0, threads=threads, iterations=iterations)
+            server.ask(training, way, seconds=0, threads=threads, iterations=ITERATIONS)
         found = between_marks(log.read_text().splitlines())
-    return {name: found[name] / iterations for name in CALLS}
+    return {name: found[name] / ITERATIONS for name in CALLS}

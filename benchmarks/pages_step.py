@@ -1,6 +1,5 @@
 """What huge pages do for the step itself: the same step on ordinary memory and on 2 MiB pages, interleaved."""
 
-import argparse
 import copy
 import mmap
 import re
@@ -23,6 +22,7 @@ from variants import OURS
 HUGE = 2 << 20
 ALIGNMENT = 64  # bytes, as torch aligns
 ORDINARY = "ordinary"
+ROUNDS = {"resnet50": 60, "gpt2": 20}
 MADVISE: int | None = getattr(mmap, "MADV_HUGEPAGE", None)  # Linux
 
 
@@ -101,16 +101,4 @@ def huge_page_steps(model: str, rule: str, rounds: int, console: Console) -> dic
     ]
     title = f"{model}, {rule}: the step on huge pages ({mib:,.0f} MiB of them)"
     console.print(make_table(title, ("", "time, µs", "/ ordinary", "same bits"), rows))
-    return {"model": model, "optimizer": rule, "huge_mib": mib, "ways": ways}
-
-
-def step_part(args: argparse.Namespace, console: Console) -> list[dict[str, Any]]:
-    """All models and rules; nothing where the system has no such advice."""
-    if MADVISE is None:
-        return []
-    rounds = {"resnet50": 60, "gpt2": 20}
-    return [
-        huge_page_steps(model, rule, 3 if args.quick else rounds[model], console)
-        for model in rounds
-        for rule in ("adam", "sgd")
-    ]
+    return {"huge_mib": mib, "ways": ways}

@@ -8,6 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from measure import Spread, ratio
+from pages_calls import CALLS
 from pages_ways import BASELINE
 from report import correct_text, make_table, number, spread_text
 from training import PHASES
@@ -61,11 +62,14 @@ def summary_table(results: Sequence[Mapping[str, Any]]) -> Table:
     names = [name for name in results[0]["ways"] if name != BASELINE]
     rows = [(name, *(f"{result['ways'][name]['ratio']['median']:.2f}" for result in results)) for name in names]
     columns = ("", *(result["training"] for result in results))
-    return make_table(f"time of an iteration / the same with {BASELINE}", columns, rows)
+    return make_table(f"iteration / the same with {BASELINE}", columns, rows)
 
 
-def calls_table(results: Sequence[Mapping[str, Any]]) -> Table:
+def calls_table(results: Mapping[str, Mapping[str, Any]]) -> Table:
     """System calls per iteration."""
-    names = list(results[0]["calls"])
-    rows = [(f"{r['training']}, {r['way']}", *(f"{r['calls'][name]:.2f}" for name in names)) for r in results]
-    return make_table("system calls per iteration", ("", *names), rows)
+    rows = [
+        (f"{training}, {name}", *(f"{way['calls'][call]:.2f}" for call in CALLS))
+        for training, result in results.items()
+        for name, way in result["ways"].items()
+    ]
+    return make_table("system calls per iteration", ("", *CALLS), rows)
