@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Any
@@ -30,26 +30,32 @@ from pages_ways import Way
 from training import PHASES, Trainer
 from variants import OURS, VARIANTS
 
-WARM_UP = 8  # iterations: the heap has found its size, and losses are compared over them
+WARM_UP = 6  # iterations: the heap has found its size, and losses are compared over them
 FEWEST, MOST = 4, 200  # iterations that are timed
 TIMEOUT = 90.0  # seconds for one training
 TOP_PAD = -2  # M_TOP_PAD in glibc's malloc.h
 
 
-class Counter:
-    """A `Clock` on which something else passes than time."""
+class FaultClock(CpuClock):
+    """A clock that also counts page faults, of all threads of this process and without those that read a file.
 
-    def __init__(self, read: Callable[[], float]) -> None:
-        self.mark = read
+    Attributes:
+        faults: How many there were from each mark to the next, once `between` has been called.
+    """
 
-    def between(self, marks: Sequence[float]) -> list[float]:
-        """What has passed from each mark to the next."""
-        return [after - before for before, after in itertools.pairwise(marks)]
+    def __init__(self) -> None:
+        self.counts: list[int] = []
+        self.faults: list[int] = []
 
+    def mark(self) -> int:
+        """Reads both."""
+        self.counts.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+        return super().mark()
 
-def page_faults() -> float:
-    """Of all threads of this process so far, those that read no file."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    def between(self, marks: Sequence[int]) -> list[float]:
+        """The time from each mark to the next, in microseconds; `marks` are all that were read."""
+        self.faults = [after - before for before, after in itertools.pairwise(self.counts)]
+        return super().between(marks)
 
 
 def system_seconds() -> float:
@@ -85,7 +91,7 @@ def measure(training: str, way: Way, seconds: float, threads: int, iterations: i
     Args:
         training: A key of `TRAININGS`.
         way: How gradients are cleared and memory is got, but for the environment.
-        seconds: For which page faults are counted, and again for which times are taken.
+        seconds: For which it is timed.
         threads: torch's.
         iterations: Counts system calls over so many iterations instead: marks them by calls of `getppid`.
 
@@ -106,11 +112,12 @@ def measure(training: str, way: Way, seconds: float, threads: int, iterations: i
         os.getppid()
         return {}
     begin = time.perf_counter()
-    trainer.run(2)
-    count = max(FEWEST, min(MOST, int(seconds / ((time.perf_counter() - begin) / 2))))
-    faults = trainer.time_phases(count, Counter(page_faults))
-    system = system_seconds()
-    times = trainer.time_phases(count, CpuClock())
+    trainer.run(1)
+    count = max(FEWEST, min(MOST, int(seconds / (time.perf_counter() - begin))))
+    clock, system = FaultClock(), system_seconds()
+    times = trainer.time_phases(count, clock)
+    system = system_seconds() - system
+    faults = {phase: clock.faults[k :: len(PHASES)] for k, phase in enumerate(PHASES)}
     return {
         "kept": kept,
         "losses": losses,
@@ -118,7 +125,7 @@ def measure(training: str, way: Way, seconds: float, threads: int, iterations: i
         "phases": {phase: statistics.median(times[phase]) for phase in PHASES},
         "iteration": statistics.median(map(sum, zip(*times.values(), strict=True))),
         "faults": {phase: statistics.mean(faults[phase]) for phase in PHASES},
-        "system": (system_seconds() - system) * 1e6 / count,
+        "system": system * 1e6 / count,
         "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
 
