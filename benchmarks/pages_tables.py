@@ -45,7 +45,7 @@ def training_table(result: Mapping[str, Any]) -> Table:
         (
             name,
             *(number(way["phases"][phase]["median"]) for phase in PHASES),
-            spread_text(Spread(**way["iteration"])),
+            number(way["iteration"]["median"]),
             spread_text(Spread(**way["ratio"])),
             number(sum(way["faults"].values())),
             number(way["system"]["median"]),
