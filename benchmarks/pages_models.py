@@ -32,7 +32,7 @@ class Bare(nn.Module):
 
     def __init__(self, shapes: Sequence[Shape]) -> None:
         super().__init__()
-        self.weights = nn.ParameterList(torch.randn(shape) * 0.02 for shape in shapes)
+        self.weights = nn.ParameterList(torch.full(shape, 0.02) for shape in shapes)
 
     def forward(self, _: Tensor) -> Tensor:
         """The mean of the first elements, squared."""
