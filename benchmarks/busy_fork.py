@@ -45,7 +45,7 @@ def work(stepper: Stepper, variant: str) -> dict[str, float]:
     return {"time": time, "checksum": sum(zlib.crc32(p.data) for p in params)}
 
 
-def child(writer: int, task: Callable[[], dict[str, float]], threads: int | None) -> None:
+def child(writer: int, task: Callable[[], dict[str, Any]], threads: int | None) -> None:
     """What the child does: the task, its outcome into the pipe, and out, with nothing of the parent's cleaned up."""
     try:
         if threads:
@@ -57,8 +57,11 @@ def child(writer: int, task: Callable[[], dict[str, float]], threads: int | None
     os._exit(0)
 
 
-def forked(way: str, task: Callable[[], dict[str, float]], threads: int | None) -> dict[str, Any]:
-    """The outcome of a task in a forked child; {"hang": seconds} if it has none in time."""
+def forked(
+    way: str, task: Callable[[], dict[str, Any]], threads: int | None, timeout: float | None = None
+) -> dict[str, Any]:
+    """The outcome of a task in a forked child; {"hang": seconds} if it has none within `timeout`, or `TIMEOUT`."""
+    timeout = timeout or TIMEOUT
     reader, writer = os.pipe()
     if way == "os.fork":
         pid = os.fork()
@@ -71,13 +74,13 @@ def forked(way: str, task: Callable[[], dict[str, float]], threads: int | None) 
     os.close(writer)
     with selectors.DefaultSelector() as selector, os.fdopen(reader, "rb") as pipe:
         selector.register(pipe, selectors.EVENT_READ)
-        hangs = not selector.select(TIMEOUT)
+        hangs = not selector.select(timeout)
         if hangs:
             os.kill(pid, signal.SIGKILL)
         text = pipe.read()
     os.waitpid(pid, 0)
     if hangs:
-        return {"hang": TIMEOUT}
+        return {"hang": timeout}
     return json.loads(text) if text else {"error": "the child died"}  # type: ignore[no-any-return]
 
 
