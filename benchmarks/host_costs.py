@@ -1,14 +1,17 @@
 """Where the time of a small step goes: nanoseconds for each tensor, and for the call, part by part.
 
+`--into docs/design.md` writes the parts into that page, between the marks of the section "host costs".
+
 A part is the difference between two optimizers that differ in it alone, such as those with and without momentum. What
 a tensor costs is the slope between 100 and 400 of them, what the call costs is what remains; both are taken within a
 round, and the figures are medians over rounds. One thread; the tensors stay in the caches.
 """
 
 import argparse
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,8 +21,10 @@ from torch import Tensor, nn
 import fusedoptim
 from measure import CpuClock, Spread, interleaved, time_call
 from options import begin, make_parser
-from report import make_table, save_json, spread_text
+from readme_tables import table, write_into
+from report import machine_line, make_table, save_json, spread_text
 
+SECTION = "host costs"
 FEW, MANY = 100, 400
 REPEATS = 20
 Call = Callable[[], object]
@@ -84,6 +89,7 @@ PARTS: Sequence[tuple[str, str, str | None]] = (  # what, with it, without it
     ("zero_grad: to drop a gradient", "zero_grad, gradients kept elsewhere", "zero_grad, nothing there"),
     ("zero_grad: that torch frees it", "zero_grad, gradients freed", "zero_grad, gradients kept elsewhere"),
 )
+FIXED = ("Adam, 64 elements", "zero_grad, nothing there")
 
 
 def time_one(made: Any, clock: CpuClock) -> float:
@@ -139,9 +145,21 @@ def tables(record: Mapping[str, Any]) -> list[Table]:
     ]
 
 
+def lines(record: Mapping[str, Any]) -> Iterator[str]:
+    """The parts and the fixed costs as Markdown."""
+    yield from table(["part", "ns a tensor"], [(part["part"], f"{part['ns']['median']:.0f}") for part in record["parts"]])
+    yield ""
+    calls = {name: record["calls"][name]["call"]["median"] for name in FIXED}
+    yield "A call costs, beside its tensors: " + ", ".join(f"{name} {ns:,.0f} ns" for name, ns in calls.items()) + "."
+    yield ""
+    yield f"{machine_line(record['machine'])}, {record['machine']['date'][:10]}"
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measures, prints and keeps."""
-    args: argparse.Namespace = make_parser(__doc__).parse_args(arguments)
+    parser = make_parser(__doc__)
+    parser.add_argument("--into", type=Path, help="a page to write to")
+    args: argparse.Namespace = parser.parse_args(arguments)
     args.threads = args.threads or 1
     console, machine = begin(args)
     measured = measure(args.rounds or (5 if args.quick else 60))
@@ -149,6 +167,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     record = {"machine": machine, "calls": calls, "parts": parts_of(measured)}
     save_json(args.output / "host_costs.json", record)
     console.print(*tables(record), sep="\n")
+    if args.into:
+        write_into(args.into, list(lines(record)), SECTION)
 
 
 if __name__ == "__main__":

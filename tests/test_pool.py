@@ -20,7 +20,7 @@ WITHDRAWAL = "at_hand_.compare_exchange_strong(offered, 0)"
 def build(folder: Path, sanitizer: str, pool: Path) -> Path:
     program = folder / "stress"
     flags = ["-O1", "-g", "-std=c++17", "-frounding-math", "-pthread", f"-I{ROOT / 'csrc'}"]
-    sources = [str(ROOT / "tests" / "pool" / "stress.cpp"), str(pool)]
+    sources = [str(ROOT / "tests" / "pool" / "stress.cpp"), str(ROOT / "csrc" / "cpu" / "processors.cpp"), str(pool)]
     subprocess.run([str(COMPILER), *flags, *sanitizer.split(), *sources, "-o", str(program)], check=True)
     return program
 

@@ -16,15 +16,20 @@
 #include <new>
 #include <thread>
 
+#include "cpu/processors.h"
+
 namespace fusedoptim::cpu {
 namespace {
 
 using Clock = std::chrono::steady_clock;
 
-// How long a helper that has finished looks for more work before it sleeps, giving way to any other thread, and how
-// long its caller looks for its end before it sleeps: waking takes longer than most of what is waited for.
-constexpr auto kHelperLooks = std::chrono::microseconds(50);
-constexpr auto kCallerLooks = std::chrono::microseconds(20);
+// How long a caller looks for the end of a helper before it sleeps, and a helper that has finished for more work:
+// waking takes longer than most of what is waited for. Neither gives way meanwhile: a thread that does is behind all
+// others when there is work again, but one that sleeps is put before them. A helper looks longer once no other thread
+// has taken its processor for so many jobs: where others want it too, it comes to have used up its part, and loses it
+// amid a job.
+constexpr auto kLooks = std::chrono::microseconds(20), kLooksInPeace = std::chrono::microseconds(50);
+constexpr int kJobsOfPeace = 1024;
 
 void relax() {
 #if defined(__x86_64__)
@@ -60,7 +65,9 @@ class Helper {
     pthread_sigmask(SIG_SETMASK, &all, &before);
     bool started = true;
     try {
-      std::thread(&Helper::serve, this).detach();
+      std::thread thread(&Helper::serve, this);
+      thread_ = thread.native_handle();
+      thread.detach();
     } catch (...) {
       started = false;
     }
@@ -72,6 +79,18 @@ class Helper {
   bool offer(Job& job) {
     uintptr_t idle = 0;
     return at_hand_.compare_exchange_strong(idle, reinterpret_cast<uintptr_t>(&job));
+  }
+
+  // Woken where its caller runs it would wait for its caller. Of several callers at once one has its way.
+  void keep_to(const Processors& processors) {
+    if (moving_.test_and_set(std::memory_order_acquire)) return;
+    if (!(processors_ == processors)) {
+#if defined(__linux__)
+      processors.keep(thread_);
+#endif
+      processors_ = processors;
+    }
+    moving_.clear(std::memory_order_release);
   }
 
   void wake() {
@@ -86,7 +105,7 @@ class Helper {
 
   void wait_for_end_of(const Job& job) {
     const uintptr_t taken = reinterpret_cast<uintptr_t>(&job) | kTaken;
-    for (const auto end = Clock::now() + kCallerLooks; at_hand_.load() == taken;) {
+    for (const auto end = Clock::now() + kLooks; at_hand_.load() == taken;) {
       relax();
       if (Clock::now() < end) continue;
       ++waiting_;
@@ -106,6 +125,7 @@ class Helper {
 #if defined(__linux__)
     pthread_setname_np(pthread_self(), "fusedoptim");
 #endif
+    ask_for_short_turns();
     for (;;) {
       uintptr_t offered = wait_for_offer();
       if (!at_hand_.compare_exchange_strong(offered, offered | kTaken)) continue;  // withdrawn
@@ -124,7 +144,14 @@ class Helper {
   }
 
   uintptr_t wait_for_offer() {
-    for (const auto end = Clock::now() + kHelperLooks; Clock::now() < end; sched_yield()) {
+    if (const long now = times_interrupted(); now != interrupted_) {
+      interrupted_ = now;
+      jobs_of_peace_ = 0;
+    } else if (jobs_of_peace_ < kJobsOfPeace) {
+      ++jobs_of_peace_;
+    }
+    const auto looks = jobs_of_peace_ < kJobsOfPeace ? kLooks : kLooksInPeace;
+    for (const auto end = Clock::now() + looks; Clock::now() < end; relax()) {
       if (const uintptr_t offered = at_hand_.load()) return offered;
     }
     for (;;) {
@@ -139,6 +166,11 @@ class Helper {
   }
 
   const int member_;
+  std::thread::native_handle_type thread_{};  // never ends, so never dangles
+  long interrupted_ = 0;
+  int jobs_of_peace_ = kJobsOfPeace;
+  std::atomic_flag moving_ = ATOMIC_FLAG_INIT;
+  Processors processors_;              // that it was told to keep to; changes only with moving_ set
   std::atomic<uintptr_t> at_hand_{0};  // nothing, the job that is offered, or that job with kTaken
   std::atomic<bool> asleep_{false};
   sem_t wake_;
@@ -207,9 +239,14 @@ void run_with_helpers(int threads, void (*work)(void* context, int member), void
   job.context = context;
   job.threads = std::min(threads, kMaxThreads);
   std::fegetenv(&job.environment);
+  // With fewer threads than processors the system finds them a free one.
+  const Processors here = Processors::of_this_thread();
+  const bool all_are_wanted = here.known && job.threads >= here.count();
+  const Processors others = all_are_wanted ? here.without_this_one() : here;
   // From the last to the first: one that has begun looks at those after it.
   for (int member = job.threads - 1; member > 0; --member) {
     Helper* const helper = pool->helper(member);
+    if (helper != nullptr) helper->keep_to(others);
     job.asked[member] = helper != nullptr && helper->offer(job) ? helper : nullptr;
   }
   job.wake_below(0);

@@ -2,7 +2,6 @@
 
 #if defined(__linux__)
 #include <pthread.h>
-#include <sched.h>
 #include <time.h>
 #endif
 
@@ -11,8 +10,9 @@
 #include <cfenv>
 #include <chrono>
 #include <new>
-#include <thread>
 #include <vector>
+
+#include "cpu/processors.h"
 
 #if defined(_OPENMP)
 #include <omp.h>
@@ -20,15 +20,6 @@
 
 namespace fusedoptim::cpu {
 namespace {
-
-int processors() noexcept {
-#if defined(__linux__)
-  cpu_set_t set;  // too small for more than 1,024 processors: then the call fails
-  if (sched_getaffinity(0, sizeof set, &set) == 0) return CPU_COUNT(&set);
-#endif
-  const int known = int(std::thread::hardware_concurrency());
-  return known > 0 ? known : kMaxThreads;
-}
 
 #if defined(_OPENMP)
 
@@ -151,7 +142,7 @@ void run_in_region(int threads, void (*work)(void* context, int member), void* c
 }  // namespace
 
 int team_size(int threads) noexcept {
-  if (threads > 1) threads = std::min({threads, processors(), kMaxThreads});
+  if (threads > 1) threads = std::min({threads, Processors::of_this_thread().count(), kMaxThreads});
   return threads;
 }
 
