@@ -147,7 +147,9 @@ def tables(record: Mapping[str, Any]) -> list[Table]:
 
 def lines(record: Mapping[str, Any]) -> Iterator[str]:
     """The parts and the fixed costs as Markdown."""
-    yield from table(["part", "ns a tensor"], [(part["part"], f"{part['ns']['median']:.0f}") for part in record["parts"]])
+    yield from table(
+        ["part", "ns a tensor"], [(part["part"], f"{part['ns']['median']:.0f}") for part in record["parts"]]
+    )
     yield ""
     calls = {name: record["calls"][name]["call"]["median"] for name in FIXED}
     yield "A call costs, beside its tensors: " + ", ".join(f"{name} {ns:,.0f} ns" for name, ns in calls.items()) + "."

@@ -47,5 +47,6 @@ def test_page(tmp_path: Path) -> None:
     page.write_text("before\n<!-- host costs: begin -->\n<!-- host costs: end -->\nafter\n")
     host_costs.main(["--rounds", "2", "--output", str(tmp_path), "--into", str(page)])
     text = page.read_text()
-    assert text.startswith("before") and text.endswith("after\n")
+    assert text.startswith("before")
+    assert text.endswith("after\n")
     assert all(f"| {what} |" in text for what, _, _ in host_costs.PARTS)
