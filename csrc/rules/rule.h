@@ -21,8 +21,8 @@
 //     template <int variant, class V> void operator()(V& param, V grad, V* state) const;
 //   };
 //
-// V is T itself or a SIMD vector of T with the same operators, `fma`, `sqrt` and `max`; each rounds once, to nearest
-// even. Gradient scaling, `maximize`, zeroing and `found_inf` belong to the driver and do not appear here.
+// V is T itself, a SIMD vector of T or several, with the same operators, `fma`, `sqrt` and `max`; each rounds once, to
+// nearest even. Gradient scaling, `maximize`, zeroing and `found_inf` belong to the driver and do not appear here.
 #pragma once
 
 #include <cmath>
