@@ -195,7 +195,7 @@ def cpu_driver() -> list[Object]:
     """The product's CPU driver, with the baseline kernels."""
     flags = ("-O2", "-fno-math-errno", "-fno-trapping-math")
     kernels = Object(CSRC / "cpu" / "kernels.cpp", (*flags, "-DFUSEDOPTIM_ISA=baseline"))
-    return [kernels, Object(CSRC / "cpu" / "run.cpp", flags)]
+    return [kernels, *(Object(CSRC / "cpu" / f"{name}.cpp", flags) for name in ("run", "team", "pool", "processors"))]
 
 
 def source_level(sanitizer: str, storages: Sequence[str] = STORAGES, csrc: Path = CSRC, optimize: str = "-O1") -> Path:
