@@ -180,4 +180,4 @@ def units(plan: Plan) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
 def rehearsal() -> Plan:
     """All measurements on the CPU, on tensors so small that they take no time: figures that mean nothing."""
     models = {name: Model(((7, 9), (65,)), 1, repeats=2) for name in MODELS}
-    return Plan(Device("cpu"), rounds=2, loop_rounds=1, iterations=2, models=models, copied=2**16)
+    return Plan(Device("cpu"), rounds=3, loop_rounds=1, iterations=2, models=models, copied=2**16)

@@ -422,7 +422,8 @@ def test_figures_of_a_step() -> None:
         assert found["bytes"] == moved * (7 * 9 + 65)
         assert found["passed"]
         ours = found["variants"]["fusedoptim"]
-        assert ours["gb_per_s"] * ours["time"]["median"] * 1e3 == pytest.approx(found["bytes"], rel=0.5)
+        assert plan.rounds % 2 == 1, "so that the median of the rates is that of the times"
+        assert ours["gb_per_s"] * ours["time"]["median"] * 1e3 == pytest.approx(found["bytes"])
         assert ours["ratio"]["median"] == 1
         assert set(found["variants"]) == set(gpu_arena.NAMES)
         assert all(figures["correct"] and figures["launches"] is None for figures in found["variants"].values())
