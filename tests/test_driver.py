@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -211,6 +213,42 @@ def test_grad_scale_divides_correctly_rounded(dtype: torch.dtype, scale: float, 
         with_scale(one_per_class()[0].make([param]), scale, 0.0).step()
     divisor = torch.tensor(scale).to(wide)
     assert bits_equal(param.grad, (grad.to(wide) / divisor).to(dtype)).all()
+
+
+ALL_BITS_SET = struct.unpack("<d", b"\xff" * 8)[0]  # NaN; rounded like a number, the bfloat16 of it would be zero
+
+
+@of_instruction_sets
+@of_cases(everything())
+@of_dtypes
+def test_options_that_are_nan_make_nan_whatever_their_bits(case: Case, dtype: torch.dtype, instruction_set: str) -> None:
+    """One after another, and as tensors too."""
+
+    def optimizers() -> Iterator[Any]:
+        group = case.make(parameters([67], dtype)).param_groups[0]
+        for name, value in group.items():
+            for place in range(len(value)) if name == "betas" else [None] if isinstance(value, float) else []:
+                for nan in (ALL_BITS_SET, torch.tensor(ALL_BITS_SET)):
+                    optimizer = case.make(parameters([67], dtype))
+                    changed = nan if place is None else tuple(nan if i == place else b for i, b in enumerate(value))
+                    optimizer.param_groups[0][name] = changed
+                    yield optimizer
+
+    for mine, reference in zip(optimizers(), optimizers(), strict=True):
+        expected = take_steps(reference, "reference", 2)
+        assert expected[-1][0]["param"].isnan().all()
+        assert_follows(mine, instruction_set, expected)
+
+
+@of_instruction_sets
+@of_dtypes
+def test_a_scale_that_is_nan_makes_nan_whatever_its_bits(dtype: torch.dtype, instruction_set: str) -> None:
+    """Of the gradients as of the parameters."""
+    optimizer = with_scale(one_per_class()[0].make(parameters([67], dtype)), ALL_BITS_SET, 0.0)
+    set_gradients(optimizer.param_groups[0]["params"], 1)
+    with backend(instruction_set):
+        optimizer.step()
+    assert all(x.isnan().all() for x in tensors(optimizer)[0].values())
 
 
 @of_instruction_sets

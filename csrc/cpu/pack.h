@@ -1,6 +1,4 @@
-// Vectors that go through a rule side by side. One alone waits for its own results most of the time, and the divider,
-// which takes square roots too, is what an update in the cache waits for longest: of two divisions side by side one is
-// left to it, and the other is done by multiplications meanwhile.
+// Vectors that go through a rule side by side, since one alone waits for its own results most of the time.
 #pragma once
 
 #include "cpu/storage.h"
@@ -31,7 +29,9 @@ FUSEDOPTIM_SIMD Vec<float> quotient(Vec<float> a, Vec<float> b) { return a / b; 
 #endif
 FUSEDOPTIM_SIMD Vec<double> quotient(Vec<double> a, Vec<double> b) { return a / b; }
 
-template <class T, int count>
+// `spares_divider`: of two divisions side by side one is left to the divider, which takes square roots too, and the
+// other is done by multiplications meanwhile.
+template <class T, int count, bool spares_divider>
 struct Pack {
   using V = Vec<T>;
   static constexpr int kLanes = count * V::kLanes;
@@ -60,7 +60,7 @@ struct Pack {
   friend FUSEDOPTIM_SIMD Pack operator/(Pack a, Pack b) {
     Pack result;
     for (int k = 0; k < count; ++k) {
-      result.parts[k] = k % 2 == 0 ? a.parts[k] / b.parts[k] : quotient(a.parts[k], b.parts[k]);
+      result.parts[k] = spares_divider && k % 2 == 1 ? quotient(a.parts[k], b.parts[k]) : a.parts[k] / b.parts[k];
     }
     return result;
   }
@@ -78,9 +78,9 @@ struct Pack {
   }
 };
 
-template <class T, int count>
-FUSEDOPTIM_SIMD Pack<T, count> flip_sign(Pack<T, count> x, T mask) {
-  return Pack<T, count>::each([mask](Vec<T> part) { return flip_sign(part, mask); }, x);
+template <class T, int count, bool spares_divider>
+FUSEDOPTIM_SIMD Pack<T, count, spares_divider> flip_sign(Pack<T, count, spares_divider> x, T mask) {
+  return x.each([mask](Vec<T> part) { return flip_sign(part, mask); }, x);
 }
 
 // ---- how many, and where they lie ---------------------------------------------------------------------------------
@@ -97,22 +97,27 @@ constexpr int kSideBySide<BFloat16> = 2;
 #endif
 #endif
 
+// With fp32 the divider is what an update in the cache waits for longest; 16 bits keep the other units busy with
+// conversions, and more so with the multiplications that spare it.
 template <class S>
-using PackOf = Pack<Arithmetic<S>, kSideBySide<S>>;
+constexpr bool kSparesDivider = sizeof(S) >= 4;
+
+template <class S>
+using PackOf = Pack<Arithmetic<S>, kSideBySide<S>, kSparesDivider<S>>;
 
 template <class S>
 FUSEDOPTIM_SIMD void load_into(Vec<Arithmetic<S>>& v, const S* from) {
   v = load(from);
 }
-template <class T, int count, class S>
-FUSEDOPTIM_SIMD void load_into(Pack<T, count>& pack, const S* from) {
+template <class T, int count, bool spares_divider, class S>
+FUSEDOPTIM_SIMD void load_into(Pack<T, count, spares_divider>& pack, const S* from) {
   for (auto& part : pack.parts) {
     part = load(from);
     from += part.kLanes;
   }
 }
-template <class T, int count, class S>
-FUSEDOPTIM_SIMD void store(S* to, const Pack<T, count>& pack) {
+template <class T, int count, bool spares_divider, class S>
+FUSEDOPTIM_SIMD void store(S* to, const Pack<T, count, spares_divider>& pack) {
   for (const auto& part : pack.parts) {
     store(to, part);
     to += part.kLanes;
@@ -121,13 +126,13 @@ FUSEDOPTIM_SIMD void store(S* to, const Pack<T, count>& pack) {
 
 // Of two vectors of bf16, one has the elements at even places and the other those at odd ones: a rule does not ask
 // which is where, and nothing has to change its lane.
-FUSEDOPTIM_SIMD void load_into(Pack<float, 2>& pack, const BFloat16* from) {
+FUSEDOPTIM_SIMD void load_into(Pack<float, 2, kSparesDivider<BFloat16>>& pack, const BFloat16* from) {
   FloatBits pairs;
   std::memcpy(&pairs, from, sizeof(pairs));
   pack.parts[0] = FloatVec((FloatVec::R)(pairs << 16));
   pack.parts[1] = FloatVec((FloatVec::R)(pairs & 0xffff0000));
 }
-FUSEDOPTIM_SIMD void store(BFloat16* to, const Pack<float, 2>& pack) {
+FUSEDOPTIM_SIMD void store(BFloat16* to, const Pack<float, 2, kSparesDivider<BFloat16>>& pack) {
   const FloatBits pairs = nearest_bf16(pack.parts[0]) >> 16 | (nearest_bf16(pack.parts[1]) & 0xffff0000);
   std::memcpy(to, &pairs, sizeof(pairs));
 }

@@ -35,18 +35,35 @@ struct RawOf {
 template <class T, int lanes>
 using Raw = typename RawOf<T, lanes>::type;
 
-// ---- what the compiler's vector operators do not give: fma and square root ----------------------------------------
+// ---- what the compiler's vector operators do not give: fma, square root and maximum -------------------------------
+// The processor's maximum of b and a is a where they are equal or one is NaN; where b is NaN, so is the maximum here.
 #if defined(__AVX512F__)
 FUSEDOPTIM_SIMD __m512 raw_fma(__m512 a, __m512 b, __m512 c) { return _mm512_fmadd_ps(a, b, c); }
 FUSEDOPTIM_SIMD __m512d raw_fma(__m512d a, __m512d b, __m512d c) { return _mm512_fmadd_pd(a, b, c); }
 FUSEDOPTIM_SIMD __m512 raw_sqrt(__m512 x) { return _mm512_sqrt_ps(x); }
 FUSEDOPTIM_SIMD __m512d raw_sqrt(__m512d x) { return _mm512_sqrt_pd(x); }
+FUSEDOPTIM_SIMD __m512 raw_max(__m512 a, __m512 b) {
+  return _mm512_mask_max_ps(b, _mm512_cmp_ps_mask(b, b, _CMP_ORD_Q), b, a);
+}
+FUSEDOPTIM_SIMD __m512d raw_max(__m512d a, __m512d b) {
+  return _mm512_mask_max_pd(b, _mm512_cmp_pd_mask(b, b, _CMP_ORD_Q), b, a);
+}
 #elif defined(__AVX2__)
 FUSEDOPTIM_SIMD __m256 raw_fma(__m256 a, __m256 b, __m256 c) { return _mm256_fmadd_ps(a, b, c); }
 FUSEDOPTIM_SIMD __m256d raw_fma(__m256d a, __m256d b, __m256d c) { return _mm256_fmadd_pd(a, b, c); }
 FUSEDOPTIM_SIMD __m256 raw_sqrt(__m256 x) { return _mm256_sqrt_ps(x); }
 FUSEDOPTIM_SIMD __m256d raw_sqrt(__m256d x) { return _mm256_sqrt_pd(x); }
+FUSEDOPTIM_SIMD __m256 raw_max(__m256 a, __m256 b) {
+  return _mm256_blendv_ps(_mm256_max_ps(b, a), b, _mm256_cmp_ps(b, b, _CMP_UNORD_Q));
+}
+FUSEDOPTIM_SIMD __m256d raw_max(__m256d a, __m256d b) {
+  return _mm256_blendv_pd(_mm256_max_pd(b, a), b, _mm256_cmp_pd(b, b, _CMP_UNORD_Q));
+}
 #else
+template <class R>
+FUSEDOPTIM_SIMD R raw_max(R a, R b) {
+  return (b > a) | (b != b) ? b : a;
+}
 template <class R>
 FUSEDOPTIM_SIMD R raw_sqrt(R x) {
   for (unsigned i = 0; i < sizeof(R) / sizeof(x[0]); ++i) {
@@ -103,7 +120,7 @@ struct Vec {
   friend FUSEDOPTIM_SIMD Vec if_nonzero(Vec test, Vec yes, Vec no) {
     return Vec((test.raw > 0) | (test.raw < 0) ? yes.raw : no.raw);
   }
-  friend FUSEDOPTIM_SIMD Vec max(Vec a, Vec b) { return Vec((b.raw > a.raw) | (b.raw != b.raw) ? b.raw : a.raw); }
+  friend FUSEDOPTIM_SIMD Vec max(Vec a, Vec b) { return Vec(R(raw_max(a.raw, b.raw))); }
 };
 
 // Flips the sign of every lane where `mask` is -0.0, and of none where it is 0.0.

@@ -27,18 +27,18 @@ FUSEDOPTIM_SIMD FloatVec load(const BFloat16* from) {
 }
 using FloatBits = Raw<uint32_t, kFloats>;
 
-// The nearest bf16 in the upper half of each lane, and anything in the lower. NaN is only cut: what arithmetic returns
-// is quiet, and keeps the bit that says so.
+// The nearest bf16 in the upper half of each lane, and anything in the lower. NaN stays NaN only where nothing is set
+// in its lower half, or the addition could carry it over to a number. So it is with all that arithmetic returns here:
+// the processor's own NaN, or that of an operand: what was a bf16, an option, or a scale, which are read as the usual
+// NaN.
 FUSEDOPTIM_SIMD FloatBits nearest_bf16(FloatVec v) {
 #if defined(__AVX512F__)
-  const __m512i bits = _mm512_castps_si512(v.raw);
-  const __mmask16 number = _mm512_cmp_ps_mask(v.raw, v.raw, _CMP_ORD_Q);
-  const __mmask16 odd = _mm512_mask_test_epi32_mask(number, bits, _mm512_set1_epi32(0x10000));
-  const __m512i half_up = _mm512_mask_add_epi32(bits, number, bits, _mm512_set1_epi32(0x7fff));
+  const __m512i bits = _mm512_castps_si512(v.raw), half_up = _mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff));
+  const __mmask16 odd = _mm512_test_epi32_mask(bits, _mm512_set1_epi32(0x10000));
   return FloatBits(_mm512_mask_add_epi32(half_up, odd, half_up, _mm512_set1_epi32(1)));
 #else
-  const FloatBits bits = (FloatBits)v.raw, number = (FloatBits)(v.raw == v.raw);
-  return bits + ((((bits >> 16) & 1) + 0x7fff) & number);
+  const FloatBits bits = (FloatBits)v.raw;
+  return bits + 0x7fff + ((bits >> 16) & 1);
 #endif
 }
 FUSEDOPTIM_SIMD void store(BFloat16* to, FloatVec v) {

@@ -1,5 +1,6 @@
 #include "python/rules.h"
 
+#include <cmath>
 #include <iterator>
 #include <new>
 #include <stdexcept>
@@ -63,7 +64,7 @@ double to_number(py::handle value, const char* name) {
     PyErr_Clear();
     throw py::type_error(std::string(name) + " must be a number or a tensor with one element, got " + shown(value));
   }
-  return result;
+  return result == result ? result : NAN;  // any NaN becomes the usual one: see nearest_bf16
 }
 
 }  // namespace
