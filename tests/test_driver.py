@@ -221,7 +221,7 @@ ALL_BITS_SET = struct.unpack("<d", b"\xff" * 8)[0]  # NaN; rounded like a number
 @of_instruction_sets
 @of_cases(everything())
 @of_dtypes
-def test_options_that_are_nan_make_nan_whatever_their_bits(case: Case, dtype: torch.dtype, instruction_set: str) -> None:
+def test_options_that_are_nan_make_nan_whatever_bits(case: Case, dtype: torch.dtype, instruction_set: str) -> None:
     """One after another, and as tensors too."""
 
     def optimizers() -> Iterator[Any]:
@@ -242,7 +242,7 @@ def test_options_that_are_nan_make_nan_whatever_their_bits(case: Case, dtype: to
 
 @of_instruction_sets
 @of_dtypes
-def test_a_scale_that_is_nan_makes_nan_whatever_its_bits(dtype: torch.dtype, instruction_set: str) -> None:
+def test_a_scale_that_is_nan_makes_nan_whatever_bits(dtype: torch.dtype, instruction_set: str) -> None:
     """Of the gradients as of the parameters."""
     optimizer = with_scale(one_per_class()[0].make(parameters([67], dtype)), ALL_BITS_SET, 0.0)
     set_gradients(optimizer.param_groups[0]["params"], 1)

@@ -14,14 +14,22 @@ from fusedoptim import native
 ROOT = Path(__file__).parents[1]
 COMPILER = shutil.which("g++") or shutil.which("clang++")
 SANITIZERS = {"plain": "", "threads": "-fsanitize=thread", "memory": "-fsanitize=address,undefined"}
+SOURCES = ("helper", "pool", "processors")
 WITHDRAWAL = "at_hand_.compare_exchange_strong(offered, 0)"
 
 
-def build(folder: Path, sanitizer: str, pool: Path) -> Path:
+def build(folder: Path, sanitizer: str, right: str = "", wrong: str = "") -> Path:
+    """Compiles the stress with the sources of the product, with one piece of their text replaced."""
+    sources, found = [ROOT / "tests" / "pool" / "stress.cpp"], 0
+    for name in SOURCES:
+        text = (ROOT / "csrc" / "cpu" / f"{name}.cpp").read_text()
+        found += bool(right) and text.count(right)
+        sources.append(folder / f"{name}.cpp")
+        sources[-1].write_text(text.replace(right, wrong) if right else text)
+    assert found == bool(right), f"{found} places have {right}"
     program = folder / "stress"
-    flags = ["-O1", "-g", "-std=c++17", "-frounding-math", "-pthread", f"-I{ROOT / 'csrc'}"]
-    sources = [str(ROOT / "tests" / "pool" / "stress.cpp"), str(ROOT / "csrc" / "cpu" / "processors.cpp"), str(pool)]
-    subprocess.run([str(COMPILER), *flags, *sanitizer.split(), *sources, "-o", str(program)], check=True)
+    flags = ["-O1", "-g", "-std=c++17", "-frounding-math", "-pthread", f"-I{ROOT / 'csrc'}", *sanitizer.split()]
+    subprocess.run([str(COMPILER), *flags, *map(str, sources), "-o", str(program)], check=True)
     return program
 
 
@@ -34,7 +42,7 @@ def stress(program: Path, forks: int) -> subprocess.CompletedProcess[str]:
 def test_stress(tmp_path: Path, kind: str) -> None:
     # The sanitizer of threads does not follow those that a child starts.
     forks = 0 if kind == "threads" else 10
-    result = stress(build(tmp_path, SANITIZERS[kind], ROOT / "csrc" / "cpu" / "pool.cpp"), forks)
+    result = stress(build(tmp_path, SANITIZERS[kind]), forks)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "all correct" in result.stdout
 
@@ -50,11 +58,7 @@ def test_stress(tmp_path: Path, kind: str) -> None:
     ids=["withdrawn though taken", "not waited for", "environment not carried"],
 )
 def test_stress_notices_mistakes(tmp_path: Path, right: str, wrong: str) -> None:
-    text = (ROOT / "csrc" / "cpu" / "pool.cpp").read_text()
-    assert right in text
-    planted = tmp_path / "planted.cpp"
-    planted.write_text(text.replace(right, wrong))
-    program = build(tmp_path, "", planted)
+    program = build(tmp_path, "", right, wrong)
     assert any(stress(program, 0).returncode != 0 for _ in range(20))  # it takes two threads to meet
 
 

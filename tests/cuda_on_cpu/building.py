@@ -192,10 +192,11 @@ def runtime(sanitizer: str) -> Object:
 
 
 def cpu_driver() -> list[Object]:
-    """The product's CPU driver, with the baseline kernels."""
+    """The product's CPU driver, with the baseline kernels and without the choice among others."""
     flags = ("-O2", "-fno-math-errno", "-fno-trapping-math")
     kernels = Object(CSRC / "cpu" / "kernels.cpp", (*flags, "-DFUSEDOPTIM_ISA=baseline"))
-    return [kernels, *(Object(CSRC / "cpu" / f"{name}.cpp", flags) for name in ("run", "team", "pool", "processors"))]
+    others = [path for path in sorted((CSRC / "cpu").glob("*.cpp")) if path.stem not in ("kernels", "instruction_set")]
+    return [kernels, *(Object(path, flags) for path in others)]
 
 
 def source_level(sanitizer: str, storages: Sequence[str] = STORAGES, csrc: Path = CSRC, optimize: str = "-O1") -> Path:
