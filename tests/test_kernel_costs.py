@@ -7,7 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+import fusedoptim
 from fusedoptim import native
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -26,15 +28,33 @@ def test_slopes(monkeypatch: pytest.MonkeyPatch) -> None:
     before = native.build_info()["instruction_set"]
     factors = dict(zip(sets, (4, 1), strict=False))  # where there is but one, its factor is 1
 
-    def time_call(elements: int, clock: object, repeats: int) -> float:
+    def time_warm(made: tuple[str, int], clock: object) -> float:
+        dtype, size = made
+        elements = size / kernel_costs.DTYPES[dtype].itemsize
         return 3 + 0.25e-3 * factors[native.build_info()["instruction_set"]] * elements
 
-    monkeypatch.setattr(kernel_costs, "prepare", lambda rule, dtype, elements: elements)
-    monkeypatch.setattr(kernel_costs, "time_call", time_call)
+    monkeypatch.setattr(kernel_costs, "prepare", lambda rule, dtype, size: (dtype, size))
+    monkeypatch.setattr(kernel_costs, "time_warm", time_warm)
     measured = kernel_costs.measure(sets, rounds=3)
     assert native.build_info()["instruction_set"] == before
     for (_, _, name), figures in measured.items():
         assert figures == pytest.approx([0.25 * factors[name]] * 3)
+
+
+@pytest.mark.parametrize("rule", kernel_costs.LABELS)
+@pytest.mark.parametrize("dtype", kernel_costs.DTYPES)
+def test_what_is_timed(rule: str, dtype: str) -> None:
+    """One step of the rule over so many bytes of the dtype."""
+    step = kernel_costs.prepare(rule, dtype, 4096)
+    optimizer = step.__self__
+    (param,) = optimizer.param_groups[0]["params"]
+    assert (param.dtype, param.nbytes) == (kernel_costs.DTYPES[dtype], 4096)
+    kind = importlib.import_module("variants").ALL_RULES[rule]
+    assert type(optimizer) is getattr(fusedoptim, kind.class_name)
+    assert optimizer.state[param].keys() - {"step"} == set(kind.state)
+    before = param.detach().clone()
+    step()
+    assert not torch.equal(param, before)
 
 
 def test_page(tmp_path: Path) -> None:

@@ -29,8 +29,8 @@ using FloatBits = Raw<uint32_t, kFloats>;
 
 // The nearest bf16 in the upper half of each lane, and anything in the lower. NaN stays NaN only where nothing is set
 // in its lower half, or the addition could carry it over to a number. So it is with all that arithmetic returns here:
-// the processor's own NaN, or that of an operand: what was a bf16, an option, or a scale, which are read as the usual
-// NaN.
+// the processor's own NaN, or that of an operand: what was a bf16, or an option, a step count or a scale, of which any
+// NaN becomes the usual one.
 FUSEDOPTIM_SIMD FloatBits nearest_bf16(FloatVec v) {
 #if defined(__AVX512F__)
   const __m512i bits = _mm512_castps_si512(v.raw), half_up = _mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff));

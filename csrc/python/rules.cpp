@@ -46,6 +46,9 @@ py::object item(py::handle group, const char* name) {
   return py::reinterpret_borrow<py::object>(found);
 }
 
+// Bits that arithmetic carries on must not be set in the lower half of the float: see nearest_bf16.
+double usual_if_nan(double x) { return x == x ? x : NAN; }
+
 // A tensor without its elements: it may be a long one, and torch's repr ends the process where its memory was freed.
 std::string shown(py::handle value) {
   if (!Torch::get().is_plain(value.ptr())) return py::repr(value);
@@ -64,7 +67,7 @@ double to_number(py::handle value, const char* name) {
     PyErr_Clear();
     throw py::type_error(std::string(name) + " must be a number or a tensor with one element, got " + shown(value));
   }
-  return result == result ? result : NAN;  // any NaN becomes the usual one: see nearest_bf16
+  return usual_if_nan(result);
 }
 
 }  // namespace
@@ -144,6 +147,7 @@ struct Erased {
   }
   static int states_of(int variant) { return Rule<float>::states_of(variant); }
   static void fold(const Options& o, double step, DType dtype, Constants& out) {
+    step = usual_if_nan(step);
     if (dtype == DType::f64) {
       new (out.bytes) Rule<double>(as_options(o), step);
     } else {

@@ -18,7 +18,7 @@
 
 #if defined(__AVX512F__)
 using namespace fusedoptim::avx512;
-using Two = Pack<float, 2>;
+using Two = Pack<float, 2, true>;
 
 static double largest_error() {
   double largest = 0;
