@@ -1,6 +1,6 @@
 """The gate's figures: kept in the tree, compared with what was measured, and what may differ how far.
 
-Instruction counts repeat to 0.7 % where little is counted and to 0.1 % elsewhere: what differs is where objects lie in
+Instruction counts repeat to 0.5 % where little is counted and to 0.3 % elsewhere: what differs is where objects lie in
 memory, and with it how often a hash table is probed. A module built with CUDA kernels takes up to 1.9 % more
 instructions of its own than one without. Hence the tolerance of 3 %.
 """

@@ -83,7 +83,8 @@ Anatomy::Anatomy() {
 }
 
 void Anatomy::learn_places(py::handle torch) {
-  const py::object tensor = zeros(py::make_tuple(2, 3)), grad = zeros(py::make_tuple(2, 3));
+  const py::object tensor = zeros(py::make_tuple(2, 3));
+  py::object grad = zeros(py::make_tuple(2, 3));
   const py::object param = torch.attr("nn").attr("Parameter")(tensor.attr("clone")());
   const py::object without = torch.attr("nn").attr("Parameter")(zeros(3));
   const Body object(reinterpret_cast<const char*>(tensor.ptr()));
@@ -96,16 +97,18 @@ void Anatomy::learn_places(py::handle torch) {
   const py::object borrowed = torch.attr("frombuffer")(bytes, py::arg("dtype") = torch.attr("float32"));
   data_ = find(storage_of(borrowed), 16, 40, address(borrowed.attr("data_ptr")()), "a storage's memory");
   expect(storage.read<uint64_t>(data_ + 32) == address(tensor.attr("nbytes")), "a storage's size");
-  // Of the words between, an ordinary tensor that autograd does not know has one, the counter of its versions.
+  // Of the words between, an ordinary tensor that autograd does not know has the counter of its versions, and in older
+  // torch one that is the same for all tensors: whose interpreter the Python object belongs to.
+  const Body other = cdata(grad);
   for (int at = storage_ + 8; at < object_; at += 8) {
-    if (body.read<uint64_t>(at) == 0) continue;
+    if (body.read<uint64_t>(at) == other.read<uint64_t>(at)) continue;
     expect(version_ == 0, "a tensor's version");
     version_ = at;
   }
   expect(version_ != 0, "a tensor's version");
   const Body param_body = cdata(param);
   for (int at = storage_ + 8; at < object_; at += 8) {
-    if (at == version_ || param_body.read<uint64_t>(at) == 0) continue;
+    if (body.read<uint64_t>(at) != 0 || param_body.read<uint64_t>(at) == 0) continue;
     expect(autograd_ == 0, "what autograd knows of a tensor");
     autograd_ = at;
   }
@@ -116,6 +119,10 @@ void Anatomy::learn_places(py::handle torch) {
   expect(bool(undefined_) && !(undefined_ == cdata(grad)), "a tensor's gradient");
   expect(this->grad(param_body) == cdata(grad) && !this->grad(cdata(without)) && !this->grad(body),
          "a tensor's gradient");
+  PyObject* const seen = grad.ptr();
+  grad = py::none();  // now the parameter alone keeps it
+  PyObject* const kept = this->object(other);
+  expect(kept == nullptr || kept == seen, "a tensor's Python object");
   param.attr("grad") = py::none();
   expect(!this->grad(param_body), "a tensor's gradient");
   ordinary_keys_ = body.read<uint64_t>(keys());

@@ -48,8 +48,11 @@ class Anatomy {
   bool is_ordinary(Body tensor) const {
     return tensor.read<uint64_t>(keys()) == ordinary_keys_ && ndim(tensor) <= uint64_t(kMaxDims);
   }
-  // The Python object of a tensor, which only those have that Python code has seen; borrowed, or null.
-  PyObject* object(Body tensor) const { return tensor.read<PyObject*>(object_); }
+  // The Python object of a tensor, which only those have that Python code has seen; borrowed, or null. In older torch
+  // the lowest bit tells which of the two keeps the other alive.
+  PyObject* object(Body tensor) const {
+    return reinterpret_cast<PyObject*>(tensor.read<uintptr_t>(object_) & ~uintptr_t(1));
+  }
 
   // Null if there is none.
   Body grad(Body tensor) const {
