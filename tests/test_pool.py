@@ -1,5 +1,6 @@
 """The helpers that share a step's work: a stress of them alone, under sanitizers, and steps in forked children."""
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -34,7 +35,10 @@ def build(folder: Path, sanitizer: str, right: str = "", wrong: str = "") -> Pat
 
 
 def stress(program: Path, forks: int) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([str(program), "1000", str(forks)], capture_output=True, text=True, timeout=100, check=False)
+    # It has its own sanitizer, and bears no other that these tests run under.
+    environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+    command = [str(program), "1000", str(forks)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=100, check=False, env=environment)
 
 
 @pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
