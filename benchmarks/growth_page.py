@@ -7,7 +7,7 @@ from itertools import product
 from pathlib import Path
 
 from growth_breaks import CLOSE, PAYS
-from growth_model import MODELLED, PAPER_MACHINES, PAPER_SIZES, PAPER_THREADS
+from growth_model import GRAIN, MODELLED, PAPER_MACHINES, PAPER_SIZES, PAPER_THREADS
 from growth_tables import Result, break_points, count, scaling, times
 from growth_time import time_of
 from readme_tables import marks, table, write_into
@@ -62,7 +62,8 @@ def paper(record: Result) -> Iterator[str]:
         rows.append([f"{name}, {k} thread{'s' * (k > 1)}", *quartiles])
     yield from table(["model / measured, over all sizes", "least", "quarter", "median", "three quarters", "most"], rows)
     machines = ", ".join(f"{stated} GB/s ({machine})" for machine, stated in PAPER_MACHINES.items())
-    yield f"\n**Predictions, nothing of which was run:** cores and caches as here, memory of {machines}.\n"
+    yield f"\n**Predictions, nothing of which was run:** cores and caches as here, memory of {machines}. "
+    yield f"There are no more threads than one for each {GRAIN:,} elements, so small steps gain nothing by more.\n"
     columns = (f"{k}, {stated} GB/s" for stated, k in product(PAPER_MACHINES.values(), PAPER_THREADS))
     yield from table(["µs a step, by threads and memory", f"{threads}, measured", *columns], predictions(record))
 

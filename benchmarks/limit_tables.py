@@ -123,7 +123,7 @@ def outcomes(claims: Sequence[Result]) -> Iterator[str]:
         what = f"share of the limit, {where}" if numerator == LIMIT else f"time of {numerator} over ours"
         yield (
             f"{what}: at least {target:g} in {sum(claim['holds'] for claim in some)} of {len(some)} cases; "
-            f"lowest {worst['reached']['median']:.2f} ({', '.join(worst['case'])})"
+            f"lowest {worst['reached']['median']:.3f} ({', '.join(worst['case'])})"
         )
 
 
@@ -142,7 +142,7 @@ def markdown_rows(place: str, results: Sequence[Result]) -> Iterator[Sequence[st
         variants = result["variants"]
         ours = variants[OURS]
         cells = (cell(variants[name], "time", "ratio") if name in variants else "" for name in NAMES)
-        yield label(result, place), f"{ours['gb_per_s']:.1f}", f"{ours['limit_share']['median']:.2f}", *cells
+        yield label(result, place), f"{ours['gb_per_s']:.1f}", f"{ours['limit_share']['median']:.3f}", *cells
 
 
 def markdown(record: Result) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from pathlib import Path
 
 from fusedoptim import build_info
 
@@ -15,10 +16,10 @@ def _text(value: object) -> str:
 
 
 def main() -> None:
-    """Print ``build_info()`` as an aligned list or, with ``--json``, as a JSON object."""
+    """Print ``build_info()``, and where the package lies, as an aligned list or, with ``--json``, as a JSON object."""
     parser = argparse.ArgumentParser(prog="python -m fusedoptim", description=__doc__)
     parser.add_argument("--json", action="store_true", help="print a JSON object")
-    info = build_info()
+    info = {"path": str(Path(__file__).resolve().parent), **build_info()}
     if parser.parse_args().json:
         print(json.dumps(info, indent=2))
         return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ except ImportError as error:
     _C = None  # type: ignore[assignment]
     load_error = error
 
+_SOURCE = Path(__file__).resolve().parent.parent
 _CURE = (
     "install a C++17 compiler (g++ or clang++) and reinstall fusedoptim with FUSEDOPTIM_NATIVE=1 to see its errors, "
     "and with pip's --no-cache-dir, which may keep a wheel without the module"
@@ -30,7 +32,13 @@ def available() -> bool:
 
 def why_missing() -> str:
     """The cause of a missing compiled module and its cure, in one line."""
-    return f"the compiled module fusedoptim._C could not be loaded ({load_error}); {_CURE}"
+    cure = _CURE
+    if (_SOURCE / "csrc").is_dir():
+        cure = (
+            f"this is the package in its source folder {_SOURCE}, where nothing is built and which Python finds first: "
+            f"start from another folder if fusedoptim is installed, or {_CURE}"
+        )
+    return f"the compiled module fusedoptim._C could not be loaded ({load_error}); {cure}"
 
 
 def _choose_instruction_set(name: str | None) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from helpers import make_params, need_kernels, run_python, set_grads
 
@@ -127,7 +129,21 @@ def test_build_info() -> None:
 def test_python_m_fusedoptim() -> None:
     shown = run_python("import runpy; runpy.run_module('fusedoptim', run_name='__main__')")
     assert fusedoptim.build_info()["version"] in shown
+    assert str(Path(fusedoptim.__file__).resolve().parent) in shown
     assert "Traceback" not in shown
+
+
+@pytest.mark.parametrize("in_source", [True, False], ids=["source folder", "elsewhere"])
+def test_a_missing_module_in_the_source_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_source: bool
+) -> None:
+    """Who starts Python in a clone meets the sources in place of what is installed, and reads so."""
+    if in_source:
+        (tmp_path / "csrc").mkdir()
+    monkeypatch.setattr(native, "_SOURCE", tmp_path)
+    said = native.why_missing()
+    assert ("start from another folder" in said) == (str(tmp_path) in said) == in_source
+    assert "install a C++17 compiler" in said
 
 
 def test_missing_compiled_module_warns_once_and_works() -> None:

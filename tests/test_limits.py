@@ -140,7 +140,7 @@ def test_wrong_results_are_marked_in_the_tables() -> None:
     result = {"place": "L2", "rule": "adam", "dtype": "fp32", "variants": {variants.OURS: figures(True)}}
     result["variants"]["torch-fused"] = figures(False)
     (row,) = limit_tables.markdown_rows("L2", [result])
-    assert row == ("Adam, fp32", "1.0", "2.00", "2.00 (2.00 x)", "WRONG", "")
+    assert row == ("Adam, fp32", "1.0", "2.000", "2.00 (2.00 x)", "WRONG", "")
 
 
 # ---- torch.compile and the clock ------------------------------------------------------------------------------------
