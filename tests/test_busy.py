@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import benchmark_modules
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
-pytest.importorskip("rich", reason="the benchmarks need it")
-sys.path.insert(0, str(ROOT / "benchmarks"))
-try:
-    busy_fork, busy_load, series, spinners = (
-        importlib.import_module(name) for name in ("busy_fork", "busy_load", "series", "spinners")
-    )
-finally:
-    sys.path.remove(str(ROOT / "benchmarks"))
+busy_fork, busy_load, series, spinners = benchmark_modules.load("busy_fork", "busy_load", "series", "spinners")
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 

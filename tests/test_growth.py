@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import random
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import benchmark_modules
 import pytest
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
-for needed in ("rich", "matplotlib", "sklearn"):
-    pytest.importorskip(needed, reason="the benchmarks need it")
-sys.path.insert(0, str(ROOT / "benchmarks"))
-try:
-    growth, arenas, breaks, models, page, timing, measure = (
-        importlib.import_module(name)
-        for name in (
-            "growth", "growth_arena", "growth_breaks", "growth_model", "growth_page", "growth_time", "measure",
-        )
-    )  # fmt: skip
-finally:
-    sys.path.remove(str(ROOT / "benchmarks"))
+growth, arenas, breaks, models, page, timing, measure = benchmark_modules.load(
+    "growth",
+    "growth_arena",
+    "growth_breaks",
+    "growth_model",
+    "growth_page",
+    "growth_time",
+    "measure",
+    needs=("rich", "matplotlib", "sklearn"),
+)
 
 SIZES = [2**i for i in range(24)]
 

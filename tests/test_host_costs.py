@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 from pathlib import Path
 
+import benchmark_modules
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
-pytest.importorskip("rich", reason="the benchmarks need it")
-sys.path.insert(0, str(ROOT / "benchmarks"))
-try:
-    host_costs = importlib.import_module("host_costs")
-finally:
-    sys.path.remove(str(ROOT / "benchmarks"))
+(host_costs,) = benchmark_modules.load("host_costs")
 
 
 def test_slopes_and_parts(monkeypatch: pytest.MonkeyPatch) -> None:

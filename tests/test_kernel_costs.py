@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 from pathlib import Path
 
+import benchmark_modules
 import pytest
 import torch
 
 import fusedoptim
 from fusedoptim import native
 
-ROOT = Path(__file__).resolve().parent.parent
-pytest.importorskip("rich", reason="the benchmarks need it")
-sys.path.insert(0, str(ROOT / "benchmarks"))
-try:
-    kernel_costs = importlib.import_module("kernel_costs")
-finally:
-    sys.path.remove(str(ROOT / "benchmarks"))
+kernel_costs, variants = benchmark_modules.load("kernel_costs", "variants")
 pytestmark = pytest.mark.usefixtures("kernels_only")
 
 
@@ -49,7 +42,7 @@ def test_what_is_timed(rule: str, dtype: str) -> None:
     optimizer = step.__self__
     (param,) = optimizer.param_groups[0]["params"]
     assert (param.dtype, param.nbytes) == (kernel_costs.DTYPES[dtype], 4096)
-    kind = importlib.import_module("variants").ALL_RULES[rule]
+    kind = variants.ALL_RULES[rule]
     assert type(optimizer) is getattr(fusedoptim, kind.class_name)
     assert optimizer.state[param].keys() - {"step"} == set(kind.state)
     before = param.detach().clone()

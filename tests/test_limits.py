@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import shutil
-import sys
 import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import benchmark_modules
 import pytest
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
-pytest.importorskip("rich", reason="the benchmarks need it")
-pytest.importorskip("sklearn", reason="the benchmarks need it")
-sys.path.insert(0, str(ROOT / "benchmarks"))
-try:
-    arena, compiled, limit_cases, limit_tables, limits, shapes, variants = (
-        importlib.import_module(name)
-        for name in ("arena", "compiled", "limit_cases", "limit_tables", "limits", "shapes", "variants")
-    )
-finally:
-    sys.path.remove(str(ROOT / "benchmarks"))
+arena, compiled, limit_cases, limit_tables, limits, shapes, variants = benchmark_modules.load(
+    "arena", "compiled", "limit_cases", "limit_tables", "limits", "shapes", "variants", needs=("rich", "sklearn")
+)
 
 MIB = 1 << 20
 compiler = pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="compiles the limit")

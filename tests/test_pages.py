@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import importlib
 import mmap
 import sys
 from pathlib import Path
 from typing import Any
 
+import benchmark_modules
 import pytest
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
-pytest.importorskip("rich", reason="the benchmarks need it")
-pytest.importorskip("sklearn", reason="the benchmarks need it")
-sys.path.insert(0, str(ROOT / "benchmarks"))
-try:
-    pages_calls, pages_models, pages_step, pages_tables, pages_ways, pages_worker = (
-        importlib.import_module(f"pages_{name}") for name in ("calls", "models", "step", "tables", "ways", "worker")
-    )
-finally:
-    sys.path.remove(str(ROOT / "benchmarks"))
+pages_calls, pages_models, pages_step, pages_tables, pages_ways, pages_worker = benchmark_modules.load(
+    "pages_calls", "pages_models", "pages_step", "pages_tables", "pages_ways", "pages_worker", needs=("rich", "sklearn")
+)
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux")
 

@@ -2,35 +2,27 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import benchmark_modules
 import pytest
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
-pytest.importorskip("rich", reason="the benchmarks need it")
-sys.path.insert(0, str(ROOT / "benchmarks"))
-try:
-    measure, peers_arena, peers_list, peers_pace, peers_page, peers_record, peers_setup, readme_tables, shapes = (
-        importlib.import_module(name)
-        for name in (
-            "measure",
-            "peers_arena",
-            "peers_list",
-            "peers_pace",
-            "peers_page",
-            "peers_record",
-            "peers_setup",
-            "readme_tables",
-            "shapes",
-        )
+measure, peers_arena, peers_list, peers_pace, peers_page, peers_record, peers_setup, readme_tables, shapes = (
+    benchmark_modules.load(
+        "measure",
+        "peers_arena",
+        "peers_list",
+        "peers_pace",
+        "peers_page",
+        "peers_record",
+        "peers_setup",
+        "readme_tables",
+        "shapes",
     )
-finally:
-    sys.path.remove(str(ROOT / "benchmarks"))
+)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 MODEL = shapes.Model(((7, 5), (64,), (3,)), 3)

@@ -5,25 +5,18 @@ Slowdowns planted in Python are measured in each run of the gate itself, which f
 
 from __future__ import annotations
 
-import importlib
 import io
-import sys
 from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import Any
 
+import benchmark_modules
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
-pytest.importorskip("rich", reason="the benchmarks need it")
-sys.path.insert(0, str(ROOT / "benchmarks"))
-try:
-    perf_gate, gate_cases, gate_counts, gate_figures, report = (
-        importlib.import_module(name) for name in ("perf_gate", "gate_cases", "gate_counts", "gate_figures", "report")
-    )
-finally:
-    sys.path.remove(str(ROOT / "benchmarks"))
+perf_gate, gate_cases, gate_counts, gate_figures, report = benchmark_modules.load(
+    "perf_gate", "gate_cases", "gate_counts", "gate_figures", "report"
+)
 
 NAME = "direct 400x64 adam avx2 step"
 KEY = {"compiler": "gcc 12", "python": "3.11", "torch": "2.13.0", "libc": "glibc 2.36"}

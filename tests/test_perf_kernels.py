@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import re
 import shutil
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import benchmark_modules
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-pytest.importorskip("rich", reason="the benchmarks need it")
-sys.path.insert(0, str(ROOT / "benchmarks"))
-try:
-    gate_figures, gate_kernels = (importlib.import_module(name) for name in ("gate_figures", "gate_kernels"))
-finally:
-    sys.path.remove(str(ROOT / "benchmarks"))
+gate_figures, gate_kernels = benchmark_modules.load("gate_figures", "gate_kernels")
 
 CXX = os.environ.get("CXX") or "g++"
 FLAGS = ("-O3", "-std=c++17", "-fPIC", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math")
