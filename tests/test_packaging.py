@@ -488,7 +488,8 @@ def test_worked_example_of_contributing_applies(tmp_path: Path) -> None:
 
 
 def test_command_line() -> None:
-    info = build_info()
+    """What ``build_info()`` returns, and where the package lies."""
+    info = {"path": str(Path(fusedoptim.__file__).resolve().parent), **build_info()}
     command = [sys.executable, "-m", "fusedoptim"]
     lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     width = max(map(len, info))
