@@ -35,8 +35,8 @@ def why_missing() -> str:
     cure = _CURE
     if (_SOURCE / "csrc").is_dir():
         cure = (
-            f"this is the package in its source folder {_SOURCE}, where nothing is built and which Python finds first: "
-            f"start from another folder if fusedoptim is installed, or {_CURE}"
+            f"this is the package in its source folder {_SOURCE}, which Python finds first: start from another folder "
+            f"if fusedoptim is installed, or {_CURE}"
         )
     return f"the compiled module fusedoptim._C could not be loaded ({load_error}); {cure}"
 

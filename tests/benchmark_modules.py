@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -21,3 +23,14 @@ def load(*names: str, needs: tuple[str, ...] = ("rich",)) -> list[ModuleType]:
         return [importlib.import_module(name) for name in names]
     finally:
         sys.path.remove(str(BENCHMARKS))
+
+
+def section_written(main: Callable[[Sequence[str]], Any], section: str, folder: Path, *arguments: str) -> str:
+    """The page into which ``main`` has written a section, and nothing else."""
+    page = folder / "page.md"
+    page.write_text(f"before\n<!-- {section}: begin -->\n<!-- {section}: end -->\nafter\n")
+    main([*arguments, "--into", str(page)])
+    text = page.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
+    return text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from pathlib import Path
@@ -10,7 +11,9 @@ from typing import Any
 import benchmark_modules
 import pytest
 
-busy_fork, busy_load, series, spinners = benchmark_modules.load("busy_fork", "busy_load", "series", "spinners")
+busy_fork, busy_load, busy_page, series, spinners = benchmark_modules.load(
+    "busy_fork", "busy_load", "busy_page", "series", "spinners"
+)
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
@@ -85,3 +88,34 @@ def test_a_child_of_other_bits_is_wrong_and_one_that_hangs_is_none() -> None:
     summary = busy_fork.summary([one(7), hangs])
     assert not summary["correct"]
     assert summary["failure"] == {"hang": 8.0}
+
+
+def test_page(tmp_path: Path) -> None:
+    """Medians and means stand under their state, and a child that hangs is said to."""
+
+    def figures(variant: str, state: str, time: float) -> dict[str, Any]:
+        spread = {"time": time, "mean": 2 * time}
+        return {
+            "variant": variant,
+            "state": state,
+            "largest": {"ratio": {"median": 3.0}},
+            **{name: {"median": value} for name, value in spread.items()},
+        }
+
+    machine = json.loads((benchmark_modules.BENCHMARKS / "results" / "busy.json").read_text())["busy"]["resnet50"][
+        "machine"
+    ]
+    busy = [figures("ours", "quiet", 10), figures("ours", "busy", 20)]
+    child = {"variant": "ours", "way": "os.fork", "child_threads": 2}
+    record = {
+        "busy": {"resnet50": {"machine": machine, "results": busy}},
+        "threads": {"resnet50": {"results": [{"variant": "ours", "threads": 3, "time": {"median": 7.0}}]}},
+        "fork": {"resnet50": {"results": [{**child, "failure": "it hangs"}, {**child, "correct": False}]}},
+    }
+    file = tmp_path / "busy.json"
+    file.write_text(json.dumps(record))
+    text = benchmark_modules.section_written(busy_page.main, busy_page.SECTION, tmp_path, str(file))
+    assert "| ours | 10.00 | 20.00 | 3.00 | 20.00 | 40.00 | 3.00 |" in text
+    assert "| ours | 7.00 |" in text
+    assert "| ours, os.fork | 2 | hangs |" in text
+    assert "| ours, os.fork | 2 | WRONG |" in text

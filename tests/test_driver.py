@@ -243,12 +243,27 @@ def test_options_that_are_nan_make_nan_whatever_bits(case: Case, dtype: torch.dt
 @of_instruction_sets
 @of_dtypes
 def test_a_scale_that_is_nan_makes_nan_whatever_bits(dtype: torch.dtype, instruction_set: str) -> None:
-    """Of the gradients as of the parameters."""
+    """Of the gradients as of the parameters, in the first step as in the next."""
     optimizer = with_scale(one_per_class()[0].make(parameters([67], dtype)), ALL_BITS_SET, 0.0)
-    set_gradients(optimizer.param_groups[0]["params"], 1)
+    for seed in range(2):
+        set_gradients(optimizer.param_groups[0]["params"], seed)
+        with backend(instruction_set):
+            optimizer.step()
+        assert all(x.isnan().all() for x in tensors(optimizer)[0].values())
+
+
+@of_instruction_sets
+@of_cases([case for case in everything() if "SGD" not in case.id])
+@of_dtypes
+def test_a_step_count_that_is_nan_makes_nan_whatever_bits(case: Case, dtype: torch.dtype, instruction_set: str) -> None:
+    optimizer = case.make(parameters([67], dtype))
+    take_steps(optimizer, instruction_set, 1)
+    (param,) = optimizer.param_groups[0]["params"]
+    optimizer.state[param]["step"].fill_(ALL_BITS_SET)
+    set_gradients([param], 1)
     with backend(instruction_set):
         optimizer.step()
-    assert all(x.isnan().all() for x in tensors(optimizer)[0].values())
+    assert param.isnan().all()
 
 
 @of_instruction_sets

@@ -36,10 +36,6 @@ def test_what_is_cleared_is_there_before() -> None:
 
 
 def test_page(tmp_path: Path) -> None:
-    page = tmp_path / "page.md"
-    page.write_text("before\n<!-- host costs: begin -->\n<!-- host costs: end -->\nafter\n")
-    host_costs.main(["--rounds", "2", "--output", str(tmp_path), "--into", str(page)])
-    text = page.read_text()
-    assert text.startswith("before")
-    assert text.endswith("after\n")
+    arguments = ("--rounds", "2", "--output", str(tmp_path))
+    text = benchmark_modules.section_written(host_costs.main, host_costs.SECTION, tmp_path, *arguments)
     assert all(f"| {what} |" in text for what, _, _ in host_costs.PARTS)

@@ -51,10 +51,6 @@ def test_what_is_timed(rule: str, dtype: str) -> None:
 
 
 def test_page(tmp_path: Path) -> None:
-    page = tmp_path / "page.md"
-    page.write_text("before\n<!-- kernel costs: begin -->\n<!-- kernel costs: end -->\nafter\n")
-    kernel_costs.main(["--rounds", "1", "--output", str(tmp_path), "--into", str(page)])
-    text = page.read_text()
-    assert text.startswith("before")
-    assert text.endswith("after\n")
+    arguments = ("--rounds", "1", "--output", str(tmp_path))
+    text = benchmark_modules.section_written(kernel_costs.main, kernel_costs.SECTION, tmp_path, *arguments)
     assert all(f"| {label}, " in text for label in kernel_costs.LABELS.values())

@@ -1,5 +1,4 @@
 // The loop over any rule, compiled once per instruction set (FUSEDOPTIM_ISA names it).
-#include <cmath>
 #include <utility>
 
 #include "cpu/instruction_set.h"
@@ -77,7 +76,7 @@ struct Loop {
 template <class S>
 void unscale(void* grad, int64_t begin, int64_t count, double scale) {
   using V = Vec<Arithmetic<S>>;
-  const V divisor{Arithmetic<S>(scale == scale ? scale : NAN)};  // any NaN becomes the usual one: see nearest_bf16
+  const V divisor{Arithmetic<S>(scale)};
   S* at = static_cast<S*>(grad) + begin;
   for (; count >= V::kLanes; count -= V::kLanes, at += V::kLanes) store(at, load(at) / divisor);
   if (count > 0) store_part(at, load_part(at, int(count)) / divisor, int(count));

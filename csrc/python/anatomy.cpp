@@ -87,8 +87,8 @@ void Anatomy::learn_places(py::handle torch) {
   py::object grad = zeros(py::make_tuple(2, 3));
   const py::object param = torch.attr("nn").attr("Parameter")(tensor.attr("clone")());
   const py::object without = torch.attr("nn").attr("Parameter")(zeros(3));
-  const Body object(reinterpret_cast<const char*>(tensor.ptr()));
-  body_ = find(object, 16, 40, address(tensor.attr("_cdata")), "a tensor's object");
+  const Body python_object(reinterpret_cast<const char*>(tensor.ptr()));
+  body_ = find(python_object, 16, 40, address(tensor.attr("_cdata")), "a tensor's object");
   const Body body = cdata(tensor), storage = storage_of(tensor);
   storage_ = find(body, 16, 72, uint64_t(storage.at()), "a tensor's storage");
   object_ = find(body, storage_ + 8, 80, uint64_t(tensor.ptr()), "a tensor's Python object");
@@ -121,7 +121,7 @@ void Anatomy::learn_places(py::handle torch) {
          "a tensor's gradient");
   PyObject* const seen = grad.ptr();
   grad = py::none();  // now the parameter alone keeps it
-  PyObject* const kept = this->object(other);
+  PyObject* const kept = object(other);
   expect(kept == nullptr || kept == seen, "a tensor's Python object");
   param.attr("grad") = py::none();
   expect(!this->grad(param_body), "a tensor's gradient");

@@ -15,7 +15,7 @@ void Plan::commit(py::dict state, const cpu::InstructionSet& set, int threads, b
   RunOptions options;
   options.threads = threads;
   options.unscale = !grad_scale.is_none();
-  if (options.unscale && !tasks_.empty()) options.grad_scale = py::cast<double>(grad_scale);
+  if (options.unscale && !tasks_.empty()) options.grad_scale = usual_if_nan(py::cast<double>(grad_scale));
   const bool grads_are_written = zero_grad || options.unscale;
   if (python_runs_ || !Torch::get().is_harmless(grad_scale.ptr())) check_unmoved(seen_);
 

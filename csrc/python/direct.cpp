@@ -34,7 +34,7 @@ bool Plan::step_directly(py::handle groups, py::handle state, const cpu::Instruc
   options.threads = threads;
   options.zero_grad = zero_grad;
   options.unscale = grad_scale != nullptr;
-  if (options.unscale) options.grad_scale = *grad_scale;
+  if (options.unscale) options.grad_scale = usual_if_nan(*grad_scale);
   const bool grads_are_written = zero_grad || options.unscale;
   if (!read_groups(groups) || !look_directly(state.ptr(), grads_are_written) || extents_.are_shared(grads_are_written))
     return false;

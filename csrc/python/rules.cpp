@@ -46,9 +46,6 @@ py::object item(py::handle group, const char* name) {
   return py::reinterpret_borrow<py::object>(found);
 }
 
-// Bits that arithmetic carries on must not be set in the lower half of the float: see nearest_bf16.
-double usual_if_nan(double x) { return x == x ? x : NAN; }
-
 // A tensor without its elements: it may be a long one, and torch's repr ends the process where its memory was freed.
 std::string shown(py::handle value) {
   if (!Torch::get().is_plain(value.ptr())) return py::repr(value);
@@ -71,6 +68,8 @@ double to_number(py::handle value, const char* name) {
 }
 
 }  // namespace
+
+double usual_if_nan(double x) { return x == x ? x : NAN; }
 
 void GroupReader::operator()(const char* name, double& out) const {
   out = number(item(group_, name), name, nullptr, false);

@@ -17,6 +17,9 @@ struct Constants {
   alignas(16) unsigned char bytes[kMaxFoldBytes];
 };
 
+// x, and for any NaN the usual one, as whatever the kernels compute with must be: see nearest_bf16.
+double usual_if_nan(double x);
+
 // An option that was left on its CUDA device: a tensor in place of a double of the rule's options.
 struct OptionOnDevice {
   pybind11::object tensor;
