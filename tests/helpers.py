@@ -163,7 +163,9 @@ def contents(x: Any) -> Any:
             *facts,
             x.data_ptr(),
             x.stride(),
-            x.detach().flatten().contiguous().clone().view(torch.uint8).tolist() if x.numel() else [],
+            x.detach().resolve_neg().flatten().clone(memory_format=torch.contiguous_format).view(torch.uint8).tolist()
+            if x.numel()
+            else [],
         )
     if isinstance(x, dict):
         return {id(k) if isinstance(k, Tensor) else k: contents(v) for k, v in x.items()}
