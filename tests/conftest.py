@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -40,3 +41,12 @@ def kernels_only(monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.fail(f"left to torch: {[[tuple(p.shape) for p in group] for group in params]}")
 
     monkeypatch.setattr(FusedStep, "_torch_step", refuse)
+
+
+@pytest.fixture
+def switching() -> Iterator[None]:
+    """Python changes threads as often as it can, so that they also meet in the middle of a step."""
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(usual)

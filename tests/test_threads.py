@@ -52,15 +52,6 @@ def test_one_optimizer_stepped_by_several_threads() -> None:
     assert all(torch.equal(p, q) for p, q in zip(params_of(optimizer), before, strict=True))
 
 
-@pytest.fixture
-def switching() -> Iterator[None]:
-    """Python changes threads as often as it can, so that they also meet in the middle of a step."""
-    usual = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    yield
-    sys.setswitchinterval(usual)
-
-
 @contextmanager
 def another_optimizer_loads() -> Iterator[None]:
     """Meanwhile a thread loads now one, now another state into an optimizer of its own."""
