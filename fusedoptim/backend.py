@@ -46,8 +46,8 @@ class Plan(Protocol):
         Then drop the gradients of the groups ``drop_grads_of``. The handler of a signal may prevent all or nothing.
         """
 
-    def zero_grads(self, groups: list[Any]) -> None:
-        """Write zeros over all gradients."""
+    def zero_grads(self, groups: list[Any], even_if_watched: bool = False) -> bool:
+        """Write zeros over all gradients; or return False, where a mode of torch is active, unless told to go on."""
 
     def clear(self) -> None:
         """Forget what was gathered."""

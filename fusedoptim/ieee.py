@@ -60,8 +60,8 @@ def as_scalar(value: float, like: Tensor) -> Tensor:
     scalar = torch.tensor(value, dtype=like.dtype, device=like.device)
     if math.isfinite(value) and not bool(scalar.isfinite()):
         raise OutOfRangeError(
-            "value cannot be converted to type float without overflow: the options of its parameter group give "
-            f"{value!r}, beyond {like.dtype}, in which the arithmetic is"
+            f"value cannot be converted to type float without overflow: {value!r} is beyond {like.dtype}, in which the "
+            "arithmetic is"
         )
     return scalar
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict, defaultdict
 from typing import Any
 
-_METHODS = ("__getitem__", "get", "__contains__")
+_METHODS = ("__getitem__", "__len__", "__iter__", "__contains__", "get")
 
 
 def is_transparent(mapping: Any) -> bool:

@@ -14,50 +14,35 @@ from torch.utils._device import DeviceContext
 
 from fusedoptim.private import private
 
-_function_modes: Callable[[], int] = private("torch._C._len_torch_function_stack", lambda: 0)
-_dispatch_modes: Callable[[], int] = private("torch._C._len_torch_dispatch_stack", lambda: 0)
+# How many there are in this thread.
+function_mode_count: Callable[[], int] = private("torch._C._len_torch_function_stack", lambda: 0)
+_dispatch_mode_count: Callable[[], int] = private("torch._C._len_torch_dispatch_stack", lambda: 0)
+# None outside of all.
 _functorch_level: Callable[[], Any] = private("torch._C._functorch.peek_interpreter_stack", lambda: None)
 _tracing_state: Callable[[], Any] = private("torch._C._get_tracing_state", lambda: None)
-_stack: Callable[[], list[Any]] = private("torch.overrides._get_current_function_mode_stack", list)
 
+_function_modes: Callable[[], list[Any]] = private("torch.overrides._get_current_function_mode_stack", list)
+without_function_modes: Callable[[], Any] = torch._C.DisableTorchFunction
+with_function_modes: Callable[[], Any] = private("torch._C._EnableTorchFunction", torch._C.DisableTorchFunction)
 
-class _NoLevel:
-    _current_level = -1
-
-
-# Its level is -1 outside of all.
-_levels: Any = _forward_ad if hasattr(_forward_ad, "_current_level") else _NoLevel
+# What `any_active` asks: functions that return 0 or None where nothing of their kind is active.
+CHECKS: tuple[Callable[[], Any], ...] = (function_mode_count, _dispatch_mode_count, _functorch_level, _tracing_state)
 
 
 def any_active() -> bool:
     """Whether any mode is active in this thread, that of the default device included."""
-    return bool(
-        _function_modes()
-        or _dispatch_modes()
-        or _levels._current_level >= 0
-        or _functorch_level() is not None
-        or _tracing_state() is not None
-    )
+    return bool(function_mode_count()) or watch_operations()
 
 
-def any_function_mode() -> bool:
-    """Whether a TorchFunctionMode is active in this thread, that of the default device included."""
-    return bool(_function_modes())
+def watch_operations() -> bool:
+    """Whether one is active that is not just that of ``torch.set_default_device`` and ``with torch.device(...)``.
 
-
-def only_default_device() -> bool:
-    """Whether the only modes are those of ``torch.set_default_device`` and ``with torch.device(...)``.
-
-    They choose where new tensors are made, and change no other operation.
+    These choose where new tensors are made, and change no other operation.
     """
     return (
-        not _dispatch_modes()
-        and _levels._current_level < 0
-        and _functorch_level() is None
-        and _tracing_state() is None
-        and all(type(mode) is DeviceContext for mode in _stack())
+        bool(_dispatch_mode_count())
+        or getattr(_forward_ad, "_current_level", -1) >= 0
+        or _functorch_level() is not None
+        or _tracing_state() is not None
+        or any(type(mode) is not DeviceContext for mode in _function_modes())
     )
-
-
-without_function_modes: Callable[[], Any] = torch._C.DisableTorchFunction
-with_function_modes: Callable[[], Any] = private("torch._C._EnableTorchFunction", torch._C.DisableTorchFunction)

@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
+
+from fusedoptim import modes
 
 try:
     import fusedoptim._C as _C
@@ -113,7 +116,7 @@ class NativePlan:
     backend = "native"
 
     def __init__(self, rule: str, torch_parts: tuple[tuple[str, Any], ...]) -> None:
-        self._plan = _C.Plan(rule, torch_parts)
+        self._plan = _C.Plan(rule, torch_parts, modes.CHECKS, vars(forward_ad))
         self.gather = self._plan.gather
         self.is_skipped_by_host = self._plan.is_skipped_by_host
         self.clear = self._plan.clear
@@ -144,9 +147,9 @@ class NativePlan:
         )
         return taken
 
-    def zero_grads(self, groups: list[dict[str, Any]]) -> None:
-        """Write zeros over the gradients of all parameters of ``groups`` in one call."""
-        self._plan.zero_grads(groups, torch.get_num_threads())
+    def zero_grads(self, groups: list[dict[str, Any]], even_if_watched: bool = False) -> bool:
+        """Write zeros over all gradients in one call; or return False, where a mode is active, unless told to go on."""
+        return bool(self._plan.zero_grads(groups, _get_num_threads(), even_if_watched))
 
 
 def drop_grads(groups: list[dict[str, Any]]) -> None:

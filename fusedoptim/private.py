@@ -13,13 +13,8 @@ def private(path: str, otherwise: Any) -> Any:
         path: Its full name, such as ``torch._C._len_torch_dispatch_stack``.
         otherwise: What is used where this torch has none of that name.
     """
-    names = path.split(".")
-    found: Any = importlib.import_module(names[0])
+    module, _, name = path.rpartition(".")
     try:
-        for at, name in enumerate(names[1:], 2):
-            if not hasattr(found, name):
-                importlib.import_module(".".join(names[:at]))
-            found = getattr(found, name)
+        return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError):
         return otherwise
-    return found

@@ -75,13 +75,14 @@ def sgd(
     if weight_decay != 0:
         g = fma(p, weight_decay, g)
     if momentum != 0:
+        change_weight, keep = as_scalar(1 - dampening, p), as_scalar(momentum, p)
         old_buffer = state.get("momentum_buffer")
         if old_buffer is None:
             buffer = g
         else:
             (b,) = _load(dtype, old_buffer)
-            buffer = fma(g, 1 - dampening, b * as_scalar(momentum, p))
-        g = fma(buffer, momentum, g) if nesterov else buffer
+            buffer = fma(g, change_weight, b * keep)
+        g = fma(buffer, keep, g) if nesterov else buffer
         new_state["momentum_buffer"] = _store(buffer, param if old_buffer is None else old_buffer)
     p = fma(g, -lr, p)
     return _store(p, param), new_state

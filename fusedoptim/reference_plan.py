@@ -42,7 +42,6 @@ class _Row:
     fresh: bool
     options: dict[str, Any]
     maximize: bool
-    name: str
 
 
 class ReferencePlan:
@@ -135,23 +134,30 @@ class ReferencePlan:
             if key == "step" and float(state[key]) <= -1:
                 cure = "set it right in the state of this parameter"
                 raise RuntimeError(f"step must be at least 0, got {float(state[key])}: {cure}, in {name}")
+        step = float(state["step"]) + 1 if "step" in names else 1.0
+        try:  # on one element, since the numbers that the arithmetic cannot hold are the same for all
+            zero = torch.zeros((), dtype=param.dtype)
+            self._rule.update(zero, zero, {key: zero for key in names if key != "step"}, step, **options)
+        except OutOfRangeError as error:
+            raise OutOfRangeError(f"{error}, in {name} with {options}") from None
         grad = param.grad
         assert grad is not None
-        self._rows.append(_Row(param, grad, state, fresh, options, bool(group.get("maximize")), name))
+        self._rows.append(_Row(param, grad, state, fresh, options, bool(group.get("maximize"))))
         return None
 
     def is_skipped_by_host(self) -> bool:
         """Always: nothing here is read on a device."""
         return True
 
-    def zero_grads(self, groups: list[dict[str, Any]]) -> None:
-        """Write zeros over all gradients."""
+    def zero_grads(self, groups: list[dict[str, Any]], even_if_watched: bool = False) -> bool:
+        """Write zeros over all gradients, by torch's operations, which a mode sees."""
         for group in groups:
             for param in group["params"]:
                 if param.grad is not None:
                     _cut_off(param.grad)
                     with torch.inference_mode():
                         param.grad.zero_()
+        return True
 
     def commit(
         self,
@@ -225,10 +231,7 @@ class ReferencePlan:
             if "step" in row.state:
                 row.state["step"] += 1
                 step = float(row.state["step"])
-            try:
-                new_param, new_state = self._rule.update(own_param, grad, old, step, **row.options)
-            except OutOfRangeError as error:
-                raise OutOfRangeError(f"{error}, in {row.name}") from None
+            new_param, new_state = self._rule.update(own_param, grad, old, step, **row.options)
             own_param.copy_(new_param)
             for name, value in new_state.items():
                 own_state[name].copy_(value)

@@ -92,16 +92,16 @@ class FusedStep(Optimizer):
             if _thread.hooked is not self:
                 return _step_with_hooks(self, *args, **kwargs)
             with _Hooked(None):  # but a step that the closure takes has its own
-                return self._labelled_step(*args, **kwargs)
-        return self._labelled_step(*args, **kwargs)
-
-    step.hooked = True  # type: ignore[attr-defined]  # torch need not wrap it: it calls the hooks itself
-
-    def _labelled_step(self, *args: Any, **kwargs: Any) -> Any:
+                return _take_step(self, *args, **kwargs)
         with _label(self._step_label):
             loss = self._take_step(*args, **kwargs)
             self._optimizer_step_code()  # where torch's profiler looks at the optimizer
+            if self._optimizer_step_post_hooks or _global_post_hooks:  # registered during the step
+                for hook in (*self._optimizer_step_post_hooks.values(), *_global_post_hooks.values()):
+                    hook(self, (self, *args), kwargs)
         return loss
+
+    step.hooked = True  # type: ignore[attr-defined]  # torch need not wrap it: it calls the hooks itself
 
     def _take_step(self, closure: Callable[[], Any] | None = None, *, zero_grad: str | None = None) -> Any:
         loss = None
@@ -111,6 +111,10 @@ class FusedStep(Optimizer):
             with torch.enable_grad():
                 loss = closure()
 
+        if zero_grad is not None and self._overrides_zero_grad():
+            self._update(False)
+            self.zero_grad(set_to_none=zero_grad == "to_none")
+            return loss
         all_reset = self._update(zero_grad == "to_zero", zero_grad == "to_none")
         if zero_grad is not None and not all_reset:
             self._reset_gradients(set_to_none=zero_grad == "to_none")
@@ -144,32 +148,28 @@ class FusedStep(Optimizer):
         return step
 
     def _reset_gradients(self, set_to_none: bool) -> None:
-        watched = modes.any_function_mode() if set_to_none else modes.any_active()
-        if not native.available() or (watched and not modes.only_default_device()):
+        if not native.available():
             super().zero_grad(set_to_none)
         elif set_to_none:
-            native.drop_grads(self.param_groups)
+            if modes.function_mode_count() and modes.watch_operations():
+                super().zero_grad(set_to_none)
+            else:
+                native.drop_grads(self.param_groups)
         else:
             plan = self._take_plan()
             try:
-                with modes.without_function_modes() if watched else nullcontext():
-                    plan.zero_grads(self.param_groups)
+                if plan.zero_grads(self.param_groups):
+                    return
+                if modes.watch_operations():
+                    super().zero_grad(set_to_none)
+                    return
+                with modes.without_function_modes():
+                    plan.zero_grads(self.param_groups, even_if_watched=True)
             finally:
                 self.__dict__["_kept_plan"] = plan
 
     def _update(self, zero_grad: bool, drop_grads: bool = False) -> bool:
         """Take the step, and return whether it has zeroed or dropped every gradient."""
-        watched = modes.any_active()
-        if not watched:
-            return self._update_by_plan(zero_grad, drop_grads, nullcontext)
-        if not modes.only_default_device():
-            self._torch_step(None)  # whose operations the mode sees
-            return False
-        with modes.without_function_modes():  # no Python code runs while tensors are looked at
-            return self._update_by_plan(zero_grad, drop_grads, modes.with_function_modes)
-
-    def _update_by_plan(self, zero_grad: bool, drop_grads: bool, for_torch: Callable[[], Any]) -> bool:
-        """Take the step in the kernels or the reference; what they do not take, in torch, in the context given."""
         attributes = self.__dict__
         found_inf = grad_scale = None
         if "found_inf" in attributes or "grad_scale" in attributes:  # set by GradScaler; found_inf sums over devices
@@ -188,11 +188,15 @@ class FusedStep(Optimizer):
                 and plan.fast_step(self, zero_grad, grad_scale, drop_grads)
             ):
                 return drop_grads or zero_grad
-            if self._overrides_torch() or not is_transparent(self.state):
-                with for_torch():
-                    self._torch_step(None)
+            watched = modes.any_active()
+            if self._overrides_torch() or not is_transparent(self.state) or (watched and modes.watch_operations()):
+                self._torch_step(None)  # in which all that is overridden is called, and of which a mode sees everything
                 return False
-            return self._general_step(plan, zero_grad, drop_grads, grad_scale, found_inf, for_torch)
+            if not watched:
+                return self._general_step(plan, zero_grad, drop_grads, grad_scale, found_inf, nullcontext)
+            with modes.without_function_modes():  # no Python code runs while tensors are looked at
+                outside = modes.with_function_modes
+                return self._general_step(plan, zero_grad, drop_grads, grad_scale, found_inf, outside)
         finally:
             attributes["_kept_plan"] = plan
 
@@ -205,6 +209,7 @@ class FusedStep(Optimizer):
         found_inf: Tensor | None,
         for_torch: Callable[[], Any],
     ) -> bool:
+        """Take the step in two halves; what neither kernels nor reference take, in torch, in the context given."""
         torch_has_stepped = False
         try:
             for _ in range(_TRIES):
@@ -231,6 +236,9 @@ class FusedStep(Optimizer):
             demanded = any(group["fused"] for group in self.param_groups if "fused" in group)
             plan = backend.new_plan(self._rule, demanded, self._torch_parts)
         return plan
+
+    def _overrides_zero_grad(self) -> bool:
+        return type(self).zero_grad is not FusedStep.zero_grad or "zero_grad" in self.__dict__
 
     def _overrides_torch(self) -> bool:
         """Whether a method that torch's ``step`` calls is not torch's."""

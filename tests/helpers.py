@@ -46,7 +46,7 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
 def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Each way of taking a step in turn; ``native-general`` is the kernels' for whatever is out of the ordinary."""
     if request.param == "native-general":
-        monkeypatch.setattr(native.NativePlan, "step_directly", lambda *_: False)
+        monkeypatch.setattr(native.NativePlan, "fast_step", lambda *_: False)
     with fusedoptim.set_backend(request.param.removesuffix("-general")):
         yield request.param
 

@@ -77,6 +77,9 @@ Anatomy::Anatomy() {
   for (const py::object& each : {is_sparse, is_long, is_conjugate, is_meta, is_zero, torch.attr("_neg_view")(tensor)}) {
     expect(!is_ordinary(body(each.ptr())), "what distinguishes its kinds of tensor");
   }
+  negative_key_ =
+      body(torch.attr("_neg_view")(tensor).cast<py::object>().ptr()).read<uint64_t>(keys()) ^ ordinary_keys_;
+  expect((negative_key_ & (negative_key_ - 1)) == 0, "what tells a negated view");
   const py::object is_copied_on_write = torch.attr("_lazy_clone")(zeros(3));
   expect(data(body(is_copied_on_write.ptr()), 4) == nullptr, "what is to be copied when it is written");
 }

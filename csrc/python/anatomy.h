@@ -49,6 +49,8 @@ class Anatomy {
   bool is_ordinary(Body tensor) const {
     return tensor.read<uint64_t>(keys()) == ordinary_keys_ && ndim(tensor) <= uint64_t(kMaxDims);
   }
+  // A view that is lazily negated, whose memory holds the opposite sign; of a tensor on any device.
+  bool is_negated(Body tensor) const { return (tensor.read<uint64_t>(keys()) & negative_key_) != 0; }
   // The Python object of a tensor, which only those have that Python code has seen; borrowed, or null. In older torch
   // the lowest bit tells which of the two keeps the other alive.
   PyObject* object(Body tensor) const {
@@ -108,6 +110,16 @@ class Anatomy {
     return data + tensor.read<int64_t>(offset()) * item_size;
   }
 
+  // Of any strided tensor: where its memory is, in words that differ where that does, and its type; null if not plain.
+  struct Place {
+    const char* data;
+    uint64_t type;
+  };
+  Place place(Body tensor) const {
+    if (ndim(tensor) > uint64_t(kMaxDims)) return {nullptr, 0};
+    return {data(tensor, 8), type(tensor)};
+  }
+
   void prefetch(Body tensor) const {
     __builtin_prefetch(tensor.at() + storage_);
     __builtin_prefetch(tensor.at() + storage_ + 64);
@@ -143,7 +155,7 @@ class Anatomy {
   static const Anatomy* learned_;
 
   int body_ = 0, storage_ = 0, autograd_ = 0, version_ = 0, object_ = 0, grad_ = 0, data_ = 0;
-  uint64_t ordinary_keys_ = 0;
+  uint64_t ordinary_keys_ = 0, negative_key_ = 0;
   uint16_t types_[kDTypes] = {};
   Body undefined_;  // what stands for no gradient
 };

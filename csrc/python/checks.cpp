@@ -19,8 +19,7 @@ bool overlap(const View& a, const View& b) { return a.data < b.end && b.data < a
 
 bool is_negated(py::handle plain) {
   const Anatomy* anatomy = Anatomy::get();
-  if (anatomy != nullptr && anatomy->is_ordinary(anatomy->body(plain.ptr()))) return false;
-  return Torch::get().is_negative(plain);
+  return anatomy != nullptr ? anatomy->is_negated(anatomy->body(plain.ptr())) : Torch::get().is_negative(plain);
 }
 
 const char* check_param_and_grad(py::handle param, py::handle grad, const View& param_view, const View& grad_view) {

@@ -27,7 +27,7 @@ bool Plan::fast_step(py::handle optimizer, const cpu::InstructionSet& set, int t
   };
   const py::object groups = attribute(0), state = attribute(1);
   if (!groups || !state || !PyList_CheckExact(groups.ptr()) || !is_transparent(state.ptr()) ||
-      !has_torchs_parts(optimizer, attributes))
+      !has_torchs_parts(optimizer, attributes) || is_watched())
     return false;
   const Use use(*this);
   struct Forgotten {  // however this ends
@@ -61,6 +61,17 @@ bool Plan::fast_step(py::handle optimizer, const cpu::InstructionSet& set, int t
   return true;
 }
 
+bool Plan::is_watched() const {
+  for (const py::object& check : mode_checks_) {
+    const py::object active = py::reinterpret_steal<py::object>(PyObject_CallNoArgs(check.ptr()));
+    if (!active) throw py::error_already_set();
+    if (!active.is_none() && !(PyLong_CheckExact(active.ptr()) && PyLong_AsLong(active.ptr()) == 0)) return true;
+  }
+  static PyObject* const name = intern("_current_level").release().ptr();
+  PyObject* const level = PyDict_GetItemWithError(forward_ad_.ptr(), name);  // -1 outside of all
+  return level != nullptr && PyLong_CheckExact(level) && PyLong_AsLong(level) >= 0;
+}
+
 bool Plan::has_torchs_parts(py::handle optimizer, py::handle attributes) const {
   for (const auto& [name, function] : torch_parts_) {
     if (PyDict_GetItemWithError(attributes.ptr(), name.ptr()) != nullptr) return false;
@@ -77,7 +88,7 @@ bool Plan::read_groups(py::handle groups) {
   for (Py_ssize_t g = 0; g < PyList_GET_SIZE(groups.ptr()); ++g) {
     const py::object dict = py::reinterpret_borrow<py::object>(PyList_GET_ITEM(groups.ptr(), g));
     const GroupReader reader(dict, int(g));
-    if (!reader.is_transparent() || reader.asks_for_torch()) return false;
+    if (!reader.is_transparent() || !reader.has_list() || reader.asks_for_torch()) return false;
     Group& group = groups_.emplace_back();
     group.index = int(g);
     group.params = reader.params();
@@ -98,7 +109,7 @@ bool Plan::look(PyObject* state, bool grads_are_written) {
   size_t next_odd = 0;
   std::vector<Place> found;
   for (Group& group : groups_) {
-    if (!group.on_device.empty()) continue;
+    if (group.all_general) continue;
     PyObject* const* items = PySequence_Fast_ITEMS(group.params.ptr());
     const Py_ssize_t size = PyList_GET_SIZE(group.params.ptr());
     for (Py_ssize_t i = 0; i < size; ++i) {

@@ -26,6 +26,18 @@ std::string describe(py::handle group, py::ssize_t group_index, py::ssize_t inde
 
 std::string shown(double number) { return py::str(py::float_(number)); }
 
+// "lr=0.1, momentum=0.9"
+std::string numbers_of(const py::object& group) {
+  std::string text;
+  for (const auto& [name, value] : py::dict(group)) {
+    const bool is_number = PyFloat_Check(value.ptr()) || (PyLong_Check(value.ptr()) && !PyBool_Check(value.ptr()));
+    if (!is_number && !(Torch::get().is_plain(value.ptr()) && py::cast<int64_t>(value.attr("numel")()) == 1)) continue;
+    text += (text.empty() ? "" : ", ") + std::string(py::str(name)) + "=" +
+            std::string(py::str(is_number ? py::reinterpret_borrow<py::object>(value) : value.attr("item")()));
+  }
+  return text;
+}
+
 // Said here in few words: pybind11's own error would print every parameter.
 void check_dict(const py::object& state) {
   if (PyDict_Check(state.ptr())) return;
@@ -34,7 +46,9 @@ void check_dict(const py::object& state) {
 
 }  // namespace
 
-Plan::Plan(const std::string& rule, py::iterable torch_parts) : rule_(find_rule(rule)) {
+Plan::Plan(const std::string& rule, py::iterable torch_parts, py::iterable mode_checks, py::object forward_ad)
+    : rule_(find_rule(rule)), forward_ad_(std::move(forward_ad)) {
+  for (const py::handle check : mode_checks) mode_checks_.push_back(py::reinterpret_borrow<py::object>(check));
   for (const py::handle part : torch_parts) {
     const auto [name, function] = py::cast<std::pair<py::str, py::object>>(part);
     torch_parts_.emplace_back(name, function);
@@ -67,7 +81,8 @@ py::object Plan::gather(py::iterable groups, py::object state, py::object new_st
       group->strict = reader.flag("fused");
       rule_.read(GroupReader(dict, g, &group->on_device), group->options);
     }
-    const bool all = all_general_ || group == nullptr || !group->on_device.empty();
+    const bool all = all_general_ || group == nullptr || !group->on_device.empty() || !reader.has_list();
+    if (group != nullptr) group->all_general = all;
     size_t next_odd = 0;
     for (Py_ssize_t i = 0; i < PyList_GET_SIZE(params.ptr()); ++i) {
       const Place place{g, i, PyList_GET_ITEM(params.ptr(), i)};
@@ -334,10 +349,9 @@ const void* Plan::constants_for(Group& group, double step, DType dtype) {
 const void* Plan::checked_constants(Group& group, double step, DType dtype) {
   const void* constants = constants_for(group, step, dtype);
   if (constants != nullptr) return constants;
-  throw ParamError{PyExc_RuntimeError,
-                   "value cannot be converted to type float without overflow: the options of "
-                   "parameter group " +
-                       std::to_string(group.index) + " give a number beyond float32, in which the arithmetic is,"};
+  throw ParamError{PyExc_RuntimeError, "value cannot be converted to type float without overflow: parameter group " +
+                                           std::to_string(group.index) + " has " + numbers_of(group.dict) +
+                                           ", which give a number beyond float32, in which the arithmetic is,"};
 }
 
 const DeviceOptions* Plan::options_on(Group& group, py::handle param, int device) {

@@ -56,7 +56,9 @@ bool fast_step(Plan& plan, py::handle optimizer, py::handle set, int threads, bo
                         grad_scale ? &*grad_scale : nullptr, drop_grads);
 }
 
-void zero_grads(Plan& plan, py::handle groups, int threads) { plan.zero_grads(as_groups(groups), threads); }
+bool zero_grads(Plan& plan, py::handle groups, int threads, bool even_if_watched) {
+  return plan.zero_grads(as_groups(groups), threads, even_if_watched);
+}
 
 void drop_grads(py::handle groups) { fusedoptim::python::drop_grads(as_groups(groups)); }
 
@@ -87,14 +89,15 @@ PYBIND11_MODULE(_C, m) {
       "Those of them that this processor runs, best first.");
 
   py::class_<Plan>(m, "Plan")
-      .def(py::init<const std::string&, py::iterable>(), "rule"_a, "torch_parts"_a = py::tuple())
+      .def(py::init<const std::string&, py::iterable, py::iterable, py::object>(), "rule"_a,
+           "torch_parts"_a = py::tuple(), "mode_checks"_a = py::tuple(), "forward_ad"_a = py::dict())
       .def("fast_step", fast_step, "optimizer"_a, "instruction_set"_a, "threads"_a, "zero_grad"_a, "grad_scale"_a,
            "drop_grads"_a)
       .def("gather", gather, "groups"_a, "state"_a, "new_state"_a, "write_grads"_a)
       .def("commit", commit, "state"_a, "instruction_set"_a, "threads"_a, "zero_grad"_a, "grad_scale"_a, "found_inf"_a,
            "drop_grads_of"_a = py::none())
       .def("is_skipped_by_host", &Plan::is_skipped_by_host)
-      .def("zero_grads", zero_grads, "groups"_a, "threads"_a)
+      .def("zero_grads", zero_grads, "groups"_a, "threads"_a, "even_if_watched"_a = false)
       .def("clear", &Plan::clear);
 
   m.def(

@@ -32,8 +32,10 @@ constexpr int64_t kElementsPerRelease = 4096;
 
 class Plan {
  public:
-  // `torch_parts`: pairs of a name and a function, the methods that the step of torch's class calls.
-  explicit Plan(const std::string& rule, py::iterable torch_parts = py::tuple());
+  // `torch_parts`: pairs of a name and a function, the methods that the step of torch's class calls. `mode_checks`:
+  // functions that return 0 or None unless a mode of torch is active. `forward_ad`: the names of torch's module.
+  explicit Plan(const std::string& rule, py::iterable torch_parts = py::tuple(), py::iterable mode_checks = py::tuple(),
+                py::object forward_ad = py::dict());
 
   // Takes the whole step of an optimizer at once where all parameters and what belongs to them are plain CPU tensors of
   // one layout, their state is there, and the optimizer overrides none of torch's parts. Else changes nothing and
@@ -61,14 +63,15 @@ class Plan {
 
   void clear();  // raises while another method runs
 
-  // Writes zeros over the gradients of all parameters, as Optimizer.zero_grad(set_to_none=False) does.
-  void zero_grads(py::iterable groups, int threads);
+  // Writes zeros over the gradients of all parameters, as Optimizer.zero_grad(set_to_none=False) does; or returns
+  // false, where a mode of torch is active, unless told to go on.
+  bool zero_grads(py::iterable groups, int threads, bool even_if_watched);
 
  private:
   struct Group {
     py::object dict, params;
     int index;
-    bool maximize, strict;
+    bool maximize, strict, all_general = false;
     Options options;
     std::vector<OptionOnDevice> on_device;                        // what is missing in `options`
     std::unique_ptr<Options> complete;                            // with those brought to the host, once needed there
@@ -129,6 +132,7 @@ class Plan {
   const char* view_step(PyObject* tensor, const View& param, Step& out);
 
   // The fast path. Some of these return why a parameter is not for it, or null.
+  bool is_watched() const;  // by a mode of torch
   bool has_torchs_parts(py::handle optimizer, py::handle attributes) const;
   bool read_groups(py::handle groups);
   bool look(PyObject* state, bool grads_are_written);  // at all that is not odd; what turns out to be is added to odd_
@@ -166,6 +170,8 @@ class Plan {
   const RuleEntry& rule_;
   std::vector<py::object> names_;  // of the states, and "step" behind them where the rule counts steps
   std::vector<std::pair<py::object, py::object>> torch_parts_;
+  std::vector<py::object> mode_checks_;
+  py::object forward_ad_;
 
   // What gather found; cleared after each step, for nothing that the user may change is remembered.
   std::deque<Group> groups_;

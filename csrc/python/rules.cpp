@@ -64,7 +64,7 @@ py::object GroupReader::find(const char* name) const {
   if (is_transparent_) {
     PyObject* found = PyDict_GetItemWithError(group_.ptr(), key);
     if (found == nullptr && PyErr_Occurred()) throw py::error_already_set();
-    return py::reinterpret_borrow<py::object>(found);
+    if (found != nullptr || PyDict_CheckExact(group_.ptr())) return py::reinterpret_borrow<py::object>(found);
   }
   PyObject* found = PyObject_GetItem(group_.ptr(), key);
   if (found == nullptr) {
@@ -140,6 +140,8 @@ py::object GroupReader::params() const {
   if (!list) throw py::error_already_set();
   return list;
 }
+
+bool GroupReader::has_list() const { return PyList_CheckExact(item("params").ptr()); }
 
 bool GroupReader::asks_for_torch() const {
   const py::object fused = find("fused");

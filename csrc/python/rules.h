@@ -41,6 +41,7 @@ class GroupReader {
   void operator()(const char* name, bool& out) const;
   bool flag(const char* name) const;  // false where the group lacks it
   pybind11::object params() const;    // a list, of what any other iterable yields
+  bool has_list() const;              // of parameters, exactly
   bool asks_for_torch() const;        // the user asked for torch's own implementation
   bool is_transparent() const { return is_transparent_; }
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <numeric>
+#include <tuple>
 
 #include "python/anatomy.h"
 
@@ -84,7 +85,13 @@ Torch::Torch() {
   full_ = torch.attr("full");
   float32_ = torch.attr("float32");
   float64_ = torch.attr("float64");
-  is_neg_ = base.attr("is_neg");
+  const py::object is_neg = base.attr("is_neg");
+  PyMethodDef* const method = Py_TYPE(is_neg.ptr()) == &PyMethodDescr_Type
+                                  ? reinterpret_cast<PyMethodDescrObject*>(is_neg.ptr())->d_method
+                                  : nullptr;
+  if (method == nullptr || method->ml_flags != METH_NOARGS)
+    throw std::runtime_error("torch.Tensor.is_neg is not the C method that it was in torch 2.10 to 2.14");
+  is_neg_ = method->ml_meth;
   storage_offset_ = base.attr("storage_offset");
   runs_function_modes_ = torch.attr("_C").attr("_is_torch_function_mode_enabled");
   // The C function below torch.autograd.graph.increment_version: in Python code a signal's handler could raise.
@@ -113,7 +120,9 @@ bool Torch::requires_grad(py::handle tensor) const {
   return owned(requires_grad_->get(tensor.ptr(), requires_grad_->closure)).is(py::handle(Py_True));
 }
 
-bool Torch::is_negative(py::handle tensor) const { return is_neg_(tensor).is(py::handle(Py_True)); }
+bool Torch::is_negative(py::handle tensor) const {
+  return owned(is_neg_(tensor.ptr(), nullptr)).is(py::handle(Py_True));
+}
 
 bool Torch::runs_function_modes() const { return runs_function_modes_().is(py::handle(Py_True)); }
 
@@ -156,26 +165,24 @@ uint64_t geometry_of(uint64_t type, int ndim, const int64_t* sizes, const int64_
   return hash;
 }
 
-uint64_t geometry_of(const View& view) {
-  DType dtype;
-  return geometry_of(dtype_of(view, dtype) ? uint64_t(dtype) : uint64_t(kDTypes), view.ndim, view.sizes, view.strides);
-}
-
 }  // namespace
 
-Seen::Seen(const View& view) : tensor_(view.tensor), begin_(view.data), geometry_(geometry_of(view)) {}
+Seen::Seen(const View& view) : tensor_(view.tensor), place_(find(view.tensor)) {}
 
-bool Seen::is_still_there() const {
-  if (const Anatomy* anatomy = Anatomy::get()) {  // a tenth of the time
-    const Body body = anatomy->body(tensor_);
-    DType dtype;
-    if (anatomy->is_ordinary(body) && anatomy->dtype(body, dtype))
-      return anatomy->data(body, int64_t(size_of(dtype))) == begin_ &&
-             geometry_of(uint64_t(dtype), int(anatomy->ndim(body)), anatomy->sizes(body), anatomy->strides(body)) ==
-                 geometry_;
+bool Seen::is_still_there() const { return find(tensor_) == place_; }
+
+Seen::Place Seen::find(PyObject* tensor) {
+  if (const Anatomy* anatomy = Anatomy::get()) {  // on any device, and in a tenth of the time
+    const Body body = anatomy->body(tensor);
+    if (const auto place = anatomy->place(body); place.data != nullptr)
+      return {place.data,
+              geometry_of(place.type, int(anatomy->ndim(body)), anatomy->sizes(body), anatomy->strides(body))};
   }
   View view;
-  return Torch::get().view(tensor_, view) && view.data == begin_ && geometry_of(view) == geometry_;
+  DType dtype;
+  if (!Torch::get().view(tensor, view)) return {nullptr, 0};
+  return {view.data, geometry_of(dtype_of(view, dtype) ? uint64_t(dtype) : uint64_t(kDTypes), view.ndim, view.sizes,
+                                 view.strides)};
 }
 
 py::object Torch::number_beside(py::handle param, py::handle number, bool wide) const {
@@ -250,7 +257,10 @@ bool is_transparent(PyObject* mapping) {
   if (is_known_dict(mapping)) return true;
   if (!PyDict_Check(mapping)) return false;
   PyTypeObject* const type = Py_TYPE(mapping);
-  if (type->tp_as_mapping->mp_subscript != PyDict_Type.tp_as_mapping->mp_subscript) return false;
+  const auto looks_up_as_dict = [](PyTypeObject* any) {
+    return std::make_tuple(any->tp_as_mapping->mp_subscript, any->tp_as_mapping->mp_length, any->tp_iter);
+  };
+  if (looks_up_as_dict(type) != looks_up_as_dict(&PyDict_Type)) return false;
   const auto inherits = [&](const char* name, py::handle wanted) {
     return py::getattr(reinterpret_cast<PyObject*>(type), name, wanted).is(wanted);
   };

@@ -71,7 +71,8 @@ class Torch {
   PyGetSetDef* grad_;
   PyGetSetDef* requires_grad_;
   bool begins_at_null(py::handle plain, const char* data, int64_t item_size) const;
-  py::object is_neg_, storage_offset_, full_, float32_, float64_, runs_function_modes_;
+  PyCFunction is_neg_;
+  py::object storage_offset_, full_, float32_, float64_, runs_function_modes_;
   py::object increment_version_;
 };
 
@@ -83,9 +84,15 @@ class Seen {
   bool is_still_there() const;  // runs no Python code
 
  private:
+  struct Place {
+    const char* begin;
+    uint64_t geometry;  // a hash of sizes, strides and type
+    bool operator==(const Place& o) const { return begin == o.begin && geometry == o.geometry; }
+  };
+  static Place find(PyObject* tensor);
+
   PyObject* tensor_;  // borrowed
-  const char* begin_;
-  uint64_t geometry_;  // a hash of sizes, strides and type
+  Place place_;
 };
 
 // No collection of garbage, and so no finalizer, callback or weak reference, runs Python code while one exists.

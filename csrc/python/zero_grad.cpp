@@ -23,8 +23,8 @@ void for_each_param(py::iterable groups, Visit visit) {
 template <class Visit>
 void for_each_grad(py::iterable groups, Visit visit) {
   for_each_param(groups, [&](py::handle param) {
-    const py::object grad = Torch::get().grad(param);
-    if (!grad.is_none()) visit(grad);
+    py::object grad = Torch::get().grad(param);
+    if (!grad.is_none()) visit(std::move(grad));
   });
 }
 
@@ -45,55 +45,57 @@ void drop_grads(py::iterable groups) {
   });
 }
 
-void Plan::zero_grads(py::iterable groups, int threads) {
+bool Plan::zero_grads(py::iterable groups, int threads, bool even_if_watched) {
+  if (!even_if_watched && is_watched()) return false;
   const Torch& torch = Torch::get();
+  const Use use(*this);
+  std::vector<py::object> grads, kept;  // what is written to, and what keeps it while others run
+  // All that may run Python code comes before the first look at memory.
+  for_each_grad(groups, [&](py::object grad) {
+    DTensor whole;
+    const bool plain = torch.is_plain(grad.ptr()), sharded = !plain && whole.open(grad);
+    if (!plain || torch.requires_grad(grad)) cut_off(grad);
+    grads.push_back(sharded ? whole.local() : grad);
+    kept.push_back(std::move(grad));
+  });
   std::vector<cpu::Span> spans;
   std::vector<cuda::Span> device_spans;
   std::vector<cuda::DeviceRun> runs;
-  std::vector<py::object> shards;
-  py::list zeroed;  // also keeps the tensors alive while the GIL is released
-  const Use use(*this);
-  std::vector<Seen> seen;
-  for_each_grad(groups, [&](py::handle grad) {
-    DTensor whole;
-    py::handle local = grad;
-    bool plain = torch.is_plain(grad.ptr());
-    if (!plain && whole.open(grad)) {
-      plain = true;
-      local = shards.emplace_back(whole.local());
-    }
-    if (!plain || torch.requires_grad(grad)) cut_off(grad);
+  std::vector<Seen> seen;  // on devices
+  std::vector<py::object> others;
+  py::list zeroed;
+  for (size_t i = 0; i < grads.size(); ++i) {
     View view;
-    const bool flat = plain && torch.view(local.ptr(), view) && view.dense() && !is_negated(local);
+    const bool plain = torch.is_plain(grads[i].ptr());
+    const bool flat = plain && torch.view(grads[i].ptr(), view) && view.dense() && !is_negated(grads[i]);
     if (flat && view.device.type == dlpack::kCpu) {
       spans.push_back({view.data, view.count * view.item_size()});
     } else if (flat && view.device.type == dlpack::kCuda && driver_.problem(view.device.index) == nullptr) {
       const int index = view.device.index;
       device_spans.push_back({index, view.data, view.count * view.item_size()});
+      seen.emplace_back(view);
       const auto same = [index](const cuda::DeviceRun& run) { return run.device == index; };
       if (std::none_of(runs.begin(), runs.end(), same)) {
         runs.push_back({index, torch.current_stream(view.device)});
         runs.back().capturing = driver_.is_capturing(index, runs.back().stream);
       }
     } else {
-      grad.attr("zero_")();
-      return;
+      others.push_back(kept[i]);
+      continue;
     }
-    seen.emplace_back(view);
-    zeroed.append(grad);
-  });
-  if (!device_spans.empty()) with_torchs_memory(runs, [&] { driver_.prepare_zero(device_spans, runs); });
-  // No Python code runs from this look on.
-  if (!std::all_of(seen.begin(), seen.end(), [](const Seen& each) { return each.is_still_there(); })) {
-    for (const py::handle grad : zeroed) grad.attr("zero_")();  // it has been exchanged meanwhile
-    return;
+    zeroed.append(kept[i]);
   }
-  {
+  if (spans.size() + device_spans.size() > 0) {
+    if (!device_spans.empty()) with_torchs_memory(runs, [&] { driver_.prepare_zero(device_spans, runs); });
+    if (!std::all_of(seen.begin(), seen.end(), [](const Seen& each) { return each.is_still_there(); }))
+      throw std::runtime_error("the memory of a gradient was exchanged while it was being zeroed; nothing was written");
     const py::gil_scoped_release released;
     if (!device_spans.empty()) driver_.launch();
     cpu::zero(spans, threads);
   }
   torch.bump_versions(zeroed);
+  for (const py::object& grad : others) grad.attr("zero_")();
+  return true;
 }
 
 }  // namespace fusedoptim::python

@@ -43,7 +43,7 @@ struct Sgd {
   FUSEDOPTIM_INLINE Sgd(const Options& o, double /*step*/)
       : minus_lr(T(-o.lr)),
         momentum(T(o.momentum)),
-        one_minus_dampening(T(1 - o.dampening)),
+        one_minus_dampening(T(o.momentum == 0 ? 0 : 1 - o.dampening)),
         weight_decay(T(o.weight_decay)) {}
 
   template <int variant, class V>
