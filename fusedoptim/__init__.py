@@ -15,6 +15,7 @@ from fusedoptim.adopt import from_torch as from_torch
 from fusedoptim.backend import get_backend as get_backend
 from fusedoptim.backend import set_backend as set_backend
 from fusedoptim.convert import convert_state_dict as convert_state_dict
+from fusedoptim.explain import explain_step as explain_step
 from fusedoptim.freed_memory import keep_freed_memory as keep_freed_memory
 from fusedoptim.native import build_info as build_info
 from fusedoptim.sgd import SGD as SGD
@@ -24,6 +25,7 @@ __all__ = [
     *_torch_optim.__all__,
     "build_info",
     "convert_state_dict",
+    "explain_step",
     "from_torch",
     "get_backend",
     "keep_freed_memory",

@@ -49,6 +49,9 @@ class Plan(Protocol):
     def zero_grads(self, groups: list[Any], even_if_watched: bool = False) -> bool:
         """Write zeros over all gradients; or return False, where a mode of torch is active, unless told to go on."""
 
+    def explain(self, groups: list[Any], state: dict[Any, Any], new_state: Any) -> list[tuple[int, int, str, str]]:
+        """For each parameter with a gradient: its group, its index, who would take it, and why nobody quicker."""
+
     def clear(self) -> None:
         """Forget what was gathered."""
 

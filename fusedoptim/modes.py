@@ -25,13 +25,8 @@ _function_modes: Callable[[], list[Any]] = private("torch.overrides._get_current
 without_function_modes: Callable[[], Any] = torch._C.DisableTorchFunction
 with_function_modes: Callable[[], Any] = private("torch._C._EnableTorchFunction", torch._C.DisableTorchFunction)
 
-# What `any_active` asks: functions that return 0 or None where nothing of their kind is active.
+# Functions that return 0 or None where nothing of their kind is active, for the module to ask.
 CHECKS: tuple[Callable[[], Any], ...] = (function_mode_count, _dispatch_mode_count, _functorch_level, _tracing_state)
-
-
-def any_active() -> bool:
-    """Whether any mode is active in this thread, that of the default device included."""
-    return bool(function_mode_count()) or watch_operations()
 
 
 def watch_operations() -> bool:

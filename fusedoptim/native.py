@@ -120,6 +120,7 @@ class NativePlan:
         self.gather = self._plan.gather
         self.is_skipped_by_host = self._plan.is_skipped_by_host
         self.clear = self._plan.clear
+        self.explain = self._plan.explain
 
     def fast_step(self, optimizer: Any, zero_grad: bool, grad_scale: float | None, drop_grads: bool) -> bool:
         """Take the whole step in one call, where everything is ordinary; see ``backend.Plan.fast_step``."""

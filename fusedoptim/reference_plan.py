@@ -145,6 +145,31 @@ class ReferencePlan:
         self._rows.append(_Row(param, grad, state, fresh, options, bool(group.get("maximize"))))
         return None
 
+    def explain(
+        self, groups: list[dict[str, Any]], state: dict[Tensor, dict[str, Any]], new_state: Any
+    ) -> list[tuple[int, int, str, str]]:
+        """See ``backend.Plan.explain``."""
+        found = []
+        for index, group in enumerate(groups):
+            for position, param in enumerate(group["params"]):
+                if param.grad is None:
+                    continue
+                who, why = "reference", ""
+                try:
+                    one = {**group, "params": [param], "fused": None if group.get("fused") else group.get("fused")}
+                    if self.gather([one], state, new_state, False) is not None:
+                        asked = is_torchs(group)
+                        why = (
+                            "its group asks for torch's own implementation" if asked else refusal(param) or "its state"
+                        )
+                        who = "torch"
+                except (RuntimeError, TypeError, KeyError, ValueError) as error:
+                    who, why = "nobody", str(error)
+                finally:
+                    self.clear()
+                found.append((index, position, who, why))
+        return found
+
     def is_skipped_by_host(self) -> bool:
         """Always: nothing here is read on a device."""
         return True

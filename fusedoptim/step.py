@@ -188,11 +188,10 @@ class FusedStep(Optimizer):
                 and plan.fast_step(self, zero_grad, grad_scale, drop_grads)
             ):
                 return drop_grads or zero_grad
-            watched = modes.any_active()
-            if self._overrides_torch() or not is_transparent(self.state) or (watched and modes.watch_operations()):
-                self._torch_step(None)  # in which all that is overridden is called, and of which a mode sees everything
+            if self._why_torch() is not None:
+                self._torch_step(None)
                 return False
-            if not watched:
+            if not modes.function_mode_count():
                 return self._general_step(plan, zero_grad, drop_grads, grad_scale, found_inf, nullcontext)
             with modes.without_function_modes():  # no Python code runs while tensors are looked at
                 outside = modes.with_function_modes
@@ -237,12 +236,17 @@ class FusedStep(Optimizer):
             plan = backend.new_plan(self._rule, demanded, self._torch_parts)
         return plan
 
+    def _why_torch(self) -> str | None:
+        """Why torch's own implementation takes the whole step, or None."""
+        for name, part in self._torch_parts:
+            if name in self.__dict__ or getattr(type(self), name) is not part:
+                return f"{name} is overridden, which torch's step calls"
+        if not is_transparent(self.state):
+            return f"the optimizer's state is a {type(self.state).__name__}, with methods of its own"
+        return "a mode of torch is active, which watches operations" if modes.watch_operations() else None
+
     def _overrides_zero_grad(self) -> bool:
         return type(self).zero_grad is not FusedStep.zero_grad or "zero_grad" in self.__dict__
-
-    def _overrides_torch(self) -> bool:
-        """Whether a method that torch's ``step`` calls is not torch's."""
-        return any(name in self.__dict__ or getattr(type(self), name) is not part for name, part in self._torch_parts)
 
     def _new_state(self, param: Tensor, group: dict[str, Any]) -> dict[str, Any]:
         """The state of a parameter that has none, as torch makes it."""

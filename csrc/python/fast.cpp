@@ -288,6 +288,50 @@ void Plan::finish_fast_rows(bool grads_are_written) {
   }
 }
 
+py::list Plan::explain(py::iterable groups, py::object state, py::object new_state) {
+  std::vector<Reason> reasons;
+  struct Noting {
+    Plan& plan;
+    ~Noting() {
+      plan.reasons_ = nullptr;
+      if (!plan.in_use_) plan.forget();
+    }
+  } const noting{*this};
+  reasons_ = &reasons;
+  all_general_ = true;
+  gather(std::move(groups), state, std::move(new_state), false);
+  const Anatomy* anatomy = Anatomy::get();
+  FastRow row;
+  Task task;
+  py::list found;
+  for (const Reason& each : reasons) {
+    const auto group = std::find_if(groups_.begin(), groups_.end(), [&](Group& g) { return g.index == each.group; });
+    const char* why_not_fast = "this is no release of torch that the fast path is used on";
+    if (anatomy != nullptr && group != groups_.end()) {
+      row.object = PyList_GET_ITEM(group->params.ptr(), each.index);
+      why_not_fast = "it is no plain tensor";
+      if (Torch::get().is_plain(row.object)) {
+        row.param = anatomy->body(row.object);
+        row.grad = anatomy->grad(row.param);
+        positions_.begin();
+        fast_count_ = 0;
+        why_not_fast = look_at(*group, row, task, state.ptr(), false);
+      }
+    }
+    const bool is_error = !each.error.empty();
+    found.append(py::make_tuple(each.group, each.index,
+                                is_error                  ? "nobody"
+                                : each.why != nullptr     ? "torch"
+                                : why_not_fast != nullptr ? "general path"
+                                                          : "fast path",
+                                is_error                  ? each.error
+                                : each.why != nullptr     ? each.why
+                                : why_not_fast != nullptr ? why_not_fast
+                                                          : ""));
+  }
+  return found;
+}
+
 // After a step, what has become ordinary by it, as a parameter is after its first.
 void Plan::forget_odd(PyObject* state, bool grads_are_written) {
   const Anatomy& anatomy = *Anatomy::get();

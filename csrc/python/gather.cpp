@@ -99,10 +99,15 @@ py::object Plan::gather(py::iterable groups, py::object state, py::object new_st
           const py::object own = py::reinterpret_borrow<py::object>(find_by_identity(state.ptr(), param.ptr()));
           reason = add(*group, param, std::move(grad), own.ptr(), new_state, write_grads);
         } catch (const ParamError& error) {
+          if (reasons_ != nullptr) {
+            reasons_->push_back({g, i, nullptr, error.text});
+            continue;
+          }
           PyErr_SetString(error.type, (error.text + " in " + describe(dict, g, i, param)).c_str());
           throw py::error_already_set();
         }
-        if (reason == nullptr) continue;
+        if (reasons_ != nullptr) reasons_->push_back({g, i, reason, ""});
+        if (reason == nullptr || reasons_ != nullptr) continue;
         if (group->strict && !is_for_torch_alone(reason)) {
           throw std::runtime_error(
               "`fused=True` requires all the params to be floating point Tensors of supported devices: " +
@@ -111,6 +116,7 @@ py::object Plan::gather(py::iterable groups, py::object state, py::object new_st
               "; with fused=None torch's own implementation takes it");
         }
       }
+      if (reasons_ != nullptr) reasons_->push_back({g, i, "its group asks for torch's own implementation", ""});
       left.append(param);
       any_left = true;
     }

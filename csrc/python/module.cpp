@@ -60,6 +60,10 @@ bool zero_grads(Plan& plan, py::handle groups, int threads, bool even_if_watched
   return plan.zero_grads(as_groups(groups), threads, even_if_watched);
 }
 
+py::list explain(Plan& plan, py::handle groups, py::object state, py::object new_state) {
+  return plan.explain(as_groups(groups), std::move(state), std::move(new_state));
+}
+
 void drop_grads(py::handle groups) { fusedoptim::python::drop_grads(as_groups(groups)); }
 
 }  // namespace
@@ -97,6 +101,7 @@ PYBIND11_MODULE(_C, m) {
       .def("commit", commit, "state"_a, "instruction_set"_a, "threads"_a, "zero_grad"_a, "grad_scale"_a, "found_inf"_a,
            "drop_grads_of"_a = py::none())
       .def("is_skipped_by_host", &Plan::is_skipped_by_host)
+      .def("explain", explain, "groups"_a, "state"_a, "new_state"_a)
       .def("zero_grads", zero_grads, "groups"_a, "threads"_a, "even_if_watched"_a = false)
       .def("clear", &Plan::clear);
 

@@ -63,6 +63,10 @@ class Plan {
 
   void clear();  // raises while another method runs
 
+  // For each parameter with a gradient (group, index, who, why): who of "fast path", "general path", "torch" and
+  // "nobody" would take it, and why none of those before. Changes nothing.
+  py::list explain(py::iterable groups, py::object state, py::object new_state);
+
   // Writes zeros over the gradients of all parameters, as Optimizer.zero_grad(set_to_none=False) does; or returns
   // false, where a mode of torch is active, unless told to go on.
   bool zero_grads(py::iterable groups, int threads, bool even_if_watched);
@@ -204,6 +208,13 @@ class Plan {
   cpu::Schedule schedule_;
   bool turn_back_ = true;
   bool in_use_ = false, gathered_ = false;
+  struct Reason {
+    int group;
+    Py_ssize_t index;
+    const char* why;    // the kernels do not take it; null if they do
+    std::string error;  // what a step would raise
+  };
+  std::vector<Reason>* reasons_ = nullptr;  // where gather notes them, in place of raising; null in a step
   cuda::Driver driver_;
 };
 
