@@ -193,7 +193,7 @@ def test_the_state_is_cleared_around_all_that_a_mode_sees() -> None:
 
 @pytest.mark.usefixtures("switching")
 @pytest.mark.parametrize("name", OPTIONS)
-def test_exchanged_by_another_thread(name: str) -> None:
+def test_exchanged_by_another_thread(name: str, path: str) -> None:
     """Each element makes none or some of the steps, and the process lives."""
 
     def check(action: Any) -> None:
@@ -219,4 +219,6 @@ def test_exchanged_by_another_thread(name: str) -> None:
             other.join()
         assert all(torch.isfinite(p).all() and p.abs().max() < 1e4 for p in params)
 
-    in_child_each(check, [each for each in ACTIONS if each.__name__ != "_groups"])
+    # Torch's own steps are killed by p.grad = None in a second thread, and its operators do not hold what .data exchanges.
+    left_out = ("_groups", "_no_gradients", *(("_data", "_first_data", "_state_data") if path == "reference" else ()))
+    in_child_each(check, [each for each in ACTIONS if each.__name__ not in left_out])
