@@ -81,13 +81,14 @@ bool Plan::commit(py::dict state, const cpu::InstructionSet& set, int threads, b
   return true;
 }
 
-// Whether memory, state and step counts are those that were gathered; counts on the host may have risen, by a step that
+// Whether memory, gradients, state and step counts are those that were gathered; counts on the host may have risen, by a step that
 // another thread or the handler of a signal has taken since.
 bool Plan::is_as_seen(PyObject* state) {
   for (const Seen& seen : seen_) {
     if (!seen.is_still_there()) return false;
   }
   for (Row& row : rows_) {
+    if (Torch::get().is_plain(row.param.ptr()) && !Torch::get().grad(row.param).is(row.grad)) return false;
     if (row.states == 0 && !rule_.counts_steps) continue;
     PyObject* const own = find_by_hash(state, row.param.ptr(), row.hash);
     PyObject* entries[kMaxStates + 1] = {};
