@@ -137,16 +137,27 @@ def fsdp2_grad_scaler(own: Rank) -> None:
 
 
 @scenario("two")
-def fsdp1_with_optimizers_in_backward(own: Rank) -> None:
-    """One optimizer for each parameter, whose step FSDP takes as soon as the gradient of all processes is there."""
+def optimizers_in_backward(own: Rank) -> None:
+    """One optimizer for each parameter, stepped by FSDP as soon as the gradient of all processes is there.
+
+    FSDP1 knows those of ``_apply_optimizer_in_backward``, FSDP2 the hooks of its parameters.
+    """
     from torch.distributed.optim import _apply_optimizer_in_backward
+    from with_fsdp import sharded
 
     name, options = OPTIMIZERS["AdamW"]
     single = Exact()
     _apply_optimizer_in_backward(getattr(fusedoptim, name), single.parameters(), options)
-    model = _fsdp()(single, device_id=torch.device("cpu"), use_orig_params=True)
+    flat = _fsdp()(single, device_id=torch.device("cpu"), use_orig_params=True)
+    model = sharded(own)
+    optimizers = {p: make("AdamW", [p]) for p in model.parameters()}
+    for p in optimizers:
+        p.register_post_accumulate_grad_hook(lambda p: optimizers[p].step(zero_grad="to_none"))
     for step in STEPS:
-        model(share(step, own.rank, own.world)).backward()
-        assert all(p.grad is None for p in model.parameters())
-    with _fsdp().summon_full_params(model):
-        assert_same_bits(model, alone("AdamW", own.world, STEPS)[0])
+        for trained in (flat, model):
+            trained(share(step, own.rank, own.world)).backward()
+            assert all(p.grad is None for p in trained.parameters())
+    wanted = alone("AdamW", own.world, STEPS)[0]
+    assert_same_bits(model, wanted)
+    with _fsdp().summon_full_params(flat):
+        assert_same_bits(flat, wanted)
