@@ -2,11 +2,11 @@
 
 `--into docs/in_backward.md` writes the tables into that page, between the marks of the section "in backward".
 
-An iteration is forward, backward, step and dropping the gradients, of a network of equal layers. What a step costs in
-it is the difference to an iteration whose gradients are dropped by hooks and nothing else. Correct is what has the
-parameters, bit for bit, that the same implementation leaves when it steps after the backward pass. Beside the times
-stands how many bytes of gradients (`p.grad`) there were at once, at the most. Freed memory is kept for all alike, so
-that no time depends on whose blocks happen to lie at the end of the heap and are faulted in anew.
+An iteration is forward, backward, step and dropping the gradients, of a network of equal layers. What the steps cost in
+it is the difference, within a round, to an iteration whose gradients are dropped by hooks and nothing else. Correct is
+what has the parameters, bit for bit, that the same implementation leaves when it steps after the backward pass. Beside
+the times stands how many bytes of gradients (`p.grad`) there were at once, at the most. Freed memory is kept for all
+alike, so that no time depends on whose blocks happen to lie at the end of the heap and are faulted in anew.
 """
 
 import argparse
@@ -149,12 +149,14 @@ def measure(network: Network, rounds: int, advance: Callable[[], None]) -> list[
     for key in interleaved(list(trainings), rounds):
         times[key].append(time_call(trainings[key].run, clock, network.repeats))
         advance()
+    none = times[DROPPED, HOOKS]
     return [
         {
             "variant": name,
             "way": way,
             "time": asdict(Spread.of(times[name, way])),
             "ratio": asdict(ratio(times[name, way], times[OURS, way])),
+            "steps": asdict(Spread.of([a - b for a, b in zip(times[name, way], none, strict=True)])),
             **(check(network, name, way) if name != DROPPED else {"correct": True, "held": 0}),
         }
         for name, way in trainings
@@ -171,7 +173,10 @@ def lines(record: Mapping[str, Any]) -> Iterator[str]:
     for name, results in record["results"].items():
         found = {(r["variant"], r["way"]): r for r in results}
         rows = [[variant, *(cell(found[variant, way], "time", "ratio") for way in WAYS)] for variant in COMPARED]
-        rows.append([DROPPED, number(found[DROPPED, HOOKS]["time"]["median"]), "", ""])
+        rows.append([DROPPED, "", number(found[DROPPED, HOOKS]["time"]["median"]), ""])
+        for variant in COMPARED:
+            steps = (number(found[variant, way]["steps"]["median"]) for way in WAYS)
+            rows.append([f"beyond {DROPPED}: {variant}", *steps])
         rows.append(["gradients at once", *(megabytes(found[OURS, way]) for way in WAYS)])
         yield from table([f"{name}, µs per iteration (times ours)", *WAYS], rows)
         yield ""
@@ -196,9 +201,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name, found in results.items():
         rows = [
             (r["variant"], r["way"], spread_text(Spread(**r["time"])), spread_text(Spread(**r["ratio"])),
-             megabytes(r), correct_text(r["correct"])) for r in found
+             number(r["steps"]["median"]), megabytes(r), correct_text(r["correct"])) for r in found
         ]  # fmt: skip
-        console.print(make_table(name, ("", "", "µs", "times ours", "gradients at once", ""), rows))
+        console.print(make_table(name, ("", "", "µs", "times ours", "beyond no step", "gradients at once", ""), rows))
     if args.into:
         write_into(args.into, list(lines(record)), SECTION)
     if not all(r["correct"] for found in results.values() for r in found):
