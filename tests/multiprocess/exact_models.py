@@ -51,9 +51,9 @@ def share(step: int, rank: int, world: int) -> Tensor:
     return data(step, PER_RANK * world)[rank * PER_RANK : (rank + 1) * PER_RANK]
 
 
-def make(kind: str, params: Iterable[Any], **options: Any) -> Any:
+def make(kind: str, params: Iterable[Any], module: Any = fusedoptim, **options: Any) -> Any:
     name, kwargs = OPTIMIZERS[kind]
-    return getattr(fusedoptim, name)(params, **{**kwargs, **options})
+    return getattr(module, name)(params, **{**kwargs, **options})
 
 
 def alone(kind: str, world: int, steps: Iterable[int], **options: Any) -> tuple[Exact, Any]:

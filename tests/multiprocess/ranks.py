@@ -92,11 +92,13 @@ def main(folder: Path, backends: list[str]) -> None:
     import with_checkpoints
     import with_ddp
     import with_fsdp
+    import with_fsdp1
     import with_shards
 
-    for late in ("fsspec", "torch._dynamo"):  # what torch's engines import once they run: here, not in each process
+    # What torch's engines import once they run: here, not in each process.
+    for late in ("fsspec", "torch._dynamo", "torch.distributed.fsdp"):
         importlib.import_module(late)
-    assert all((with_checkpoints, with_ddp, with_fsdp, with_shards))
+    assert all((with_checkpoints, with_ddp, with_fsdp, with_fsdp1, with_shards))
     for phase, world in PHASES.items():
         children = []
         for rank in range(world):
