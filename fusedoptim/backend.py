@@ -19,6 +19,7 @@ class Plan(Protocol):
     """A step: in one call where everything is ordinary, or in two halves, of which the first changes nothing."""
 
     backend: str
+    torch_parts: tuple[tuple[str, Any], ...]
 
     def fast_step(self, optimizer: Any, zero_grad: bool, grad_scale: float | None, drop_grads: bool) -> bool:
         """Take the whole step, gradients and all, and return True; or change nothing and return False."""
@@ -123,7 +124,7 @@ def new_plan(rule: str, kernels_demanded: bool, torch_parts: tuple[tuple[str, An
         if not _warned:
             _warned = True
             warnings.warn(f"fusedoptim runs on its slow reference path: {native.why_missing()}", stacklevel=4)
-    return ReferencePlan(rule)
+    return ReferencePlan(rule, torch_parts)
 
 
 _choose("auto")

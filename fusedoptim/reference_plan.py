@@ -49,7 +49,8 @@ class ReferencePlan:
 
     backend = "reference"
 
-    def __init__(self, rule: str) -> None:
+    def __init__(self, rule: str, torch_parts: tuple[tuple[str, Any], ...] = ()) -> None:
+        self.torch_parts = torch_parts
         self._rule = reference.RULES[rule]
         self._rows: list[_Row] = []
         self._fresh: dict[Tensor, dict[str, Any]] = {}  # by parameter, one of which may be listed twice

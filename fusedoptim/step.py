@@ -231,16 +231,19 @@ class FusedStep(Optimizer):
     def _take_plan(self) -> backend.Plan:
         """The plan kept from the last step, or a new one. Taken out, so that no two threads can share it."""
         plan: backend.Plan | None = self.__dict__.pop("_kept_plan", None)
-        if plan is None or plan.backend != backend.in_use:
+        if plan is None or plan.backend != backend.in_use or plan.torch_parts is not self._torch_parts:
             demanded = any(group["fused"] for group in self.param_groups if "fused" in group)
             plan = backend.new_plan(self._rule, demanded, self._torch_parts)
         return plan
 
     def _why_torch(self) -> str | None:
         """Why torch's own implementation takes the whole step, or None."""
-        for name, part in self._torch_parts:
-            if name in self.__dict__ or getattr(type(self), name) is not part:
+        parts = tuple((name, getattr(type(self), name)) for name, _ in self._torch_parts)
+        for (name, part), (_, found) in zip(self._torch_parts, parts, strict=True):
+            if name in self.__dict__ or _innermost(found) is not _innermost(part):
                 return f"{name} is overridden, which torch's step calls"
+        if parts != self._torch_parts:  # torch.compile has wrapped them
+            next(cls for cls in type(self).__mro__ if "_torch_parts" in vars(cls))._torch_parts = parts  # type: ignore[attr-defined]
         if not is_transparent(self.state):
             return f"the optimizer's state is a {type(self.state).__name__}, with methods of its own"
         return "a mode of torch is active, which watches operations" if modes.watch_operations() else None
@@ -303,6 +306,13 @@ FusedStep.step.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
         *list(inspect.signature(FusedStep._take_step).parameters.values())[1:],
     ]
 )
+
+
+def _innermost(function: Any) -> Any:
+    """What torch.compile has wrapped, so that it need not follow it."""
+    while (inner := getattr(function, "_torchdynamo_orig_callable", None)) is not None:
+        function = inner
+    return function
 
 
 class _Hooked:

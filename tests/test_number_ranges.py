@@ -102,7 +102,7 @@ def test_dampening_is_refused_from_the_first_step_on(dampening: float, dtype: to
 WITH_INFINITY: dict[str, tuple[str, dict[str, Any]]] = {
     "SGD momentum": ("SGD", {"momentum": 1e39}),
     "Adam eps": ("Adam", {"eps": 1e39}),
-    "AdamW weight_decay": ("AdamW", {"weight_decay": 1e39}),
+    "AdamW weight_decay": ("AdamW", {"weight_decay": 1e40}),
 }
 
 
@@ -135,7 +135,7 @@ TAKEN: dict[str, tuple[str, dict[str, Any]]] = {
     "SGD largest lr": ("SGD", {"lr": LARGEST}),
     "SGD dampening of no momentum": ("SGD", {"momentum": 0, "dampening": 1e39}),
     "Adam lr": ("Adam", {"lr": 1e37}),
-    "AdamW weight_decay, no lr": ("AdamW", {"weight_decay": 1e38, "lr": 0.0}),
+    "AdamW weight_decay, no lr": ("AdamW", {"weight_decay": 1e39, "lr": 0.0}),
     **{
         f"{name} {option} {value}": (name, {option: value})
         for name, option in [

@@ -49,7 +49,7 @@ struct Adam {
         beta2(T(o.beta2)),
         one_minus_beta2(T(1 - o.beta2)),
         eps(T(o.eps)),
-        weight_decay(T(o.weight_decay)),
+        weight_decay(T(o.decoupled_weight_decay ? 0 : o.weight_decay)),
         keep(T(1 - o.lr * o.weight_decay)),
         minus_step_size(T(-(o.lr / (1 - power(o.beta1, step))))),
         root_correction2(sqrt(1 - power(o.beta2, step))) {}
