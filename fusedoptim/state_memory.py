@@ -11,7 +11,9 @@ from torch.optim import Optimizer
 
 from fusedoptim import reference
 from fusedoptim.reference_plan import _shares_elements
-from fusedoptim.state_checks import PLAIN, StateError
+from fusedoptim.state_checks import PLAIN
+from fusedoptim.state_glance import is_apart
+from fusedoptim.state_keys import StateError
 
 _CURE = "give each tensor memory of its own with clone()"
 
@@ -43,6 +45,8 @@ def check_memory(optimizer: Any) -> None:
         StateError: Two tensors of the state share elements, or one with its parameter, or a tensor with itself; or its
             memory is gone.
     """
+    if is_apart(optimizer):
+        return
     rule = reference.RULES[optimizer._rule]
     by_device: dict[torch.device, list[_Stretch]] = {}
     seen: set[int] = set()  # one parameter may be listed twice
