@@ -146,6 +146,26 @@ def test_every_form_of_step(make: Callable[[float], Any], flags: dict[str, Any],
         assert not other.state[q]["step"].requires_grad
 
 
+@pytest.mark.parametrize("make", [STEPS["int"], STEPS["int64"], STEPS["bfloat16"]], ids=["int", "int64", "bfloat16"])
+@pytest.mark.parametrize(("flags", "dtype"), [({}, torch.float64), ({"fused": True}, torch.float32)], ids=str)
+def test_a_step_of_another_dtype_becomes_what_the_optimizer_makes(
+    make: Callable[[float], Any], flags: dict[str, Any], dtype: torch.dtype
+) -> None:
+    """Where float64 is the default, but for fused=True, that is float64."""
+    torch.set_default_dtype(torch.float64)
+    try:
+        optimizer = trained(fusedoptim, "Adam", {}, flags)
+        saved = copy.deepcopy(optimizer.state_dict())
+        for entry in saved["state"].values():
+            entry["step"] = make(float(entry["step"]))
+        other = beside(optimizer, fusedoptim, flags)
+        other.load_state_dict(saved)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for each in (optimizer, other):
+        assert {state["step"].dtype for state in each.state.values()} == {dtype}
+
+
 @pytest.mark.parametrize("key", ["maximize", "foreach", "capturable", "differentiable", "fused", "amsgrad", "nesterov"])
 @helpers.of_names
 def test_a_group_without_a_newer_key(name: str, key: str) -> None:

@@ -156,6 +156,13 @@ def test_optimis_moments_are_divided_by_their_bias() -> None:
         torch.testing.assert_close(converted["state"][1][name].double(), exact, rtol=2**-24, atol=0)  # one rounding
 
 
+def test_a_moment_of_optimi_with_a_beta_of_0_has_no_bias() -> None:
+    given = optimi_adam(beta1=0.0)
+    entry = fusedoptim.convert_state_dict(given)["state"][1]
+    assert torch.equal(entry["exp_avg"], given["state"][1]["exp_avg"])
+    assert not torch.equal(entry["exp_avg_sq"], given["state"][1]["exp_avg_sq"])
+
+
 def test_optimis_dampening_is_its_momentum() -> None:
     assert fusedoptim.convert_state_dict(optimi_sgd(dampening=True))["param_groups"][0]["dampening"] == 0.9
     plain = fusedoptim.convert_state_dict(optimi_sgd(momentum=0, dampening=True))

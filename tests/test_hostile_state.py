@@ -171,6 +171,7 @@ ADAM: dict[str, tuple[Damage, str]] = {
         for what, value in [*NO_NUMBERS.items(), ("one", 1.0), ("negative", -0.1)]
     },
     "lr negative": (group("lr", -0.1), r"\['lr'\]: must be a number from 0 .* got -0.1"),
+    "eps negative": (group("eps", -1e-12), r"\['eps'\]: must be a number from 0 .* got -1e-12"),
     "weight_decay negative": (group("weight_decay", -0.1), "weight_decay"),
     "one beta": (group("betas", (0.9,)), "betas"),
     "three betas": (group("betas", (0.9, 0.9, 0.9)), "betas"),
@@ -247,6 +248,18 @@ def test_damage_of_a_momentum_buffer(what: str) -> None:
     saved = make("SGD", lr=0.1, momentum=0.9).state_dict()
     state("momentum_buffer", BAD_TENSORS[what])(saved)
     assert "'bias'" in assert_refused(optimizer, saved, "momentum_buffer")
+
+
+def test_damage_of_the_options_of_sgd() -> None:
+    """Dampening alone may be negative, as the constructor lets it be."""
+    optimizer = make("SGD", lr=0.1, momentum=0.9)
+    for key, value in (("momentum", -0.1), ("momentum", 1e39), ("dampening", math.nan), ("nesterov", "no")):
+        saved = make("SGD", lr=0.1, momentum=0.9).state_dict()
+        group(key, value)(saved)
+        assert_refused(optimizer, saved, key)
+    saved["param_groups"][0].update(nesterov=False, dampening=-0.5)
+    optimizer.load_state_dict(saved)
+    assert optimizer.param_groups[0]["dampening"] == -0.5
 
 
 def test_the_state_of_another_optimizer() -> None:
