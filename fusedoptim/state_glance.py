@@ -26,7 +26,7 @@ def is_usual(entry: Any, param: Tensor, names: Sequence[str], counts: list[Tenso
         names: What the rule keeps for it.
         counts: Takes a step count that is not on the host, for ``are_counts``.
     """
-    if type(entry) is not dict or len(entry) != len(names) or type(param) not in PLAIN:
+    if type(entry) is not dict or len(entry) != len(names) or type(param) not in PLAIN or param.is_nested:
         return False
     shape, dtype = param.shape, param.dtype
     for name in names:

@@ -23,7 +23,7 @@ def name_of(optimizer: Optimizer, group: int, position: int) -> str:
     param = optimizer.param_groups[group]["params"][position]
     names = optimizer.param_groups[group].get("param_names")
     called = f"'{names[position]}', " if names else ""
-    shape = "unknown" if torch.nn.parameter.is_lazy(param) else tuple(param.shape)
+    shape = "unknown" if torch.nn.parameter.is_lazy(param) or param.is_nested else tuple(param.shape)
     return f"parameter {position} of group {group} ({called}shape {shape}, {param.dtype}, {param.device})"
 
 

@@ -122,6 +122,8 @@ BAD_STEPS: dict[str, Any] = {
     "huge": 1e30,
     "huge tensor": torch.tensor(1e30),
     "huge int": 10**400,
+    "just too large": 2**53 + 2,
+    "just too large, a tensor": torch.tensor(2.0**53 + 2.0**30),
     "two": torch.ones(2),
     "none at all": torch.ones(0),
     "complex": torch.tensor(1j),
@@ -366,6 +368,8 @@ GOOD: dict[str, Damage] = {
     "Tensor lr, one element": group("lr", torch.tensor([0.02])),
     "lr 0": group("lr", 0),
     "step 0": lambda saved: [e.update(step=torch.tensor(0.0)) for e in saved["state"].values()],
+    "step 2**53": lambda saved: [e.update(step=torch.tensor(2.0**53)) for e in saved["state"].values()],
+    "step 2**53, an int": lambda saved: [e.update(step=2**53) for e in saved["state"].values()],
     "step a fraction": lambda saved: [e.update(step=torch.tensor(2.5)) for e in saved["state"].values()],
     "indices strings": lambda saved: saved.update(
         state={f"p{k}": v for k, v in saved["state"].items()},
@@ -449,6 +453,20 @@ def test_tied_parameters_and_views_of_one_another() -> None:
     twice.load_state_dict(copy.deepcopy(twice.state_dict()))
 
 
+def test_a_nested_parameter() -> None:
+    optimizer = fusedoptim.SGD([Parameter(nested())], lr=0.1, momentum=0.9)
+    saved = optimizer.state_dict()
+    saved["state"] = {0: {"momentum_buffer": nested()}}
+    with pytest.raises(ValueError, match="is a nested tensor"):
+        optimizer.load_state_dict(saved)
+
+
 def test_lazy_parameters() -> None:
-    optimizer = fusedoptim.Adam(torch.nn.LazyLinear(3).parameters())
-    optimizer.load_state_dict(optimizer.state_dict())
+    saved = fusedoptim.Adam(torch.nn.Linear(2, 3).parameters())
+    set_grads(saved, 1)
+    saved.step()
+    for module in (fusedoptim, torch.optim):
+        optimizer = module.Adam(torch.nn.LazyLinear(3).parameters())
+        optimizer.load_state_dict(optimizer.state_dict())
+        optimizer.load_state_dict(saved.state_dict())
+        assert len(optimizer.state) == 2

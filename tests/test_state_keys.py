@@ -94,6 +94,10 @@ def _flat(saved: State) -> None:
     saved["state"] = {f"{k}.{name}": x for k, entry in saved["state"].items() for name, x in entry.items()}
 
 
+def _names_beside_empty_entries(saved: State) -> None:
+    saved["state"] = {**{key: {} for key in saved["state"]}, **{f"p{k}": entry for k, entry in saved["state"].items()}}
+
+
 AFRESH: dict[str, tuple[Callable[[State], Any], str]] = {
     "bytes": (keyed(lambda key: b"%d" % key), r"b'0', .* \(bytes\) where .* 0, .* \(int\).*int\(key\)"),
     "tensors": (keyed(torch.tensor), r"tensor\(0\), .* \(Tensor\) where .*int\(key\)"),
@@ -101,6 +105,7 @@ AFRESH: dict[str, tuple[Callable[[State], Any], str]] = {
     "groups list strings": (_listed_as_strings, r"keys 0, 1, 2, 3 \(int\) where the groups list '0', .*str\(key\)"),
     "one of them": (_one_string, r"has the keys '2' \(str\) where the groups list 2 \(int\)"),
     "names": (keyed(lambda key: f"layer{key}.weight"), "entries 'layer0.weight', .* none for the keys that the groups"),
+    "names beside empty entries": (_names_beside_empty_entries, "entries 'p0', .* none for the keys"),
     "tuples": (keyed(lambda key: ("layer", key)), r"entries \('layer', 0\), .*all parameters would start afresh"),
     "flattened": (_flat, r"none for the keys that the groups list: .*; give each parameter's entry, a dict, the key"),
     "the parameters": (keyed(lambda key: torch.ones(3) * key), r"belong to no parameter.*tensor\("),
