@@ -163,6 +163,11 @@ def _columns(saved: dict[str, Any]) -> None:
     saved["state"][1].update(exp_avg=both[:7, 0], exp_avg_sq=both[1:, 0])
 
 
+def _ends_meet(saved: dict[str, Any]) -> None:
+    buffer = torch.ones(20)  # the last element of one, which takes every other, is the first of the other
+    saved["state"][1].update(exp_avg=buffer[:13:2], exp_avg_sq=buffer[12:19])
+
+
 ADAM: dict[str, tuple[Damage, str]] = {
     **{f"exp_avg {what}": (state("exp_avg", value), "exp_avg") for what, value in BAD_TENSORS.items()},
     **{f"step {what}": (state("step", value), "step") for what, value in BAD_STEPS.items()},
@@ -197,6 +202,7 @@ ADAM: dict[str, tuple[Damage, str]] = {
     ),
     "a view of another's": (_second_alias, "exp_avg.*shares memory with state.*"),
     "columns that meet": (_columns, "shares memory with state"),
+    "ends that meet": (_ends_meet, "shares memory with state"),
     "unknown index": (lambda saved: saved["state"].update({17: {}}), "belong to no parameter.*: 17; remove"),
     "state a list": (lambda saved: saved.update(state=[]), "'state'"),
     "entry a list": (lambda saved: saved["state"].update({1: [1]}), "bias"),

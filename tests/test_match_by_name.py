@@ -140,6 +140,12 @@ def test_what_is_left_out_is_not_looked_at_and_the_rest_is() -> None:
         make((ALL[::-1], {})).load_state_dict(file, match="name")
 
 
+def test_a_group_without_parameters_needs_no_names() -> None:
+    source, loaded = (fusedoptim.Adam([{"params": []}], lr=lr) for lr in (0.1, 9.0))
+    assert loaded.load_state_dict(saved(source), match="name") == ([], [])
+    assert loaded.param_groups[0]["lr"] == 9.0
+
+
 def test_nothing_in_common_keeps_everything() -> None:
     loaded = make((["body"], {"lr": 0.3}))
     result = loaded.load_state_dict(saved(make((["head"], {}), steps=1)), match="name", strict=False)

@@ -86,6 +86,14 @@ def test_an_option_that_only_one_group_has_or_another_type_differs(value: Any) -
             make((ALL, {})).load_state_dict(file, match="name")
 
 
+def test_names_that_one_side_alone_has() -> None:
+    few, many = (make((names, {})) for names in (ALL[1:], ALL))
+    with pytest.raises(ValueError, match=r"^state_dict: lists 'body', which this optimizer has not; correct"):
+        few.load_state_dict(saved(many), match="name")
+    with pytest.raises(ValueError, match=r"^state_dict: does not list 'body', of this optimizer; correct"):
+        many.load_state_dict(saved(few), match="name")
+
+
 def test_a_state_of_another_shape_names_its_parameter() -> None:
     """By its name and place here, and by its key in the file."""
     file = saved(make((["head", "bias"], {}), steps=1))
@@ -132,12 +140,14 @@ def test_what_is_ambiguous_or_damaged_is_refused(change: Callable[[Any, Any], An
 
 def test_index_says_that_names_would_match() -> None:
     file = saved(make((ALL, {})))
+    unnamed = fusedoptim.Adam(params_of(make((ALL, {})))).state_dict()
     for groups in ([(ALL[:2], {}), (ALL[2:], {})], [(ALL[:2], {})]):
         with pytest.raises(ValueError, match='match the names that both have with match="name"'):
             make(*groups).load_state_dict(file)
         plain = fusedoptim.Adam([{"params": params_of(make(group))} for group in groups])
-        with pytest.raises(ValueError, match=r"make the optimizer with the same (groups|parameters)\. Nothing"):
-            plain.load_state_dict(file)
+        for optimizer, other in ((plain, file), (make(*groups), unnamed)):
+            with pytest.raises(ValueError, match=r"make the optimizer with the same (groups|parameters)\. Nothing"):
+                optimizer.load_state_dict(other)
 
 
 @pytest.mark.parametrize(
