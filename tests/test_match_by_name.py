@@ -140,6 +140,15 @@ def test_what_is_left_out_is_not_looked_at_and_the_rest_is() -> None:
         make((ALL[::-1], {})).load_state_dict(file, match="name")
 
 
+def test_a_key_under_two_names_stays_where_one_of_them_is_left_out() -> None:
+    """So a parameter is saved that was listed twice."""
+    file = saved(make((["body"], {}), steps=1))
+    file["param_groups"][0].update(params=[0, 0], param_names=["tied", "body"])
+    loaded = make((["body"], {}))
+    assert loaded.load_state_dict(file, match="name", strict=False) == ([], ["tied"])
+    assert loaded.state[named(loaded)["body"]]["step"] == 1
+
+
 def test_a_group_without_parameters_needs_no_names() -> None:
     source, loaded = (fusedoptim.Adam([{"params": []}], lr=lr) for lr in (0.1, 9.0))
     assert loaded.load_state_dict(saved(source), match="name") == ([], [])
@@ -173,6 +182,10 @@ def test_a_prefix_is_named_and_a_hook_can_strip_it(prefix: str) -> None:
     loaded = make((ALL[::-1], {}))
     with pytest.raises(ValueError, match=f"; the names differ by the prefix '{prefix}': correct 'param_names'"):
         loaded.load_state_dict(file, match="name")
+    wrapped = make((ALL, {}))
+    wrapped.param_groups[0]["param_names"] = [prefix + n for n in ALL]
+    with pytest.raises(ValueError, match=f"; the names differ by the prefix '{prefix}': correct 'param_names'"):
+        wrapped.load_state_dict(saved(source), match="name")
     called = []
 
     def strip(optimizer: Any, state_dict: dict[str, Any]) -> dict[str, Any]:

@@ -53,6 +53,12 @@ def test_groups_whose_parameters_were_mixed_are_ambiguous(groups: Any) -> None:
         make(*groups).load_state_dict(saved(source), match="name")
 
 
+def test_the_last_of_three_groups_differs() -> None:
+    source = make((["body"], DECAY[0]), (["bias"], DECAY[0]), (["head"], DECAY[1]))
+    with pytest.raises(ValueError, match="has 'bias' and 'head', from the groups 1 and 2"):
+        make((["head", "body", "bias"], {})).load_state_dict(saved(source), match="name")
+
+
 LIKE: dict[str, tuple[Any, Any, bool]] = {
     "list and tuple": ([0.9, 0.99], (0.9, 0.99), True),
     "lists of tensors": ((torch.tensor(0.9), 0.99), (torch.tensor(0.9), 0.99), True),
