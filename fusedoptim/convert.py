@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fusedoptim.state_checks import shown
+from fusedoptim.state_keys import meant_keys, not_meant, some_of
 
 _Dict = dict[str, Any]
 
@@ -51,14 +52,19 @@ def convert_state_dict(state_dict: Mapping[str, Any], *, keep: Iterable[str] = (
     if not isinstance(state_dict, Mapping) or not {"state", "param_groups"} <= state_dict.keys():
         raise ValueError(f"state_dict must have 'state' and 'param_groups', got {shown(state_dict)}")
     state = dict(state_dict["state"])
+    _check_indices(state, {index for group in state_dict["param_groups"] for index in group["params"]})
     groups = [
         _convert_group(dict(group), state, frozenset(keep), f"param_groups[{index}]")
         for index, group in enumerate(state_dict["param_groups"])
     ]
-    listed = {index for group in groups for index in group["params"]}
-    for index in state:
-        _require(index in listed, f"state[{index!r}] belongs to no parameter that a group lists")
     return {**state_dict, "state": state, "param_groups": groups}
+
+
+def _check_indices(state: _Dict, indices: Collection[Any]) -> None:
+    if meant := meant_keys(state, indices):
+        _require(False, "state {}; {}".format(*not_meant(meant)))
+    strays = [index for index in state if index not in indices]
+    _require(not strays, f"state has entries that belong to no parameter, as no group lists them: {some_of(strays)}")
 
 
 def _convert_group(group: _Dict, state: _Dict, keep: frozenset[str], where: str) -> _Dict:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from fusedoptim import reference
+from fusedoptim import modes, reference
 from fusedoptim.at_once import Undo
 from fusedoptim.dtensor import is_dtensor, local_of, refusal_of_cut
 from fusedoptim.ieee import OutOfRangeError
@@ -176,7 +176,9 @@ class ReferencePlan:
         return True
 
     def zero_grads(self, groups: list[dict[str, Any]], even_if_watched: bool = False) -> bool:
-        """Write zeros over all gradients, by torch's operations, which a mode sees."""
+        """Write zeros over all gradients; or return False, where a mode of torch is active, unless told to go on."""
+        if not even_if_watched and modes.watch_operations():
+            return False
         for group in groups:
             for param in group["params"]:
                 if param.grad is not None:

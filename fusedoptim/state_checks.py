@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fusedoptim.reference import Rule, _options_of
+from fusedoptim.state_keys import StateError
 
 PLAIN = (Tensor, torch.nn.Parameter)
 ENTRY = "the file is damaged, or is not of an optimizer"
@@ -19,13 +20,10 @@ _FILLED_IN_BY_TORCH = {"amsgrad", "nesterov", "decoupled_weight_decay"}  # where
 _FLAGS = (*_FILLED_IN_BY_TORCH, "maximize")
 _AT_LEAST_ZERO = {"lr", "eps", "weight_decay", "momentum"}  # as the constructors ask
 _MOST = torch.finfo(torch.float32).max
-_MOST_STEPS = 2.0**53  # beyond it, not even float64 counts
+MOST_STEPS = 2.0**53  # beyond it, not even float64 counts
+_OF_OTHERS = ("exp_avg", "state1")  # what other libraries' SGD keeps for a buffer, and torch's Adam for a moment
 _DEPTH = 50
 _OTHER_MODEL = "load the file of the same model, or remove this parameter's entry to start its state afresh"
-
-
-class StateError(Exception):
-    """What is wrong in a state dict: where, what, and what to do. Users see it as a ValueError."""
 
 
 def nothing_loaded(problem: StateError) -> str:
@@ -133,8 +131,11 @@ def check_entry(entry: Any, param: Tensor, names: Sequence[str], where: str, nam
         value = entry.get(name)
         problem = None
         if value is None:
+            others = [key for key in _OF_OTHERS if key in entry]
             if len(names) > 1:
                 problem = "is missing"
+            elif others:
+                problem = f"is missing, but {others[0]!r} is there: convert_state_dict knows what some libraries save"
         elif name == "step":
             problem = _problem_of_step(value, param)
         elif not isinstance(value, Tensor):
@@ -153,7 +154,7 @@ def _problem_of_step(value: Any, param: Tensor) -> str | None:
             return None
         if value.is_complex() or value.dtype == torch.bool:
             return f"must be a real number, got {shown(value)}"
-    if not 0 <= _number(value) <= _MOST_STEPS:
+    if not 0 <= _number(value) <= MOST_STEPS:
         return f"must be a number from 0 to 2**53, got {_with_value(value)}"
     return None
 

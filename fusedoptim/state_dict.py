@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import reprlib
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,26 +13,43 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from fusedoptim import reference
-from fusedoptim.state_checks import ENTRY, PLAIN, StateError, check_entry, check_group, nothing_loaded, shown
+from fusedoptim.state_checks import ENTRY, PLAIN, check_entry, check_group, nothing_loaded, shown
+from fusedoptim.state_glance import are_counts, is_usual
+from fusedoptim.state_groups import KEPT, IncompatibleKeys, by_index, by_name, check_form
+from fusedoptim.state_keys import StateError, check_strays
 from fusedoptim.state_memory import check_memory, name_of
 
-# Who takes the step is no part of the training state; torch takes these from the file.
-_KEPT = ("fused", "foreach", "capturable", "differentiable")
+_COUNTS = (torch.float32, torch.float64)  # the dtypes that the kernels count in
 _TAKES_SCALE = "_step_supports_amp_scaling"
 _HOOKS = ("_optimizer_load_state_dict_pre_hooks", "_optimizer_load_state_dict_post_hooks")
 
 
-def load(optimizer: Any, state_dict: Mapping[str, Any], torch_load: Callable[[Any], None]) -> None:
+def load(
+    optimizer: Any,
+    state_dict: Mapping[str, Any],
+    torch_load: Callable[[Any], None],
+    match: str = "index",
+    strict: bool = True,
+) -> IncompatibleKeys | None:
     """Load a state dict whole, or raise and leave the optimizer as it was.
 
     Args:
         optimizer: One of this package.
         state_dict: What ``state_dict()`` of ours or of torch's class has returned.
         torch_load: Torch's own ``load_state_dict``, bound to the optimizer.
+        match: What a parameter's entry is found by, ``"index"`` or ``"name"``.
+        strict: With ``"name"``, whether both sides must have the same names.
+
+    Returns:
+        With ``"name"``, the names that one side lacks.
 
     Raises:
         ValueError: Something in it is damaged or belongs to other parameters; the message names it.
     """
+    if match not in ("index", "name"):
+        raise ValueError(f'match must be "index" or "name", got {shown(match)}')
+    if match == "index" and not strict:
+        raise ValueError('strict=False needs match="name": by index, every parameter of the file must have its own')
     undo = _undo(optimizer)
     try:
         if not isinstance(state_dict, Mapping):
@@ -44,7 +61,12 @@ def load(optimizer: Any, state_dict: Mapping[str, Any], torch_load: Callable[[An
         for hook in pre_hooks.values():
             changed = hook(optimizer, state_dict)
             state_dict = state_dict if changed is None else changed
-        _check(optimizer, state_dict)
+        listed_keys = check_form(state_dict)
+        if match == "name":
+            state_dict, places, left = by_name(optimizer, state_dict, strict)
+        else:
+            places, left = by_index(optimizer, state_dict), None
+        _check(optimizer, state_dict, places, listed_keys)
         _replace(optimizer, _with_quick_look_up(state_dict), torch_load)
         check_memory(optimizer)
         for hook in post_hooks.values():
@@ -54,6 +76,7 @@ def load(optimizer: Any, state_dict: Mapping[str, Any], torch_load: Callable[[An
         if isinstance(error, StateError):
             raise ValueError(nothing_loaded(error)) from None
         raise
+    return left
 
 
 def _undo(optimizer: Any) -> Callable[[], None]:
@@ -74,82 +97,53 @@ def _undo(optimizer: Any) -> Callable[[], None]:
     return undo
 
 
-def _check(optimizer: Any, state_dict: Any) -> None:
+def _check(
+    optimizer: Any, state_dict: Mapping[str, Any], places: Sequence[str], listed_keys: Collection[Hashable]
+) -> None:
     """Look at what torch would load without a look."""
-    if not isinstance(state_dict, Mapping) or not {"state", "param_groups"} <= state_dict.keys():
-        has = f"has {shown(list(state_dict))}" if isinstance(state_dict, Mapping) else f"is {shown(state_dict)}"
-        raise StateError("state_dict", f"{has}, and not 'state' and 'param_groups'", "pass the optimizer's own entry")
     rule = reference.RULES[optimizer._rule]
-    owners: dict[Hashable, tuple[Tensor, tuple[str, ...], Callable[[], str]]] = {}
-    for index, (own, saved) in enumerate(_pairs(optimizer, state_dict["param_groups"])):
-        where = f"state_dict['param_groups'][{index}]"
-        check_group(saved, rule, len(own["params"]), where)
+    state = state_dict["state"]
+    owners: dict[Hashable, Tensor] = {}
+    counts: list[Tensor] = []
+    all_usual = True
+    kept: list[tuple[str, ...]] = []  # of each group
+    for index, (own, saved) in enumerate(zip(optimizer.param_groups, state_dict["param_groups"], strict=True)):
+        check_group(saved, rule, len(own["params"]), places[index])
         names = rule.state_names({"amsgrad": False, "momentum": 0, **saved})
+        kept.append(names)
         for position, (param, key) in enumerate(zip(own["params"], saved["params"], strict=True)):
-            place = f"{where}['params'][{position}]"
-            if not isinstance(key, Hashable):
-                raise StateError(place, f"is {shown(key)}, and no index", ENTRY)
-            if key in owners and owners[key][0] is not param:
-                raise StateError(place, f"is {shown(key)}, as for another parameter before", ENTRY)
-            owners[key] = (param, names, partial(name_of, optimizer, index, position))
-    if not isinstance(state_dict["state"], Mapping):
-        raise StateError("state_dict['state']", f"must be a dict, got {shown(state_dict['state'])}", ENTRY)
-    for key, entry in state_dict["state"].items():
-        where = f"state_dict['state'][{reprlib.repr(key)}]"
-        if key in owners:
-            check_entry(entry, *owners[key][:2], where, owners[key][2])
-        elif isinstance(key, int):  # others are a user's own, which torch keeps
-            raise StateError(where, "belongs to no parameter that the groups of the file list", ENTRY)
+            if owners.setdefault(key, param) is not param:
+                what = f"has {shown(key)} for {name_of(optimizer, index, position)}, as for another parameter before"
+                raise StateError(f"{places[index]}['params']", what, ENTRY)
+            all_usual = all_usual and (key not in state or is_usual(state[key], param, names, counts))
+    if not (all_usual and are_counts(counts)):
+        for index, (group, names) in enumerate(zip(state_dict["param_groups"], kept, strict=True)):
+            for position, key in enumerate(group["params"]):
+                if key in state:
+                    where = f"state_dict['state'][{reprlib.repr(key)}]"
+                    check_entry(state[key], owners[key], names, where, partial(name_of, optimizer, index, position))
+    if not state.keys() <= listed_keys:
+        check_strays(state, listed_keys, {name for names in kept for name in names})
 
 
-def _pairs(optimizer: Any, saved: Any) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """The optimizer's groups beside those of the file."""
-    where = "state_dict['param_groups']"
-    if not isinstance(saved, (list, tuple)):
-        raise StateError(where, f"must be a list, got {shown(saved)}", ENTRY)
-    own = optimizer.param_groups
-    if len(own) != len(saved):
-        raise StateError(
-            where,
-            "loaded state dict has a different number of parameter groups: "
-            f"{len(saved)}, and this optimizer has {len(own)}",
-            "make the optimizer with the same groups",
-        )
-    for index, (mine, other) in enumerate(zip(own, saved, strict=True)):
-        if not isinstance(other, dict) or not isinstance(other.get("params"), (list, tuple)):
-            raise StateError(f"{where}[{index}]", f"must be a dict with a list 'params', got {shown(other)}", ENTRY)
-        if len(mine["params"]) != len(other["params"]):
-            raise StateError(
-                f"{where}[{index}]['params']",
-                "loaded state dict contains a parameter group that doesn't match the size of optimizer's group: "
-                f"{len(other['params'])} parameters, and this optimizer has {len(mine['params'])}",
-                "make the optimizer with the same parameters",
-            )
-    return list(zip(own, saved, strict=True))
-
-
-class _Indices(list[Any]):
+class _Indices(dict[Any, None]):
     """The indices of a group. For each tensor torch asks whether they contain its own."""
-
-    def __init__(self, indices: Any) -> None:
-        super().__init__(indices)
-        self._set = frozenset(indices)
-
-    def __contains__(self, index: object) -> bool:
-        return index in self._set
 
     def __deepcopy__(self, memo: Any) -> list[Any]:
         return list(self)
 
 
 def _with_quick_look_up(state_dict: Mapping[str, Any]) -> dict[str, Any]:
-    groups = [{**group, "params": _Indices(group["params"])} for group in state_dict["param_groups"]]
+    groups = []
+    for group in state_dict["param_groups"]:
+        indices = _Indices.fromkeys(group["params"])
+        groups.append({**group, "params": indices if len(indices) == len(group["params"]) else group["params"]})
     return {**state_dict, "param_groups": groups}
 
 
 def _replace(optimizer: Optimizer, state_dict: dict[str, Any], torch_load: Callable[[Any], None]) -> None:
     """Let torch put the new state and groups in, and keep what is this optimizer's own."""
-    kept = [{key: group[key] for key in _KEPT if key in group} for group in optimizer.param_groups]
+    kept = [{key: group[key] for key in KEPT if key in group} for group in optimizer.param_groups]
     scaled = {_TAKES_SCALE: optimizer.__dict__[_TAKES_SCALE]} if _TAKES_SCALE in optimizer.__dict__ else {}
     hooks = {name: getattr(optimizer, name) for name in _HOOKS}
     optimizer.__dict__.update({name: OrderedDict() for name in _HOOKS})  # they are called by ``load``
@@ -166,21 +160,23 @@ def _replace(optimizer: Optimizer, state_dict: dict[str, Any], torch_load: Calla
 
 def _place_steps(optimizer: Optimizer) -> None:
     """Put the step counts where this optimizer makes them; torch has placed them as the flags of the file say."""
-    seen: dict[int, Tensor] = {}  # whose count it is
+    seen: dict[int, Tensor] = {}  # whose count lies at an address
+    host = torch.device("cpu")
     for group in optimizer.param_groups:
         on_device = bool(group.get("fused") or group.get("capturable"))
         wide = torch.get_default_dtype() == torch.float64 and not on_device
         for param in group["params"]:
-            step = optimizer.state[param].get("step") if param in optimizer.state else None
-            if not isinstance(step, Tensor) or type(step) not in PLAIN:
+            entry = optimizer.state.get(param) or {}
+            step: Any = entry.get("step")
+            if type(step) not in PLAIN:
                 continue
-            device = param.device if on_device else torch.device("cpu")
-            dtype = step.dtype if step.dtype in (torch.float32, torch.float64) else None
-            if dtype is None or (on_device and step.device != device):
-                dtype = torch.float64 if wide else torch.float32
-            placed = step.to(device, dtype)
-            placed = placed.detach() if placed.requires_grad else placed
-            if seen.setdefault(id(placed), param) is not param:
+            device = param.device if on_device else host
+            placed = step
+            if step.device != device or step.dtype not in _COUNTS or step.requires_grad:
+                moved = on_device and step.device != device
+                dtype = step.dtype if step.dtype in _COUNTS and not moved else _COUNTS[wide]
+                placed = step.to(device, dtype).detach()
+            if seen.setdefault(placed.data_ptr(), param) is not param:
                 # FSDP saves one count for all parameters of a module; each must count by itself
                 placed = placed.clone()
-            optimizer.state[param]["step"] = placed
+            entry["step"] = placed

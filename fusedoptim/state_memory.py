@@ -11,7 +11,9 @@ from torch.optim import Optimizer
 
 from fusedoptim import reference
 from fusedoptim.reference_plan import _shares_elements
-from fusedoptim.state_checks import PLAIN, StateError
+from fusedoptim.state_checks import PLAIN
+from fusedoptim.state_glance import is_apart
+from fusedoptim.state_keys import StateError
 
 _CURE = "give each tensor memory of its own with clone()"
 
@@ -21,7 +23,7 @@ def name_of(optimizer: Optimizer, group: int, position: int) -> str:
     param = optimizer.param_groups[group]["params"][position]
     names = optimizer.param_groups[group].get("param_names")
     called = f"'{names[position]}', " if names else ""
-    shape = "unknown" if torch.nn.parameter.is_lazy(param) else tuple(param.shape)
+    shape = "unknown" if torch.nn.parameter.is_lazy(param) or param.is_nested else tuple(param.shape)
     return f"parameter {position} of group {group} ({called}shape {shape}, {param.dtype}, {param.device})"
 
 
@@ -43,6 +45,8 @@ def check_memory(optimizer: Any) -> None:
         StateError: Two tensors of the state share elements, or one with its parameter, or a tensor with itself; or its
             memory is gone.
     """
+    if is_apart(optimizer):
+        return
     rule = reference.RULES[optimizer._rule]
     by_device: dict[torch.device, list[_Stretch]] = {}
     seen: set[int] = set()  # one parameter may be listed twice

@@ -287,17 +287,29 @@ class FusedStep(Optimizer):
             self._step_supports_amp_scaling = True
 
     @_disable_dynamo
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: dict[str, Any], *, match: str = "index", strict: bool = True) -> Any:
         """Load a state that this class or torch's has saved, whole or not at all.
 
         ``fused``, ``foreach``, ``capturable`` and ``differentiable`` stay as this optimizer was made: which
         implementation takes the step is no part of the training state.
 
+        Args:
+            state_dict: What ``state_dict()`` has returned.
+            match: ``"index"``, as in torch: the file must have the same groups and parameters, in the same order.
+                ``"name"``: a parameter gets the state, and a group the options, of its names, where both this optimizer
+                and the one that was saved were made with ``named_parameters()``.
+            strict: With ``match="name"``: whether a name that only one side has is an error. If not, parameters that
+                the file does not list start afresh, and state of names that no parameter has is left out.
+
+        Returns:
+            None, or with ``match="name"`` a named tuple of the names that only one side has: ``missing_keys``, which
+            the file does not list, and ``unexpected_keys``, which no parameter has.
+
         Raises:
             ValueError: Something in it is damaged or belongs to other parameters. The message names it, and the
                 optimizer is as it was.
         """
-        load(self, state_dict, super().load_state_dict)
+        return load(self, state_dict, super().load_state_dict, match, strict)
 
 
 FusedStep.step.__signature__ = inspect.Signature(  # type: ignore[attr-defined]

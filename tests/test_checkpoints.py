@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,8 @@ from helpers import assert_optimizers_match, make_params, params_of, set_grads
 from torch.nn import Parameter
 
 import fusedoptim
+from fusedoptim import state_dict, state_memory
+from fusedoptim.state_glance import are_counts
 
 backend = helpers.backend
 pytestmark = pytest.mark.usefixtures("backend", "one_thread")
@@ -76,13 +79,13 @@ of_states = pytest.mark.parametrize(
 @of_modules
 def test_every_pair_of_implementations(module: Any, name: str, options: dict[str, Any], saved: dict[str, Any]) -> None:
     source = trained(module, name, options, saved)
-    state_dict = source.state_dict()
+    file = source.state_dict()
     for target in MODULES.values():
         for flags in FLAGS.values():
             if "capturable" in flags and (name == "SGD" or target is torch.optim):
                 continue
             loaded, expected = beside(source, target, flags), filled_by_hand(source, target, flags)
-            loaded.load_state_dict(copy.deepcopy(state_dict))
+            loaded.load_state_dict(copy.deepcopy(file))
             if target is torch.optim:  # which takes the flags of the file
                 loaded.param_groups[0].update({"foreach": None, "fused": None, **flags})
                 loaded.param_groups[0].update({"capturable": False} if "capturable" in options | saved else {})
@@ -129,11 +132,11 @@ STEPS: dict[str, Callable[[float], Any]] = {
 def test_every_form_of_step(make: Callable[[float], Any], flags: dict[str, Any], kernels_only: None) -> None:
     """And the kernels, which count in float32 or float64, stay in use."""
     optimizer = trained(fusedoptim, "Adam", {}, flags)
-    state_dict = copy.deepcopy(optimizer.state_dict())
-    for entry in state_dict["state"].values():
+    saved = copy.deepcopy(optimizer.state_dict())
+    for entry in saved["state"].values():
         entry["step"] = make(float(entry["step"]))
     other = beside(optimizer, fusedoptim, flags)
-    other.load_state_dict(state_dict)
+    other.load_state_dict(saved)
     for each in (optimizer, other):
         set_grads(each, 3)
         each.step()
@@ -141,6 +144,34 @@ def test_every_form_of_step(make: Callable[[float], Any], flags: dict[str, Any],
         assert torch.equal(p, q)
         assert optimizer.state[p]["step"] == other.state[q]["step"]
         assert not other.state[q]["step"].requires_grad
+
+
+@pytest.mark.parametrize(
+    ("form", "fused", "dtype"),
+    [
+        ("int", None, torch.float64),
+        ("int64", None, torch.float64),
+        ("bfloat16", None, torch.float64),
+        ("int64", True, torch.float32),
+        ("bfloat16", True, torch.float32),
+    ],
+)
+def test_a_step_of_another_dtype_becomes_what_the_optimizer_makes(
+    form: str, fused: bool | None, dtype: torch.dtype
+) -> None:
+    """Where float64 is the default, but for fused=True, that is float64."""
+    torch.set_default_dtype(torch.float64)
+    try:
+        optimizer = trained(fusedoptim, "Adam", {}, {"fused": fused})
+        saved = copy.deepcopy(trained(fusedoptim, "Adam", {}, {}).state_dict())
+        for entry in saved["state"].values():
+            entry["step"] = STEPS[form](float(entry["step"]))
+        other = beside(optimizer, fusedoptim, {"fused": fused})
+        other.load_state_dict(saved)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for each in (optimizer, other):
+        assert {state["step"].dtype for state in each.state.values()} == {dtype}
 
 
 @pytest.mark.parametrize("key", ["maximize", "foreach", "capturable", "differentiable", "fused", "amsgrad", "nesterov"])
@@ -197,20 +228,58 @@ def test_who_takes_the_step_stays_as_the_optimizer_was_made(own: dict[str, Any],
     assert getattr(optimizer, "_step_supports_amp_scaling", None) is scaled
 
 
-def test_a_count_that_stands_for_several_parameters_is_counted_by_each(backend: str) -> None:
+SHARED: dict[str, Callable[[torch.Tensor, int], torch.Tensor]] = {
+    "one tensor": lambda count, i: count,
+    "that requires grad": lambda count, i: count.requires_grad_(),
+    "views": lambda count, i: count.view(()),
+    "elements of an expanded one": lambda count, i: count.expand(9)[i],
+}
+
+
+@pytest.mark.parametrize("share", SHARED.values(), ids=SHARED)
+def test_a_count_that_stands_for_several_parameters_is_counted_by_each(
+    backend: str, share: Callable[[torch.Tensor, int], torch.Tensor]
+) -> None:
     """So FSDP saves the parameters of one module, and torch.save keeps it one tensor."""
     optimizer = trained(fusedoptim, "Adam", {}, {})
     for state in optimizer.state.values():
         state["step"].fill_(7)
     shared = copy.deepcopy(optimizer.state_dict())
-    for entry in shared["state"].values():
-        entry["step"] = shared["state"][0]["step"]
+    count = shared["state"][0]["step"]
+    for i, entry in enumerate(shared["state"].values()):
+        entry["step"] = share(count, i)
     other = beside(optimizer, fusedoptim, {})
     other.load_state_dict(shared)
     for each in (optimizer, other):
         set_grads(each, 3)
         each.step()
     assert_optimizers_match(other, optimizer, exact=True)
+
+
+def test_a_usual_state_takes_the_quick_look_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thorough checks take three times as long."""
+    for of, thorough in ((state_dict, "check_entry"), (state_memory, "_stretch")):
+        monkeypatch.setattr(of, thorough, lambda *args: pytest.fail("looked thoroughly"))
+    for name, options in helpers.SETTINGS:
+        for dtype in (torch.float32, torch.bfloat16):
+            params = make_params(dtype=dtype)
+            params.append(Parameter(torch.ones(2, 3, 4, 5, dtype=dtype).to(memory_format=torch.channels_last)))
+            optimizer = getattr(fusedoptim, name)(params, **options)
+            set_grads(optimizer, 1)
+            params[1].grad = None  # and so no state
+            optimizer.step()
+            optimizer.load_state_dict(optimizer.state_dict())
+            optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+
+
+@pytest.mark.parametrize("bad", [-1.0, math.nan, math.inf, 2.0**54])
+@pytest.mark.parametrize("place", [0, 1])
+def test_counts_on_a_device_are_asked_at_once(place: int, bad: float) -> None:
+    counts = [torch.tensor(2.0**53), torch.tensor(0.0)]
+    assert are_counts(counts)
+    counts[place].fill_(bad)
+    assert not are_counts(counts)
+    assert not are_counts([torch.tensor(1.0), torch.tensor(1.0, device="meta")])
 
 
 class CountedIndex(int):

@@ -134,7 +134,8 @@ def test_torchs_own_comes_back_as_it_is() -> None:
 @pytest.mark.parametrize("step", [5, torch.tensor([5], dtype=torch.int32)])
 def test_apex_counts_steps_in_the_group(step: Any) -> None:
     converted = fusedoptim.convert_state_dict(apex(step=step, lr=torch.tensor(0.5)))
-    assert converted["param_groups"][0]["lr"] == 0.5
+    lr = converted["param_groups"][0]["lr"]
+    assert (lr, type(lr)) == (0.5, float)
     steps = [entry["step"] for entry in converted["state"].values()]
     assert [(float(x), x.dtype, x.shape) for x in steps] == [(5, torch.float32, ())] * 2
     assert steps[0] is not steps[1]
@@ -152,8 +153,17 @@ def test_optimis_moments_are_divided_by_their_bias() -> None:
     assert converted["param_groups"][0]["betas"] == (0.8, 0.95)
     assert converted["param_groups"][0]["decoupled_weight_decay"] is True
     for name, beta in (("exp_avg", 0.8), ("exp_avg_sq", 0.95)):
-        exact = given["state"][1][name].double() * (1 - beta**5)
-        torch.testing.assert_close(converted["state"][1][name].double(), exact, rtol=2**-24, atol=0)  # one rounding
+        for index, entry in given["state"].items():
+            exact = entry[name].double() * (1 - beta**5)
+            got = converted["state"][index][name].double()
+            torch.testing.assert_close(got, exact, rtol=2**-24, atol=0)  # one rounding
+
+
+def test_a_moment_of_optimi_with_a_beta_of_0_has_no_bias() -> None:
+    given = optimi_adam(beta1=0.0)
+    entry = fusedoptim.convert_state_dict(given)["state"][1]
+    assert torch.equal(entry["exp_avg"], given["state"][1]["exp_avg"])
+    assert not torch.equal(entry["exp_avg_sq"], given["state"][1]["exp_avg_sq"])
 
 
 def test_optimis_dampening_is_its_momentum() -> None:
@@ -174,9 +184,12 @@ def test_a_parameter_without_state_has_none_after() -> None:
     assert fusedoptim.convert_state_dict(fresh)["state"] == {}
 
 
-def test_optimi_with_gradient_release() -> None:
-    given = optimi_adam(gradient_release=True)
-    del given["param_groups"][0]["step"]
+@pytest.mark.parametrize("of_group", [None, 9])
+def test_optimi_with_gradient_release(of_group: int | None) -> None:
+    """Each parameter counts its own steps, whatever count the group had."""
+    given = optimi_adam(gradient_release=True, step=of_group)
+    if of_group is None:
+        del given["param_groups"][0]["step"]
     for index, entry in given["state"].items():
         entry.update(step=torch.tensor(3 + index, dtype=torch.int32), group=given["param_groups"][0])
     converted = fusedoptim.convert_state_dict(given)
@@ -223,7 +236,7 @@ BAD = {
     "Ranger": (lambda: optimi_adam(k=6, alpha=0.5), r"\['k', 'alpha'\]"),
     "8 bit": (lambda: _with_state(torch_adam(), state1=torch.ones(7)), r"state\[1\].*'state1'"),
     "unknown": (lambda: {"state": {}, "param_groups": [{"lr": 1, "params": []}]}, "no optimizer known"),
-    "unknown index": (lambda: {**apex(), "state": {7: {}}}, r"state\[7\] belongs to no parameter"),
+    "unknown index": (lambda: {**apex(), "state": {7: {}}}, "state has entries that belong to no parameter.*: 7"),
     "no state dict": (lambda: {"model": {}}, "must have 'state' and 'param_groups'"),
     "entry a list": (lambda: {**apex(), "state": {1: [1]}}, r"state\[1\] must be a dict"),
     "no moment": (lambda: {**optimi_sgd(), "state": {1: {"kahan_comp": None}}}, "no 'exp_avg'"),

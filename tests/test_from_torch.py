@@ -277,8 +277,16 @@ def _subclass() -> Any:
     return Mine(make_params())
 
 
+def _namesake(base: Any) -> Any:
+    return type("Adam", (base,), {"__module__": "x", "step": lambda self: None})
+
+
 WRONG: dict[str, tuple[Callable[[], Any], str]] = {
     "subclass": (_subclass, "Mine, a subclass .* derive it from fusedoptim.AdamW"),
+    "a subclass of the same name": (lambda: _namesake(torch.optim.Adam)(make_params()), "x.Adam, a subclass"),
+    "another library's of the same name": (lambda: _namesake(torch.optim.Optimizer)(make_params(), {}),
+        "x.Adam; make a new one"),
+    "a namesake of another rule": (lambda: _namesake(torch.optim.SGD)(make_params()), r"derive it from fusedoptim.SGD"),
     "another of torch": (lambda: torch.optim.RMSprop(make_params()), "RMSprop, which this package does not replace"),
     "scheduler": (lambda: lr_scheduler.StepLR(torch.optim.SGD(make_params()), 1), r"StepLR; pass its \.optimizer"),
     "another library's": (lambda: type("Lion", (torch.optim.Optimizer,), {"__module__": "x", "step": id})(

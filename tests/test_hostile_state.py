@@ -122,6 +122,8 @@ BAD_STEPS: dict[str, Any] = {
     "huge": 1e30,
     "huge tensor": torch.tensor(1e30),
     "huge int": 10**400,
+    "just too large": 2**53 + 2,
+    "just too large, a tensor": torch.tensor(2.0**53 + 2.0**30),
     "two": torch.ones(2),
     "none at all": torch.ones(0),
     "complex": torch.tensor(1j),
@@ -161,6 +163,11 @@ def _columns(saved: dict[str, Any]) -> None:
     saved["state"][1].update(exp_avg=both[:7, 0], exp_avg_sq=both[1:, 0])
 
 
+def _ends_meet(saved: dict[str, Any]) -> None:
+    buffer = torch.ones(20)  # the last element of one, which takes every other, is the first of the other
+    saved["state"][1].update(exp_avg=buffer[:13:2], exp_avg_sq=buffer[12:19])
+
+
 ADAM: dict[str, tuple[Damage, str]] = {
     **{f"exp_avg {what}": (state("exp_avg", value), "exp_avg") for what, value in BAD_TENSORS.items()},
     **{f"step {what}": (state("step", value), "step") for what, value in BAD_STEPS.items()},
@@ -171,6 +178,7 @@ ADAM: dict[str, tuple[Damage, str]] = {
         for what, value in [*NO_NUMBERS.items(), ("one", 1.0), ("negative", -0.1)]
     },
     "lr negative": (group("lr", -0.1), r"\['lr'\]: must be a number from 0 .* got -0.1"),
+    "eps negative": (group("eps", -1e-12), r"\['eps'\]: must be a number from 0 .* got -1e-12"),
     "weight_decay negative": (group("weight_decay", -0.1), "weight_decay"),
     "one beta": (group("betas", (0.9,)), "betas"),
     "three betas": (group("betas", (0.9, 0.9, 0.9)), "betas"),
@@ -182,6 +190,7 @@ ADAM: dict[str, tuple[Damage, str]] = {
     "amsgrad without its state": (group("amsgrad", True), "max_exp_avg_sq"),
     "names too few": (group("param_names", ["a"]), "param_names"),
     "own entry deep": (group("mine", deep(100_000)), "mine"),
+    "own entry of 60 levels": (group("mine", deep(60)), "mine.*more than 50 levels"),
     "own entry cyclic": (group("mine", cyclic()), "mine"),
     "own state cyclic": (state("mine", cyclic()), "mine"),
     "no lr": (lambda saved: saved["param_groups"][0].pop("lr"), "no 'lr'"),
@@ -194,7 +203,8 @@ ADAM: dict[str, tuple[Damage, str]] = {
     ),
     "a view of another's": (_second_alias, "exp_avg.*shares memory with state.*"),
     "columns that meet": (_columns, "shares memory with state"),
-    "unknown index": (lambda saved: saved["state"].update({17: {}}), r"\[17\]: belongs to no parameter"),
+    "ends that meet": (_ends_meet, "shares memory with state"),
+    "unknown index": (lambda saved: saved["state"].update({17: {}}), "belong to no parameter.*: 17; remove"),
     "state a list": (lambda saved: saved.update(state=[]), "'state'"),
     "entry a list": (lambda saved: saved["state"].update({1: [1]}), "bias"),
     "entry None": (lambda saved: saved["state"].update({1: None}), "bias"),
@@ -207,7 +217,7 @@ ADAM: dict[str, tuple[Damage, str]] = {
     "params None": (group("params", None), "params"),
     "one parameter more": (group("params", [0, 1, 2, 3]), "size of optimizer's group: 4 .* has 3"),
     "one parameter fewer": (group("params", [0, 1]), "size of optimizer's group: 2 .* has 3"),
-    "one index twice": (group("params", [0, 1, 1]), r"\['params'\]\[2\]: is 1"),
+    "one index twice": (group("params", [0, 1, 1]), r"\['params'\]: has 1 \(int\) for parameter 2 of group 0 \('conv'"),
     "an index that is none": (group("params", [0, 1, [2]]), r"\['params'\]\[2\]"),
     "no state": (lambda saved: saved.pop("state"), "and not 'state' and 'param_groups'"),
     "no param_groups": (lambda saved: saved.pop("param_groups"), "and not 'state' and 'param_groups'"),
@@ -247,6 +257,18 @@ def test_damage_of_a_momentum_buffer(what: str) -> None:
     saved = make("SGD", lr=0.1, momentum=0.9).state_dict()
     state("momentum_buffer", BAD_TENSORS[what])(saved)
     assert "'bias'" in assert_refused(optimizer, saved, "momentum_buffer")
+
+
+def test_damage_of_the_options_of_sgd() -> None:
+    """Dampening alone may be negative, as the constructor lets it be."""
+    optimizer = make("SGD", lr=0.1, momentum=0.9)
+    for key, value in (("momentum", -0.1), ("momentum", 1e39), ("dampening", math.nan), ("nesterov", "no")):
+        saved = make("SGD", lr=0.1, momentum=0.9).state_dict()
+        group(key, value)(saved)
+        assert_refused(optimizer, saved, key)
+    saved["param_groups"][0].update(nesterov=False, dampening=-0.5)
+    optimizer.load_state_dict(saved)
+    assert optimizer.param_groups[0]["dampening"] == -0.5
 
 
 def test_the_state_of_another_optimizer() -> None:
@@ -348,11 +370,14 @@ GOOD: dict[str, Damage] = {
     "own entries of a state": state("mine", {"a": [1, torch.ones(3, dtype=torch.int64)], "b": 3}),
     "own entries of the state": lambda saved: saved["state"].update(mine={"a": 1}),
     "own entries of a group": group("mine", {"a": ["b"] * 10}),
+    "own entry of 40 levels": group("mine", deep(40)),
     "betas a list": group("betas", [0.8, 0.95]),
     "Tensor lr": group("lr", torch.tensor(0.02)),
     "Tensor lr, one element": group("lr", torch.tensor([0.02])),
     "lr 0": group("lr", 0),
     "step 0": lambda saved: [e.update(step=torch.tensor(0.0)) for e in saved["state"].values()],
+    "step 2**53": lambda saved: [e.update(step=torch.tensor(2.0**53)) for e in saved["state"].values()],
+    "step 2**53, an int": lambda saved: [e.update(step=2**53) for e in saved["state"].values()],
     "step a fraction": lambda saved: [e.update(step=torch.tensor(2.5)) for e in saved["state"].values()],
     "indices strings": lambda saved: saved.update(
         state={f"p{k}": v for k, v in saved["state"].items()},
@@ -436,6 +461,20 @@ def test_tied_parameters_and_views_of_one_another() -> None:
     twice.load_state_dict(copy.deepcopy(twice.state_dict()))
 
 
+def test_a_nested_parameter() -> None:
+    optimizer = fusedoptim.SGD([Parameter(nested())], lr=0.1, momentum=0.9)
+    saved = optimizer.state_dict()
+    saved["state"] = {0: {"momentum_buffer": nested()}}
+    with pytest.raises(ValueError, match="is a nested tensor"):
+        optimizer.load_state_dict(saved)
+
+
 def test_lazy_parameters() -> None:
-    optimizer = fusedoptim.Adam(torch.nn.LazyLinear(3).parameters())
-    optimizer.load_state_dict(optimizer.state_dict())
+    saved = fusedoptim.Adam(torch.nn.Linear(2, 3).parameters())
+    set_grads(saved, 1)
+    saved.step()
+    for module in (fusedoptim, torch.optim):
+        optimizer = module.Adam(torch.nn.LazyLinear(3).parameters())
+        optimizer.load_state_dict(optimizer.state_dict())
+        optimizer.load_state_dict(saved.state_dict())
+        assert len(optimizer.state) == 2
