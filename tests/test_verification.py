@@ -10,6 +10,7 @@ import torch
 from helpers import backend, make_params, of_settings, params_of, randn, set_grads  # noqa: F401
 
 import fusedoptim
+from fusedoptim.samples import take_sample
 
 pytestmark = pytest.mark.usefixtures("backend", "one_thread")
 
@@ -78,6 +79,21 @@ def test_one_wrong_bit_is_found(name: str, tensor: str, index: int) -> None:
     assert difference.got > difference.expected
     assert "1 DIFFERENCES" in str(found)
     assert f"elements of {tensor} differ" in str(found)
+
+
+@pytest.mark.parametrize(("elements", "ends"), [(5000, 5000), (4999, 64), (150, 64), (10, 5)])
+def test_which_elements_are_drawn(elements: int, ends: int) -> None:
+    """All of them if there are no more than that; else those at both ends, and any between."""
+    param = make_params([(5000,)])[0]
+    param.grad = torch.ones(5000)
+    index = take_sample("", param, {}, {}, elements, torch.Generator().manual_seed(0)).index
+    assert len(index) == elements
+    assert torch.equal(index[:ends], torch.arange(ends))
+    assert torch.equal(index[-ends:], torch.arange(5000 - ends, 5000))
+    if elements > 2 * ends:
+        middle = index[ends:-ends]
+        assert ends <= middle.min() < 500
+        assert 4500 < middle.max() < 5000 - ends
 
 
 def test_a_sign_of_zero_is_a_difference_and_nan_equals_nan() -> None:
@@ -161,6 +177,18 @@ def test_what_cannot_be_verified_is_told() -> None:
     assert "nothing was verified" in report
     assert "2 times: it shares memory" in report
     assert "torch's own implementation was asked for" in report
+
+
+def test_which_parameters_share_memory() -> None:
+    """Neighbours do not; a short one within a long one does, and so does another further on in the long one."""
+    flat = randn((64,), 0)
+    alone, *shared = flat[:20], flat[20:50], flat[25:30], flat[40:45], flat[50:60], flat[59:]
+    optimizer = fusedoptim.SGD([torch.nn.Parameter(x) for x in (alone, *shared)])
+    set_grads(optimizer, 0)
+    with fusedoptim.verify(optimizer) as found:
+        optimizer.step()
+    assert (found.checked, found.compared) == (1, 40)  # gradients too
+    assert list(found.skipped.values()) == [len(shared)]
 
 
 def test_a_step_that_raises_leaves_the_verification_in_order() -> None:
