@@ -515,6 +515,7 @@ def test_make_installs_again_where_a_setting_has_changed(tmp_path: Path) -> None
     assert [installs(), installs()] == [True, False]
     for name in (*SETTINGS, "FUSEDOPTIM_NATIVE"):
         assert (name, installs(**{name: "0"}), installs(**{name: "0"})) == (name, True, False)
+        assert (name, installs()) == (name, True)
 
 
 @pytest.mark.slow

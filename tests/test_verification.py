@@ -145,6 +145,16 @@ def test_with_grad_scaler(name: str, fused: bool | None) -> None:
     assert found.steps == (3 if fused else 2)
 
 
+def test_a_step_skipped_on_two_devices() -> None:
+    """``found_inf`` is the sum over them."""
+    optimizer = fusedoptim.Adam(make_params([(40,)]), fused=True)
+    optimizer.grad_scale, optimizer.found_inf = None, torch.tensor(2.0)
+    set_grads(optimizer, 0)
+    with fusedoptim.verify(optimizer) as found:
+        optimizer.step()
+    assert (found.steps, found.checked, found.differences) == (1, 1, [])
+
+
 def test_one_in_so_many_steps_until_stopped() -> None:
     optimizer = fusedoptim.Adam(make_params([(40,)]))
     found = fusedoptim.verify(optimizer, every=3)
@@ -159,7 +169,12 @@ def test_one_in_so_many_steps_until_stopped() -> None:
         each.step()
     assert found.steps == 3
     assert torch.equal(params_of(optimizer)[0], params_of(copied)[0])
-    fusedoptim.verify(optimizer).stop()  # may begin again
+    again = fusedoptim.verify(optimizer)
+    found.stop()  # has ended, and ends no other
+    set_grads(optimizer, 10)
+    optimizer.step()
+    again.stop()
+    assert (found.steps, again.steps) == (3, 1)
 
 
 def test_what_cannot_be_verified_is_told() -> None:
@@ -177,6 +192,17 @@ def test_what_cannot_be_verified_is_told() -> None:
     assert "nothing was verified" in report
     assert "2 times: it shares memory" in report
     assert "torch's own implementation was asked for" in report
+
+
+def test_parameters_are_drawn_anew_for_each_step() -> None:
+    optimizer = broken("SGD", lambda self: [p.data.add_(1) for p in params_of(self)])(make_params([(3,)] * 12))
+    with fusedoptim.verify(optimizer, params=2) as found:
+        for seed in range(6):
+            set_grads(optimizer, seed)
+            optimizer.step()
+    drawn = [{difference.param for difference in found.differences if difference.step == k} for k in range(6)]
+    assert [len(names) for names in drawn] == [2] * 6
+    assert len(set().union(*drawn)) > 4
 
 
 def test_which_parameters_share_memory() -> None:
