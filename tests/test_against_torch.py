@@ -1,4 +1,7 @@
-"""Against torch itself: the same bits where torch rounds as the rule says, and the same numbers everywhere."""
+"""Against torch itself: the same bits where torch rounds as the rule says, and the same numbers everywhere.
+
+On one instruction set: test_bits.py holds all of them to the same bits.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import CASES, CHUNK, SMALL_SIZES, Case, of_cases, of_dtypes, of_instruction_sets, one_per_class
+from cases import CASES, CHUNK, SMALL_SIZES, Case, best_instruction_set, of_cases, of_dtypes, one_per_class
 from steps import (
     Snapshot,
     assert_follows,
@@ -53,29 +56,27 @@ def steps_of_twin(case: Case, dtype: torch.dtype, count: int) -> list[Snapshot]:
 
 
 @needs_torch_with_fma
-@of_instruction_sets
 @of_cases()
 @of_dtypes
-def test_bits_of_torch(case: Case, dtype: torch.dtype, instruction_set: str) -> None:
+def test_bits_of_torch(case: Case, dtype: torch.dtype) -> None:
     """Twenty steps in float32, three in the others; torch's for-loop rounds low precision after each operation."""
     if case.twin == "for-loop" and dtype in (torch.bfloat16, torch.float16):
         pytest.skip("torch rounds every intermediate result to the dtype of the parameter")
     expected = steps_of_twin(case, dtype, 20 if dtype == torch.float32 else 3)
-    assert_follows(case.make(parameters(SIZES[case.twin], dtype)), instruction_set, expected)
+    assert_follows(case.make(parameters(SIZES[case.twin], dtype)), best_instruction_set(), expected)
 
 
 @needs_torch_with_fma
-@of_instruction_sets
 @of_cases([case for case in CASES if case.twin == "fused"])
 @pytest.mark.parametrize("scale", [65536.0, 3.7])
-def test_bits_of_torch_with_grad_scale(case: Case, scale: float, instruction_set: str) -> None:
+def test_bits_of_torch_with_grad_scale(case: Case, scale: float) -> None:
     """Torch's fused kernels, too, divide the gradients and leave them divided."""
     results = []
     for make in (case.make, functools.partial(case.make_torch, fused=True)):
         params = parameters([64, 640], torch.float32)
         optimizer = make(params)
         optimizer.grad_scale, optimizer.found_inf = torch.tensor(scale), torch.tensor(0.0)
-        with backend(instruction_set):
+        with backend(best_instruction_set()):
             for step in range(3):
                 set_gradients(params, step)
                 optimizer.step()
@@ -84,9 +85,8 @@ def test_bits_of_torch_with_grad_scale(case: Case, scale: float, instruction_set
 
 
 @needs_torch_with_fma
-@of_instruction_sets
 @of_cases(one_per_class())
-def test_learning_rate_schedule(case: Case, instruction_set: str) -> None:
+def test_learning_rate_schedule(case: Case) -> None:
     """A learning rate that changes from step to step, as a number and as a Tensor."""
     for lr in (0.1, torch.tensor(0.1)):
         results = []
@@ -94,7 +94,7 @@ def test_learning_rate_schedule(case: Case, instruction_set: str) -> None:
             params = parameters([64, 640], torch.float32)
             optimizer = make(params, lr=lr.clone() if isinstance(lr, Tensor) else lr)
             scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 10)
-            with backend(instruction_set):
+            with backend(best_instruction_set()):
                 for step in range(8):
                     set_gradients(params, step)
                     optimizer.step()
@@ -117,10 +117,9 @@ def step_by_step(case: Case, dtype: torch.dtype, size: int, count: int) -> list[
     return result
 
 
-@of_instruction_sets
 @of_cases()
 @of_dtypes
-def test_close_to_float64(case: Case, dtype: torch.dtype, instruction_set: str) -> None:
+def test_close_to_float64(case: Case, dtype: torch.dtype) -> None:
     """Each of some steps ends where torch's for-loop in float64 takes the same tensors.
 
     Allowed are the half unit of the last rounding to the dtype, and 256 units of the arithmetic type for what went
@@ -128,7 +127,7 @@ def test_close_to_float64(case: Case, dtype: torch.dtype, instruction_set: str) 
     latter are units of the larger of the numbers before and after. A number that the dtype cannot hold must be
     infinite, and NaN where torch has NaN.
     """
-    with backend(instruction_set):
+    with backend(best_instruction_set()):
         befores = step_by_step(case, dtype, 1031, 4)
         results = [one_step(case.make, before, dtype) for before in befores]
     arithmetic = torch.float64 if dtype == torch.float64 else torch.float32

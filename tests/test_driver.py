@@ -51,7 +51,7 @@ pytestmark = pytest.mark.usefixtures("one_thread", "kernels_only")
 
 
 @of_instruction_sets
-@of_cases()
+@of_cases(everything())
 @of_dtypes
 def test_position_does_not_matter(case: Case, dtype: torch.dtype, instruction_set: str) -> None:
     """Slots that all hold one value hold one value after the step, in tensors of any size and at any alignment."""
@@ -99,7 +99,7 @@ def misaligned_steps(
 
 
 @of_instruction_sets
-@pytest.mark.parametrize("offset", [1, 2, 3, 5, 7])
+@pytest.mark.parametrize("offset", [1, 2, 3])
 @pytest.mark.parametrize("zero_grad", [None, "to_zero"])
 @of_cases(one_per_class())
 @of_dtypes
@@ -189,13 +189,12 @@ def with_scale(optimizer: Any, grad_scale: float | None, found_inf: float | None
 
 @of_instruction_sets
 @of_cases(everything())
-@pytest.mark.parametrize("scale", [65536.0, 3.7])
 @pytest.mark.parametrize("how", [None, "to_zero"])
 @of_dtypes
-def test_grad_scale(case: Case, dtype: torch.dtype, scale: float, how: str | None, instruction_set: str) -> None:
+def test_grad_scale(case: Case, dtype: torch.dtype, how: str | None, instruction_set: str) -> None:
     """The gradients are divided first and stay divided."""
     sizes = (0, 1, 9, 33, 65, BLOCK_SIZES[-1])
-    optimizers = [with_scale(case.make(parameters(sizes, dtype)), scale, 0.0) for _ in range(2)]
+    optimizers = [with_scale(case.make(parameters(sizes, dtype)), 3.7, 0.0) for _ in range(2)]
     expected = take_steps(optimizers[0], "reference", 2, zero_grad=how)
     assert_follows(optimizers[1], instruction_set, expected, zero_grad=how)
 
@@ -266,24 +265,23 @@ def test_a_step_count_that_is_nan_makes_nan_whatever_bits(case: Case, dtype: tor
     assert param.isnan().all()
 
 
-@of_instruction_sets
 @of_cases(one_per_class())
 @pytest.mark.parametrize("found_inf", [1.0, 2.0])
 @pytest.mark.parametrize("scale", [None, 65536.0])
 @pytest.mark.parametrize("first", [True, False], ids=["first", "later"])
 @of_dtypes
 def test_found_inf_skips_everything(
-    case: Case, dtype: torch.dtype, found_inf: float, scale: float | None, first: bool, instruction_set: str
+    case: Case, dtype: torch.dtype, found_inf: float, scale: float | None, first: bool
 ) -> None:
     """Parameters, state, its ``step`` and the gradients stay; ``found_inf`` may be a sum over devices."""
     optimizer = case.make(parameters([1, 17, 65], dtype))
     if not first:
-        take_steps(optimizer, instruction_set, 1)
+        take_steps(optimizer, best_instruction_set(), 1)
     set_gradients(optimizer.param_groups[0]["params"], 7)
     optimizer.param_groups[0]["params"][1].grad[0] = float("inf")
     before = snapshot(optimizer)
     with_scale(optimizer, scale, found_inf)
-    with backend(instruction_set):
+    with backend(best_instruction_set()):
         optimizer.step()
         assert_same(snapshot(optimizer), before)
         optimizer.step(zero_grad="to_zero")

@@ -27,6 +27,7 @@ TRAINING = f"""
 import json, resource, sys
 import torch
 import fusedoptim
+from fusedoptim.freed_memory import _bytes_in_heap, _glibc
 
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -42,9 +43,11 @@ def train():
         optimizer.step()
     return faults() - before, [p.double().sum().item() for p in params]
 
+before = _bytes_in_heap(_glibc())
 returned = fusedoptim.keep_freed_memory() if "keep" in sys.argv else None
+taken = _bytes_in_heap(_glibc()) - before
 faults_of_training, sums = train()
-print(json.dumps({{"returned": returned, "faults": faults_of_training, "sums": sums}}))
+print(json.dumps({{"returned": returned, "taken": taken, "faults": faults_of_training, "sums": sums}}))
 """
 
 
@@ -60,6 +63,7 @@ def train(*arguments: str, preload: Path | None = None) -> dict[str, Any]:
 def test_page_faults_fall_and_results_stay() -> None:
     without, kept = train(), train("keep")
     assert kept["returned"] is True
+    assert abs(kept["taken"]) < 1 << 20  # the block of the trial is free again
     written = ITERATIONS * sum(SIZES) // PAGE  # pages of gradients, of which each must be faulted in anew without it
     assert without["faults"] > 0.9 * written
     assert kept["faults"] < 0.4 * written  # a block now and then, while the heap finds its size

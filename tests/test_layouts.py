@@ -16,7 +16,6 @@ from cases import (
     everything,
     of_cases,
     of_dtypes,
-    of_instruction_sets,
     one_per_class,
 )
 from placed import EXPANDED_LAYOUTS, LAYOUTS, Layout, Placed
@@ -79,18 +78,20 @@ def rotated(layouts: dict[str, Layout], by: int) -> list[Layout]:
 
 @once_on_reference
 def steps_in_layouts(
-    name: str, case: Case, dtype: torch.dtype, param_layout: str, zero_grad: str | None
+    name: str, case: Case, dtype: torch.dtype, param_layout: str, written: str | None
 ) -> list[Snapshot]:
     """Three steps for a parameter in one layout with a gradient in each; on the reference all are contiguous."""
     states = itertools.cycle(rotated(LAYOUTS, by=list(LAYOUTS).index(param_layout) + 3))
-    grads = LAYOUTS if zero_grad == "to_zero" else GRAD_LAYOUTS  # no zeros are written where all elements are one
+    grads = LAYOUTS if written else GRAD_LAYOUTS  # nothing is written where all elements are one
     layouts = [(LAYOUTS[param_layout], grad, next(states)) for grad in grads.values()]
     laid = Laid(case, dtype, layouts, contiguous=name == "reference")
+    if written == "unscaled":
+        laid.optimizer.grad_scale, laid.optimizer.found_inf = torch.tensor(3.7), torch.tensor(0.0)
     result = []
     with backend(name):
         for step in range(3):
             laid.set_gradients(step)
-            laid.optimizer.step(zero_grad=zero_grad)
+            laid.optimizer.step(zero_grad="to_zero" if written == "zeroed" else None)
             result.append(snapshot(laid.optimizer))
             if step == 0:
                 laid.lay_state()
@@ -99,17 +100,17 @@ def steps_in_layouts(
     return result
 
 
-@of_instruction_sets
 @pytest.mark.parametrize("param_layout", LAYOUTS)
-@pytest.mark.parametrize("zero_grad", [None, "to_zero"])
+@pytest.mark.parametrize("written", [None, "zeroed", "unscaled"])
 @of_cases(one_per_class())
 @of_dtypes
-def test_every_layout(
-    case: Case, dtype: torch.dtype, zero_grad: str | None, param_layout: str, instruction_set: str
-) -> None:
-    """A parameter in each layout with a gradient in each and, from the second step on, state in yet others."""
-    expected = steps_in_layouts("reference", case, dtype, "contiguous", zero_grad)
-    assert_same_steps(steps_in_layouts(instruction_set, case, dtype, param_layout, zero_grad), expected)
+def test_every_layout(case: Case, dtype: torch.dtype, written: str | None, param_layout: str) -> None:
+    """A parameter in each layout with a gradient in each and, from the second step on, state in yet others.
+
+    The gradients stay as they are, or are written to.
+    """
+    expected = steps_in_layouts("reference", case, dtype, "contiguous", written)
+    assert_same_steps(steps_in_layouts(best_instruction_set(), case, dtype, param_layout, written), expected)
 
 
 def large_steps(name: str, case: Case, dtype: torch.dtype, layouts: tuple[Layout, Layout]) -> list[Snapshot]:

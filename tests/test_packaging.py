@@ -451,6 +451,73 @@ def test_a_bad_setting_stops_the_build(fake_nvcc: Path, tmp_path: Path, settings
         run(*command, *places, cwd=ROOT, **{"CUDACXX": str(fake_nvcc), **settings})
 
 
+# ---- what a changed environment builds anew --------------------------------------------------------------------------
+
+
+SETTINGS = (
+    *("CXX", "CXXFLAGS", "LDFLAGS", "FUSEDOPTIM_CMAKE_ARGS"),
+    *("FUSEDOPTIM_CUDA", "TORCH_CUDA_ARCH_LIST", "CUDACXX", "CUDA_HOME", "CUDA_PATH"),
+)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_cmake_starts_afresh_where_a_setting_has_changed(
+    setup_py: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """And not otherwise: it would compile everything."""
+    commands: list[list[str]] = []
+    monkeypatch.setattr(subprocess, "run", lambda command, **_: commands.append(command))
+    monkeypatch.setattr(setup_py.CMakeBuild, "copy_file", lambda *_: None)
+    builder = setup_py.CMakeBuild(setuptools.Distribution({"name": "fusedoptim", "version": "1"}))
+    builder.build_temp = builder.build_lib = str(tmp_path)
+    builder.ensure_finalized()
+
+    def is_fresh() -> bool:
+        commands.clear()
+        builder.build_module(setuptools.Extension("fusedoptim._C", []), None)
+        return "--fresh" in commands[0]
+
+    monkeypatch.delenv(name, raising=False)
+    found = [is_fresh(), is_fresh()]
+    monkeypatch.setenv(name, "-Dsomething")
+    found += [is_fresh(), is_fresh()]
+    assert found == [True, False] * 2
+
+    def fail(command: list[str], **_: object) -> None:
+        raise subprocess.CalledProcessError(1, command)
+
+    with monkeypatch.context() as failing:
+        failing.setenv(name, "-Delse")
+        failing.setattr(subprocess, "run", fail)
+        with pytest.raises(subprocess.CalledProcessError):
+            is_fresh()
+    assert is_fresh()  # what CMake has cached is of the other setting
+
+
+@pytest.mark.skipif(shutil.which("make") is None or not (ROOT / "Makefile").exists(), reason="tries the Makefile")
+def test_make_installs_again_where_a_setting_has_changed(tmp_path: Path) -> None:
+    for name in ("csrc", ".venv/bin"):
+        (tmp_path / name).mkdir(parents=True)
+    for name in ("csrc/a.cpp", "CMakeLists.txt", "setup.py", "pyproject.toml", "requirements-dev.txt", ".venv/bin/pip"):
+        (tmp_path / name).touch()
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.write_text('#!/bin/sh\necho "$@" >>calls\n')
+    python.chmod(0o755)
+    calls = tmp_path / "calls"
+
+    def installs(**settings: str) -> bool:
+        calls.write_text("")
+        clean = {name: value for name, value in os.environ.items() if name not in SETTINGS and "MAKE" not in name}
+        subprocess.run(["make", "-s", "build"], cwd=tmp_path, env={**clean, **settings}, check=True)
+        return "--editable" in calls.read_text()
+
+    assert [installs(), installs()] == [True, False]
+    for name in (*SETTINGS, "FUSEDOPTIM_NATIVE"):
+        assert (name, installs(**{name: "0"}), installs(**{name: "0"})) == (name, True, False)
+        assert (name, installs()) == (name, True)
+
+
 @pytest.mark.slow
 def test_a_build_with_cuda_needs_no_driver(setup_py: ModuleType, sdist: Path, tmp_path: Path) -> None:
     if setup_py.Toolkit.find() is None:

@@ -1,4 +1,4 @@
-"""The helpers that share a step's work: a stress of them alone, under sanitizers, and steps in forked children."""
+"""The threads that share a step's work: programs that try them alone, and steps in forked children."""
 
 import os
 import shutil
@@ -15,30 +15,37 @@ from fusedoptim import native
 ROOT = Path(__file__).parents[1]
 COMPILER = shutil.which("g++") or shutil.which("clang++")
 SANITIZERS = {"plain": "", "threads": "-fsanitize=thread", "memory": "-fsanitize=address,undefined"}
-SOURCES = ("helper", "pool", "processors")
+SOURCES = {
+    "stress": ("helper", "pool", "processors"),
+    "sharing": ("helper", "pool", "processors", "team", "run"),
+}
 WITHDRAWAL = "at_hand_.compare_exchange_strong(offered, 0)"
 
 
-def build(folder: Path, sanitizer: str, right: str = "", wrong: str = "") -> Path:
-    """Compiles the stress with the sources of the product, with one piece of their text replaced."""
-    sources, found = [ROOT / "tests" / "pool" / "stress.cpp"], 0
-    for name in SOURCES:
+def build(folder: Path, what: str, sanitizer: str = "", right: str = "", wrong: str = "") -> Path:
+    """Compiles one of the programs with the sources of the product, with one piece of their text replaced."""
+    sources, found = [ROOT / "tests" / "pool" / f"{what}.cpp"], 0
+    for name in SOURCES[what]:
         text = (ROOT / "csrc" / "cpu" / f"{name}.cpp").read_text()
         found += bool(right) and text.count(right)
         sources.append(folder / f"{name}.cpp")
         sources[-1].write_text(text.replace(right, wrong) if right else text)
     assert found == bool(right), f"{found} places have {right}"
-    program = folder / "stress"
+    program = folder / what
     flags = ["-O1", "-g", "-std=c++17", "-frounding-math", "-pthread", f"-I{ROOT / 'csrc'}", *sanitizer.split()]
     subprocess.run([str(COMPILER), *flags, *map(str, sources), "-o", str(program)], check=True)
     return program
 
 
-def stress(program: Path, forks: int) -> subprocess.CompletedProcess[str]:
+def run(*command: str | Path) -> subprocess.CompletedProcess[str]:
     # It has its own sanitizer, and bears no other that these tests run under.
     environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
-    command = [str(program), "1000", str(forks)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=100, check=False, env=environment)
+    arguments = list(map(str, command))
+    return subprocess.run(arguments, capture_output=True, text=True, timeout=100, check=False, env=environment)
+
+
+def stress(program: Path, forks: int) -> subprocess.CompletedProcess[str]:
+    return run(program, "1000", str(forks))
 
 
 @pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
@@ -46,7 +53,7 @@ def stress(program: Path, forks: int) -> subprocess.CompletedProcess[str]:
 def test_stress(tmp_path: Path, kind: str) -> None:
     # The sanitizer of threads does not follow those that a child starts.
     forks = 0 if kind == "threads" else 10
-    result = stress(build(tmp_path, SANITIZERS[kind]), forks)
+    result = stress(build(tmp_path, "stress", SANITIZERS[kind]), forks)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "all correct" in result.stdout
 
@@ -62,8 +69,16 @@ def test_stress(tmp_path: Path, kind: str) -> None:
     ids=["withdrawn though taken", "not waited for", "environment not carried"],
 )
 def test_stress_notices_mistakes(tmp_path: Path, right: str, wrong: str) -> None:
-    program = build(tmp_path, "", right, wrong)
+    program = build(tmp_path, "stress", "", right, wrong)
     assert any(stress(program, 0).returncode != 0 for _ in range(20))  # it takes two threads to meet
+
+
+@pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one processor has one thread")
+@pytest.mark.parametrize("threads", ["-fopenmp", "-fno-openmp"], ids=["OpenMP", "helpers"])
+def test_sharing(tmp_path: Path, threads: str) -> None:
+    result = run(build(tmp_path, "sharing", threads))
+    assert "all correct" in result.stdout, result.stdout + result.stderr
 
 
 @pytest.mark.skipif(not native.available(), reason="the reference has no threads of its own")

@@ -10,6 +10,7 @@ import torch
 from helpers import backend, make_params, of_settings, params_of, randn, set_grads  # noqa: F401
 
 import fusedoptim
+from fusedoptim.samples import take_sample
 
 pytestmark = pytest.mark.usefixtures("backend", "one_thread")
 
@@ -80,6 +81,21 @@ def test_one_wrong_bit_is_found(name: str, tensor: str, index: int) -> None:
     assert f"elements of {tensor} differ" in str(found)
 
 
+@pytest.mark.parametrize(("elements", "ends"), [(5000, 5000), (4999, 64), (150, 64), (10, 5)])
+def test_which_elements_are_drawn(elements: int, ends: int) -> None:
+    """All of them if there are no more than that; else those at both ends, and any between."""
+    param = make_params([(5000,)])[0]
+    param.grad = torch.ones(5000)
+    index = take_sample("", param, {}, {}, elements, torch.Generator().manual_seed(0)).index
+    assert len(index) == elements
+    assert torch.equal(index[:ends], torch.arange(ends))
+    assert torch.equal(index[-ends:], torch.arange(5000 - ends, 5000))
+    if elements > 2 * ends:
+        middle = index[ends:-ends]
+        assert ends <= middle.min() < 500
+        assert 4500 < middle.max() < 5000 - ends
+
+
 def test_a_sign_of_zero_is_a_difference_and_nan_equals_nan() -> None:
     def negate(optimizer: Any) -> None:
         params_of(optimizer)[0].data.neg_()
@@ -129,6 +145,16 @@ def test_with_grad_scaler(name: str, fused: bool | None) -> None:
     assert found.steps == (3 if fused else 2)
 
 
+def test_a_step_skipped_on_two_devices() -> None:
+    """``found_inf`` is the sum over them."""
+    optimizer = fusedoptim.Adam(make_params([(40,)]), fused=True)
+    optimizer.grad_scale, optimizer.found_inf = None, torch.tensor(2.0)
+    set_grads(optimizer, 0)
+    with fusedoptim.verify(optimizer) as found:
+        optimizer.step()
+    assert (found.steps, found.checked, found.differences) == (1, 1, [])
+
+
 def test_one_in_so_many_steps_until_stopped() -> None:
     optimizer = fusedoptim.Adam(make_params([(40,)]))
     found = fusedoptim.verify(optimizer, every=3)
@@ -143,7 +169,12 @@ def test_one_in_so_many_steps_until_stopped() -> None:
         each.step()
     assert found.steps == 3
     assert torch.equal(params_of(optimizer)[0], params_of(copied)[0])
-    fusedoptim.verify(optimizer).stop()  # may begin again
+    again = fusedoptim.verify(optimizer)
+    found.stop()  # has ended, and ends no other
+    set_grads(optimizer, 10)
+    optimizer.step()
+    again.stop()
+    assert (found.steps, again.steps) == (3, 1)
 
 
 def test_what_cannot_be_verified_is_told() -> None:
@@ -161,6 +192,29 @@ def test_what_cannot_be_verified_is_told() -> None:
     assert "nothing was verified" in report
     assert "2 times: it shares memory" in report
     assert "torch's own implementation was asked for" in report
+
+
+def test_parameters_are_drawn_anew_for_each_step() -> None:
+    optimizer = broken("SGD", lambda self: [p.data.add_(1) for p in params_of(self)])(make_params([(3,)] * 12))
+    with fusedoptim.verify(optimizer, params=2) as found:
+        for seed in range(6):
+            set_grads(optimizer, seed)
+            optimizer.step()
+    drawn = [{difference.param for difference in found.differences if difference.step == k} for k in range(6)]
+    assert [len(names) for names in drawn] == [2] * 6
+    assert len(set().union(*drawn)) > 4
+
+
+def test_which_parameters_share_memory() -> None:
+    """Neighbours do not; a short one within a long one does, and so does another further on in the long one."""
+    flat = randn((64,), 0)
+    alone, *shared = flat[:20], flat[20:50], flat[25:30], flat[40:45], flat[50:60], flat[59:]
+    optimizer = fusedoptim.SGD([torch.nn.Parameter(x) for x in (alone, *shared)])
+    set_grads(optimizer, 0)
+    with fusedoptim.verify(optimizer) as found:
+        optimizer.step()
+    assert (found.checked, found.compared) == (1, 40)  # gradients too
+    assert list(found.skipped.values()) == [len(shared)]
 
 
 def test_a_step_that_raises_leaves_the_verification_in_order() -> None:
