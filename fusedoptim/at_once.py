@@ -19,21 +19,23 @@ _call = methodcaller("__call__")
 
 
 class Undo:
-    """Copies of tensors that are about to be written one by one.
-
-    Args:
-        tensors: All that will be written.
+    """What takes back changes that are about to be made one by one.
 
     Attributes:
-        roll_back: Without arguments: writes the copies back, until ``finish`` is called. It is no Python function, for
+        add: Takes a function that takes back the change that is made next; the last is called first.
+        roll_back: Without arguments: calls these functions, until ``finish`` is called. It is no Python function, for
             at the start of one the handler of a second signal could raise.
     """
 
-    def __init__(self, tensors: list[Tensor]) -> None:
+    def __init__(self) -> None:
         self._steps: list[Callable[[], Any]] = []
-        if tensors:
-            self._steps.append(partial(torch._foreach_copy_, tensors, [x.clone() for x in tensors]))
+        self.add: Callable[[Callable[[], Any]], None] = partial(self._steps.insert, 0)
         self.roll_back: Callable[[], Any] = partial(deque, map(_call, self._steps), 0)
+
+    def copy(self, tensors: list[Tensor]) -> None:
+        """Copy tensors that are about to be written, to be written back."""
+        if tensors:
+            self.add(partial(torch._foreach_copy_, tensors, [x.clone() for x in tensors]))
 
     def finish(self, last: Iterable[Callable[[], Any]]) -> None:
         """Call functions written in C; from then on nothing is written back."""

@@ -11,23 +11,16 @@ from fusedoptim import native
 from fusedoptim.reference_plan import ReferencePlan
 
 _NAMES = ("auto", "native", "reference")
-_chosen = "auto"
+_chosen, in_use = "auto", "reference"
 _warned = False
 
 
 class Plan(Protocol):
-    """A step in two halves: ``gather`` reads and checks everything, ``commit`` writes; or, where it can be, in one."""
+    """A step: in one call where everything is ordinary, or in two halves, of which the first changes nothing."""
 
     backend: str
 
-    def step_directly(
-        self,
-        groups: list[Any],
-        state: dict[Any, Any],
-        zero_grad: bool,
-        grad_scale: float | None,
-        drop_grads: bool,
-    ) -> bool:
+    def fast_step(self, optimizer: Any, zero_grad: bool, grad_scale: float | None, drop_grads: bool) -> bool:
         """Take the whole step, gradients and all, and return True; or change nothing and return False."""
 
     def gather(
@@ -45,8 +38,10 @@ class Plan(Protocol):
         grad_scale: Any = None,
         found_inf: Any = None,
         drop_grads_of: Any = None,
-    ) -> None:
-        """Take the step that was gathered; with ``found_inf``, a tensor on a device, only if that is 0.
+    ) -> bool:
+        """Take the step that was gathered, or return False, with nothing written, where something was exchanged since.
+
+        With ``found_inf``, a tensor on a device, the step is taken only if that is 0.
 
         Then drop the gradients of the groups ``drop_grads_of``. The handler of a signal may prevent all or nothing.
         """
@@ -78,13 +73,12 @@ class set_backend:  # noqa: N801
     """
 
     def __init__(self, name: str) -> None:
-        global _chosen
         if name not in _NAMES:
             raise ValueError(f"backend must be one of {', '.join(_NAMES)}, got {name!r}")
         if name == "native" and not native.available():
             raise RuntimeError(native.why_missing())
         self._previous = _chosen
-        _chosen = name
+        _choose(name)
 
     def __enter__(self) -> None:
         pass
@@ -92,28 +86,34 @@ class set_backend:  # noqa: N801
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        global _chosen
-        _chosen = self._previous
+        _choose(self._previous)
+
+
+def _choose(name: str) -> None:
+    global _chosen, in_use
+    _chosen = name
+    in_use = "native" if _chosen != "reference" and native.available() else "reference"
 
 
 def get_backend() -> str:
     """The implementation in use: ``"native"`` or ``"reference"``."""
-    return "native" if _chosen != "reference" and native.available() else "reference"
+    return in_use
 
 
-def new_plan(rule: str, kernels_demanded: bool) -> Plan:
+def new_plan(rule: str, kernels_demanded: bool, torch_parts: tuple[tuple[str, Any], ...]) -> Plan:
     """A plan of the implementation in use.
 
     Args:
         rule: The name of the rule.
         kernels_demanded: The user has set ``fused=True``.
+        torch_parts: The methods that the step of torch's class calls, by name.
 
     Raises:
         RuntimeError: The kernels are demanded, and the compiled module is missing.
     """
     global _warned
     if get_backend() == "native":
-        return native.NativePlan(rule)
+        return native.NativePlan(rule, torch_parts)
     if _chosen != "reference":
         if kernels_demanded:
             raise RuntimeError(f"fused=True, but {native.why_missing()}")
@@ -123,5 +123,6 @@ def new_plan(rule: str, kernels_demanded: bool) -> Plan:
     return ReferencePlan(rule)
 
 
+_choose("auto")
 if os.environ.get("FUSEDOPTIM_BACKEND"):
     set_backend(os.environ["FUSEDOPTIM_BACKEND"])

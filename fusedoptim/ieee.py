@@ -47,9 +47,23 @@ def power(base: float, exponent: float) -> float:
     return result
 
 
+class OutOfRangeError(RuntimeError):
+    """A finite number that the arithmetic cannot hold."""
+
+
 def as_scalar(value: float, like: Tensor) -> Tensor:
-    """Return ``value`` rounded once to the dtype of ``like``, as a 0-dim tensor on its device."""
-    return torch.tensor(value, dtype=like.dtype, device=like.device)
+    """Return ``value`` rounded once to the dtype of ``like``, as a 0-dim tensor on its device.
+
+    Raises:
+        OutOfRangeError: ``value`` is finite, and too large for the dtype.
+    """
+    scalar = torch.tensor(value, dtype=like.dtype, device=like.device)
+    if math.isfinite(value) and not bool(scalar.isfinite()):
+        raise OutOfRangeError(
+            "value cannot be converted to type float without overflow: the options of its parameter group give "
+            f"{value!r}, beyond {like.dtype}, in which the arithmetic is"
+        )
+    return scalar
 
 
 def fma(a: Tensor, b: Tensor | float, c: Tensor | float) -> Tensor:

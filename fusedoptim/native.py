@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import threading
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,11 @@ except ImportError as error:
     _C = None  # type: ignore[assignment]
     load_error = error
 
+# The releases of torch, oldest first, on which the tests of the fast path have run; it reads torch's tensor objects, of
+# which no other need be the same. FUSEDOPTIM_DIRECT=1 tries it on any, FUSEDOPTIM_DIRECT=0 turns it off.
+TESTED_TORCH = ("2.10.0", "2.13.0", "2.14.1")
+
+_get_num_threads = torch.get_num_threads
 _SOURCE = Path(__file__).resolve().parent.parent
 _CURE = (
     "install a C++17 compiler (g++ or clang++) and reinstall fusedoptim with FUSEDOPTIM_NATIVE=1 to see its errors, "
@@ -54,6 +60,36 @@ def _choose_instruction_set(name: str | None) -> Any:
     return supported[name]
 
 
+def _learn_layout() -> str | None:
+    """Let the module learn where torch keeps the words of a tensor; the reason why it has not, or None."""
+    wish, release = os.environ.get("FUSEDOPTIM_DIRECT"), torch.__version__.split("+")[0]
+    if _C is None:
+        return "this build has no compiled module"
+    if wish == "0":
+        return "turned off by FUSEDOPTIM_DIRECT=0"
+    if wish != "1" and release not in TESTED_TORCH:
+        return (
+            f"torch {release} is none of those that it was tested on ({', '.join(TESTED_TORCH)}); FUSEDOPTIM_DIRECT=1, "
+            "set before the import, tries"
+        )
+    problem: list[str] = []
+
+    def learn() -> None:
+        try:
+            _C.learn_layout()
+        except Exception as error:
+            problem.append(str(error))
+
+    try:
+        thread = threading.Thread(target=learn)  # in which no mode of torch is active, whatever is here
+        thread.start()
+        thread.join()
+    except RuntimeError as error:
+        return f"no thread could be started to learn where torch keeps its tensors: {error}"
+    return problem[0] if problem else None
+
+
+direct_error = _learn_layout()
 _instruction_set = _choose_instruction_set(os.environ.get("FUSEDOPTIM_ISA") or None)
 
 
@@ -72,30 +108,20 @@ def set_instruction_set(name: str | None) -> None:
 
 
 class NativePlan:
-    """One step in the compiled kernels: ``gather`` reads and checks, ``commit`` writes."""
+    """One step in the compiled kernels: the fast path, or ``gather``, which reads and checks, and ``commit``."""
 
     backend = "native"
 
-    def __init__(self, rule: str) -> None:
-        self._plan = _C.Plan(rule)
+    def __init__(self, rule: str, torch_parts: tuple[tuple[str, Any], ...]) -> None:
+        self._plan = _C.Plan(rule, torch_parts)
         self.gather = self._plan.gather
         self.is_skipped_by_host = self._plan.is_skipped_by_host
         self.clear = self._plan.clear
 
-    def step_directly(
-        self,
-        groups: list[dict[str, Any]],
-        state: dict[Any, Any],
-        zero_grad: bool,
-        grad_scale: float | None,
-        drop_grads: bool,
-    ) -> bool:
-        """Take the whole step in one call, where everything is ordinary; see ``backend.Plan.step_directly``."""
-        if _C.direct_error:
-            return False
-        threads = torch.get_num_threads()
-        taken: bool = self._plan.step_directly(
-            groups, state, _instruction_set, threads, zero_grad, grad_scale, drop_grads
+    def fast_step(self, optimizer: Any, zero_grad: bool, grad_scale: float | None, drop_grads: bool) -> bool:
+        """Take the whole step in one call, where everything is ordinary; see ``backend.Plan.fast_step``."""
+        taken: bool = self._plan.fast_step(
+            optimizer, _instruction_set, _get_num_threads(), zero_grad, grad_scale, drop_grads
         )
         return taken
 
@@ -106,14 +132,17 @@ class NativePlan:
         grad_scale: Any = None,
         found_inf: Any = None,
         drop_grads_of: Any = None,
-    ) -> None:
-        """Take the step that was gathered; see ``reference_plan.ReferencePlan.commit``.
+    ) -> bool:
+        """Take the step that was gathered, or return False where something was exchanged since; see ``backend.Plan``.
 
         Both numbers may be tensors on a CUDA device, which are read there. With ``found_inf`` the step is taken only
         if it is 0.
         """
-        threads = torch.get_num_threads()
-        self._plan.commit(state, _instruction_set, threads, zero_grad, grad_scale, found_inf, drop_grads_of)
+        threads = _get_num_threads()
+        taken: bool = self._plan.commit(
+            state, _instruction_set, threads, zero_grad, grad_scale, found_inf, drop_grads_of
+        )
+        return taken
 
     def zero_grads(self, groups: list[dict[str, Any]]) -> None:
         """Write zeros over the gradients of all parameters of ``groups`` in one call."""
@@ -140,8 +169,8 @@ def build_info() -> dict[str, Any]:
         ``instruction_set``, the one in use; ``cuda``, whether CUDA kernels are built; ``cuda_architectures``, those
         that they are built for, such as 9.0 as machine code and 9.0+PTX as PTX, which serves later ones too;
         ``cuda_compiler``; ``cuda_runtime``, the version of the runtime library that the module holds;
-        ``cuda_error``, why CUDA cannot be used here, such as a missing driver; ``direct_error``, why steps do not read
-        torch's tensor objects directly, None if they do; ``threads``, as
+        ``cuda_error``, why CUDA cannot be used here, such as a missing driver; ``direct_error``, why steps do not take
+        the fast path, on which they read torch's tensor objects directly, None if they do; ``threads``, as
         ``torch.get_num_threads()`` says. It asks the driver for its devices, and takes none into use.
     """
     return {
@@ -161,6 +190,6 @@ def build_info() -> dict[str, Any]:
         "cuda_compiler": getattr(_C, "cuda_compiler", None),
         "cuda_runtime": getattr(_C, "cuda_runtime", None),
         "cuda_error": getattr(_C, "cuda_error", lambda: "this build has no CUDA kernels")(),
-        "direct_error": getattr(_C, "direct_error", "this build has no compiled module") or None,
+        "direct_error": direct_error,
         "threads": torch.get_num_threads(),
     }

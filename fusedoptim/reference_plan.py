@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,6 +14,9 @@ from torch.autograd.graph import increment_version
 from fusedoptim import reference
 from fusedoptim.at_once import Undo
 from fusedoptim.dtensor import is_dtensor, local_of, refusal_of_cut
+from fusedoptim.ieee import OutOfRangeError
+from fusedoptim.mappings import is_transparent
+from fusedoptim.private import private
 
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _PLAIN = (Tensor, torch.nn.Parameter)
@@ -21,6 +24,14 @@ _SHARED = (
     "unsupported operation: more than one element of the written-to tensor refers to a single memory location. "
     "Please clone() the tensor before performing the operation: "
 )
+# What these stand for only their own methods know, which torch's implementations call: with fused=True as well.
+_STATE_OF_ITS_OWN = "its state is a mapping with methods of its own"
+_FOR_TORCH_ALONE = (
+    _STATE_OF_ITS_OWN,
+    "it or its gradient is a tensor subclass",
+    "its gradient is a tensor subclass",
+)
+_inference_mode: Callable[[bool], Any] = private("torch._C._InferenceMode", torch.inference_mode)
 
 
 @dataclass
@@ -31,6 +42,7 @@ class _Row:
     fresh: bool
     options: dict[str, Any]
     maximize: bool
+    name: str
 
 
 class ReferencePlan:
@@ -43,7 +55,7 @@ class ReferencePlan:
         self._rows: list[_Row] = []
         self._fresh: dict[Tensor, dict[str, Any]] = {}  # by parameter, one of which may be listed twice
 
-    def step_directly(self, *_: Any) -> bool:
+    def fast_step(self, *_: Any) -> bool:
         """Never: the reference always takes the step in its two halves."""
         return False
 
@@ -72,7 +84,7 @@ class ReferencePlan:
         foreign: list[list[Tensor]] = []
         for index, group in enumerate(groups):
             left: list[Tensor] = []
-            options = None if is_torchs(group) else _as_numbers(self._rule.options(group))
+            options = None if is_torchs(group) else _as_numbers(self._rule.options(group), index)
             for position, param in enumerate(group["params"]):
                 if param.grad is None:
                     continue
@@ -86,7 +98,7 @@ class ReferencePlan:
                     reason = self._add(param, group, options, state.get(param, {}), new_state, name)
                 if reason is None:
                     continue
-                if options is not None and group.get("fused"):
+                if options is not None and group.get("fused") and reason not in _FOR_TORCH_ALONE:
                     raise RuntimeError(
                         "`fused=True` requires all the params to be floating point Tensors of supported devices: "
                         f"['cpu'] but {name} cannot be taken by the fused kernels: {reason}; with fused=None torch's "
@@ -101,6 +113,8 @@ class ReferencePlan:
     ) -> str | None:
         """Note a parameter for ``commit``, or return why its state cannot be taken."""
         names = self._rule.state_names(options)
+        if names and isinstance(existing, Mapping) and not is_transparent(existing):
+            return _STATE_OF_ITS_OWN
         if names and not isinstance(existing, dict):
             raise TypeError(f"the state must be a dict in {name}")
         fresh = all(existing.get(key) is None for key in names)
@@ -118,9 +132,12 @@ class ReferencePlan:
                 return "its state has another dtype, or is a tensor subclass"
             if _shares_elements(local_of(state[key])):
                 return "elements of its state may share memory"
+            if key == "step" and float(state[key]) <= -1:
+                cure = "set it right in the state of this parameter"
+                raise RuntimeError(f"step must be at least 0, got {float(state[key])}: {cure}, in {name}")
         grad = param.grad
         assert grad is not None
-        self._rows.append(_Row(param, grad, state, fresh, options, bool(group.get("maximize"))))
+        self._rows.append(_Row(param, grad, state, fresh, options, bool(group.get("maximize")), name))
         return None
 
     def is_skipped_by_host(self) -> bool:
@@ -143,8 +160,8 @@ class ReferencePlan:
         grad_scale: Any = None,
         found_inf: None = None,
         drop_grads_of: Iterable[dict[str, Any]] | None = None,
-    ) -> None:
-        """Take the step that was gathered: the whole of it, or, if the handler of a signal raises, nothing.
+    ) -> bool:
+        """Take the step that was gathered; the whole of it, or, if the handler of a signal raises, nothing.
 
         Args:
             state: The optimizer's state; new entries are put into it.
@@ -154,23 +171,40 @@ class ReferencePlan:
             drop_grads_of: Groups whose gradients are dropped in the end, or None.
         """
         grad_scale = None if grad_scale is None else float(grad_scale)
-        adopted = {row.param: row.state for row in self._rows if row.fresh and row.state and row.param not in state}
-        last = [partial(state[row.param].update, row.state) for row in self._rows if row.fresh and row.param in state]
         dropped = [param for group in drop_grads_of or () for param in group["params"]]
         for row in self._rows if zero_grad else ():
             _cut_off(row.grad)
         # The kernels write to inference tensors as well. Torch's own inference_mode is Python code: stopped there by
         # the handler of a signal, it would leave the mode on.
-        with torch._C._InferenceMode(True):
-            undo = Undo(self._written(zero_grad or grad_scale is not None))
+        with _inference_mode(True):
+            undo = Undo()
             drops = [partial(setattr, param, "grad", None) for param in dropped]
             try:
+                self._adopt(state, undo)
+                undo.copy(self._written(zero_grad or grad_scale is not None))
                 self._write(zero_grad, grad_scale)
-                undo.finish([*last, partial(state.update, adopted), *drops])
+                undo.finish(drops)
             except BaseException:
                 undo.roll_back()
                 raise
         self.clear()
+        return True
+
+    def _adopt(self, state: dict[Tensor, dict[str, Any]], undo: Undo) -> None:
+        """Put new state where the optimizer keeps it; where another step has been there first, go on with its."""
+        for row in self._rows:
+            if not row.fresh or not row.state:
+                continue
+            if row.param not in state:
+                undo.add(partial(state.pop, row.param, None))
+                state.setdefault(row.param, {})
+            own = state[row.param]
+            for key, value in row.state.items():
+                if own.get(key) is None:
+                    undo.add(partial(own.__setitem__, key, None) if key in own else partial(own.pop, key, None))
+                    own[key] = value
+            row.fresh = all(own[key] is value for key, value in row.state.items())
+            row.state = own
 
     def _written(self, grads_are_written: bool) -> list[Tensor]:
         tensors: list[Tensor] = []
@@ -191,7 +225,10 @@ class ReferencePlan:
             if "step" in row.state:
                 row.state["step"] += 1
                 step = float(row.state["step"])
-            new_param, new_state = self._rule.update(own_param, grad, old, step, **row.options)
+            try:
+                new_param, new_state = self._rule.update(own_param, grad, old, step, **row.options)
+            except OutOfRangeError as error:
+                raise OutOfRangeError(f"{error}, in {row.name}") from None
             own_param.copy_(new_param)
             for name, value in new_state.items():
                 own_state[name].copy_(value)
@@ -215,7 +252,7 @@ def name_of(param: Tensor, group: dict[str, Any], index: int, position: int) -> 
 
 
 def _cut_off(grad: Tensor) -> None:
-    with torch._C._InferenceMode(False):  # detach_ cuts nothing off in inference mode
+    with _inference_mode(False):  # detach_ cuts nothing off in inference mode
         grad.detach_() if grad.grad_fn is not None else grad.requires_grad_(False)
 
 
@@ -229,8 +266,8 @@ def _shown(value: Any) -> str:
     return f"a tensor of shape {tuple(value.shape)}" if type(value) in _PLAIN else repr(value)
 
 
-def _as_numbers(options: dict[str, Any]) -> dict[str, Any]:
-    """Replace tensors with one element by numbers."""
+def _as_numbers(options: dict[str, Any], group: int) -> dict[str, Any]:
+    """Replace tensors with one element by numbers; ``group``: the index of the options' group, for errors."""
 
     def number(name: str, value: Any) -> Any:
         if name == "betas":
@@ -242,7 +279,12 @@ def _as_numbers(options: dict[str, Any]) -> dict[str, Any]:
             raise TypeError(f"{name} must be a number or a tensor with one element, got {_shown(value)}")
         return plain if isinstance(plain, bool) else float(plain)
 
-    return {name: number(name, value) for name, value in options.items()}
+    numbers = {name: number(name, value) for name, value in options.items()}
+    for position, beta in enumerate(numbers.get("betas", ())):
+        if beta < 0 or beta >= 1:  # NaN goes on to be NaN
+            where = f"betas[{position}] of parameter group {group}"
+            raise ValueError(f"{where} must be at least 0 and less than 1, got {beta}")
+    return numbers
 
 
 def _is_expanded(x: Tensor) -> bool:

@@ -2,23 +2,44 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+import threading
+from collections import ChainMap
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch._compile import _disable_dynamo
 from torch.optim import Optimizer
-from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
-from fusedoptim import native, reference
-from fusedoptim.backend import Plan, get_backend, new_plan
+from fusedoptim import backend, modes, native, reference
+from fusedoptim.mappings import is_transparent
+from fusedoptim.private import private
 from fusedoptim.state_dict import load
 
 _ZERO_GRAD = (None, "to_zero", "to_none")
+_TRIES = 10  # at a step during whose preparation something was exchanged
+_EXCHANGED = (
+    "the memory of a parameter, its gradient or its state was exchanged while the step was being prepared; nothing was "
+    "written to it"
+)
 
 # The profiler label that torch's own C++ code uses: a twentieth of the cost of torch.profiler.record_function.
-_label = torch._C._profiler._RecordFunctionFast
+_label: Callable[[str], Any] = private("torch._C._profiler._RecordFunctionFast", torch.profiler.record_function)
+_disable_dynamo: Callable[[Any], Any] = private("torch._compile._disable_dynamo", torch.compiler.disable)
+_global_pre_hooks: dict[int, Any] = private("torch.optim.optimizer._global_optimizer_pre_hooks", {})
+_global_post_hooks: dict[int, Any] = private("torch.optim.optimizer._global_optimizer_post_hooks", {})
+
+
+class _Thread(threading.local):
+    """What is known in one thread: the optimizer whose overridden ``step`` has been called with the hooks."""
+
+    hooked: Any = None
+
+
+_thread = _Thread()
 
 
 class FusedStep(Optimizer):
@@ -29,12 +50,20 @@ class FusedStep(Optimizer):
     """
 
     _rule: ClassVar[str]
-    _kept_plan: Plan
     _torch_class: ClassVar[type[Optimizer]]
 
-    def step(  # type: ignore[override]
-        self, closure: Callable[[], Any] | None = None, *, zero_grad: str | None = None
-    ) -> Any:
+    _torch_parts: ClassVar[tuple[tuple[str, Any], ...]]
+    """The methods that torch's own ``step`` calls, by name: who overrides one wants it to be called."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        torchs = cls.__dict__.get("_torch_class")
+        if torchs is not None:
+            names = inspect.unwrap(torchs.step).__code__.co_names
+            cls._torch_parts = tuple((x, getattr(torchs, x)) for x in names if callable(getattr(torchs, x, None)))
+
+    # Takes whatever it is called with, for hooks are to see what the caller has passed.
+    def step(self, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]  # noqa: D417
         """Update all parameters that have a gradient.
 
         The step happens whole or not at all: every error is raised before anything is written.
@@ -50,35 +79,34 @@ class FusedStep(Optimizer):
             What ``closure`` returned, or None.
 
         Raises:
-            ValueError: ``zero_grad`` is none of these.
+            ValueError: ``zero_grad`` is none of these, or one of ``betas`` lies outside of [0, 1).
             RuntimeError: A group has ``fused=True`` and a parameter that the kernels cannot take; the message names
                 both the parameter and the reason. Or elements of a parameter share memory, or those of a gradient
-                that is to be zeroed or unscaled.
+                that is to be zeroed or unscaled. Or the options of a group give a number that the arithmetic cannot
+                hold, or a step count is negative.
             KeyError: The state of a parameter is incomplete.
         """
         if torch.compiler.is_dynamo_compiling():
-            return _outside_graph(FusedStep.step, self, closure, zero_grad=zero_grad)
-        overridden = type(self).step is not FusedStep.step  # then torch's wrapper of that step has called the hooks
-        hooks = (
-            _global_optimizer_pre_hooks
-            or self._optimizer_step_pre_hooks
-            or self._optimizer_step_post_hooks
-            or _global_optimizer_post_hooks
-        )
-        if hooks and not overridden:
-            given = {} if zero_grad is None else {"zero_grad": zero_grad}
-            return _step_with_hooks(self, *(() if closure is None else (closure,)), **given)
-        with _label(self._step_label):
-            loss = self._take_step(closure, zero_grad)
-            self._optimizer_step_code()  # where torch's profiler looks at the optimizer
-        return loss
+            return _outside_graph(FusedStep.step, self, *args, **kwargs)
+        if _global_pre_hooks or self._optimizer_step_pre_hooks or self._optimizer_step_post_hooks or _global_post_hooks:
+            if _thread.hooked is not self:
+                return _step_with_hooks(self, *args, **kwargs)
+            with _Hooked(None):  # but a step that the closure takes has its own
+                return self._labelled_step(*args, **kwargs)
+        return self._labelled_step(*args, **kwargs)
 
     step.hooked = True  # type: ignore[attr-defined]  # torch need not wrap it: it calls the hooks itself
 
-    def _take_step(self, closure: Callable[[], Any] | None = None, zero_grad: str | None = None) -> Any:
+    def _labelled_step(self, *args: Any, **kwargs: Any) -> Any:
+        with _label(self._step_label):
+            loss = self._take_step(*args, **kwargs)
+            self._optimizer_step_code()  # where torch's profiler looks at the optimizer
+        return loss
+
+    def _take_step(self, closure: Callable[[], Any] | None = None, *, zero_grad: str | None = None) -> Any:
+        loss = None
         if zero_grad not in _ZERO_GRAD:
             raise ValueError(f'zero_grad must be None, "to_zero" or "to_none", got {zero_grad!r}')
-        loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
@@ -104,62 +132,109 @@ class FusedStep(Optimizer):
         super()._patch_step_function()
         self._step_label = f"Optimizer.step#{type(self).__name__}.step"
 
+    @staticmethod
+    def profile_hook_step(func: Callable[..., Any]) -> Callable[..., Any]:
+        """Wrap a ``step`` that a subclass has put in place of ours, so that it is called with the hooks, and once."""
+        with_hooks = Optimizer.profile_hook_step(_with_mark(func))
+
+        @functools.wraps(func)
+        def step(self: Any, *args: Any, **kwargs: Any) -> Any:
+            return (func if _thread.hooked is self else with_hooks)(self, *args, **kwargs)
+
+        return step
+
     def _reset_gradients(self, set_to_none: bool) -> None:
-        if not native.available():
+        watched = modes.any_function_mode() if set_to_none else modes.any_active()
+        if not native.available() or (watched and not modes.only_default_device()):
             super().zero_grad(set_to_none)
         elif set_to_none:
             native.drop_grads(self.param_groups)
         else:
             plan = self._take_plan()
             try:
-                plan.zero_grads(self.param_groups)
+                with modes.without_function_modes() if watched else nullcontext():
+                    plan.zero_grads(self.param_groups)
             finally:
-                self._kept_plan = plan
+                self.__dict__["_kept_plan"] = plan
 
     def _update(self, zero_grad: bool, drop_grads: bool = False) -> bool:
         """Take the step, and return whether it has zeroed or dropped every gradient."""
-        found_inf = getattr(self, "found_inf", None)  # set by GradScaler, with grad_scale: a sum over devices
-        grad_scale = getattr(self, "grad_scale", None)
-        if found_inf is not None and not native.is_on_cuda(found_inf):
-            if float(found_inf) != 0:
-                return False
-            found_inf = None
-        if grad_scale is not None and not native.is_on_cuda(grad_scale):
-            grad_scale = float(grad_scale)
+        watched = modes.any_active()
+        if not watched:
+            return self._update_by_plan(zero_grad, drop_grads, nullcontext)
+        if not modes.only_default_device():
+            self._torch_step(None)  # whose operations the mode sees
+            return False
+        with modes.without_function_modes():  # no Python code runs while tensors are looked at
+            return self._update_by_plan(zero_grad, drop_grads, modes.with_function_modes)
+
+    def _update_by_plan(self, zero_grad: bool, drop_grads: bool, for_torch: Callable[[], Any]) -> bool:
+        """Take the step in the kernels or the reference; what they do not take, in torch, in the context given."""
+        attributes = self.__dict__
+        found_inf = grad_scale = None
+        if "found_inf" in attributes or "grad_scale" in attributes:  # set by GradScaler; found_inf sums over devices
+            found_inf, grad_scale = attributes.get("found_inf"), attributes.get("grad_scale")
+            if found_inf is not None and not native.is_on_cuda(found_inf):
+                if float(found_inf) != 0:
+                    return False
+                found_inf = None
+            if grad_scale is not None and not native.is_on_cuda(grad_scale):
+                grad_scale = float(grad_scale)
         plan = self._take_plan()
         try:
             if (
                 found_inf is None
                 and not isinstance(grad_scale, Tensor)
-                and plan.step_directly(self.param_groups, self.state, zero_grad, grad_scale, drop_grads)
+                and plan.fast_step(self, zero_grad, grad_scale, drop_grads)
             ):
                 return drop_grads or zero_grad
-            return self._update_in_two_halves(plan, zero_grad, drop_grads, grad_scale, found_inf)
+            if self._overrides_torch() or not is_transparent(self.state):
+                with for_torch():
+                    self._torch_step(None)
+                return False
+            return self._general_step(plan, zero_grad, drop_grads, grad_scale, found_inf, for_torch)
         finally:
-            self._kept_plan = plan
+            attributes["_kept_plan"] = plan
 
-    def _update_in_two_halves(
-        self, plan: Plan, zero_grad: bool, drop_grads: bool, grad_scale: float | Tensor | None, found_inf: Tensor | None
+    def _general_step(
+        self,
+        plan: backend.Plan,
+        zero_grad: bool,
+        drop_grads: bool,
+        grad_scale: float | Tensor | None,
+        found_inf: Tensor | None,
+        for_torch: Callable[[], Any],
     ) -> bool:
+        torch_has_stepped = False
         try:
-            foreign = plan.gather(self.param_groups, self.state, self._new_state, zero_grad or grad_scale is not None)
-            if found_inf is not None and (foreign is not None or plan.is_skipped_by_host()):
-                if float(found_inf) != 0:
-                    return False
-                found_inf = None
-            if foreign is not None:
-                self._torch_step(foreign)
-            plan.commit(self.state, zero_grad, grad_scale, found_inf, self.param_groups if drop_grads else None)
+            for _ in range(_TRIES):
+                write_grads = zero_grad or grad_scale is not None
+                left = plan.gather(self.param_groups, self.state, self._new_state, write_grads)
+                if found_inf is not None and (left is not None or plan.is_skipped_by_host()):
+                    if float(found_inf) != 0:
+                        return False
+                    found_inf = None
+                if left is not None and not torch_has_stepped:
+                    with for_torch():
+                        self._torch_step(left)
+                    torch_has_stepped = True
+                if plan.commit(self.state, zero_grad, grad_scale, found_inf, self.param_groups if drop_grads else None):
+                    return drop_grads or (zero_grad and left is None)
+            raise RuntimeError(_EXCHANGED)
         finally:
             plan.clear()
-        return drop_grads or (zero_grad and foreign is None)
 
-    def _take_plan(self) -> Plan:
+    def _take_plan(self) -> backend.Plan:
         """The plan kept from the last step, or a new one. Taken out, so that no two threads can share it."""
-        plan: Plan | None = self.__dict__.pop("_kept_plan", None)
-        if plan is None or plan.backend != get_backend():
-            plan = new_plan(self._rule, any(group.get("fused") for group in self.param_groups))
+        plan: backend.Plan | None = self.__dict__.pop("_kept_plan", None)
+        if plan is None or plan.backend != backend.in_use:
+            demanded = any(group["fused"] for group in self.param_groups if "fused" in group)
+            plan = backend.new_plan(self._rule, demanded, self._torch_parts)
         return plan
+
+    def _overrides_torch(self) -> bool:
+        """Whether a method that torch's ``step`` calls is not torch's."""
+        return any(name in self.__dict__ or getattr(type(self), name) is not part for name, part in self._torch_parts)
 
     def _new_state(self, param: Tensor, group: dict[str, Any]) -> dict[str, Any]:
         """The state of a parameter that has none, as torch makes it."""
@@ -176,12 +251,15 @@ class FusedStep(Optimizer):
             for name in reference.RULES[self._rule].state_names(group)
         }
 
-    def _torch_step(self, params: list[list[Tensor]]) -> None:
-        """Let torch's own implementation take the step for the given parameters of each group."""
+    def _torch_step(self, params: list[list[Tensor]] | None) -> None:
+        """Let torch's own implementation take the step for the given parameters of each group, or for all."""
         step: Any = self._torch_class.step
         if getattr(step, "hooked", False):  # torch wraps it to call the hooks, which our own step has called
             step = step.__wrapped__
-        groups = [{**group, "params": subset} for group, subset in zip(self.param_groups, params, strict=True)]
+        if params is None:
+            step(self)
+            return
+        groups = [_group_of(group, subset) for group, subset in zip(self.param_groups, params, strict=True)]
         other = object.__new__(type(self))  # no group is changed, even for a moment: an interrupt would leave it so
         other.__dict__ = {**self.__dict__, "param_groups": groups}
         step(other)
@@ -207,11 +285,46 @@ class FusedStep(Optimizer):
         load(self, state_dict, super().load_state_dict)
 
 
+FusedStep.step.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+    [
+        inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD),
+        *list(inspect.signature(FusedStep._take_step).parameters.values())[1:],
+    ]
+)
+
+
+class _Hooked:
+    """Marks, within a block, the optimizer whose hooks have been called."""
+
+    def __init__(self, optimizer: FusedStep | None) -> None:
+        self._optimizer = optimizer
+
+    def __enter__(self) -> None:
+        self._before, _thread.hooked = _thread.hooked, self._optimizer
+
+    def __exit__(self, *_: object) -> None:
+        _thread.hooked = self._before
+
+
+def _with_mark(step: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(step)
+    def marked(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with _Hooked(self):
+            return step(self, *args, **kwargs)
+
+    return marked
+
+
 def _take_step(optimizer: FusedStep, *args: Any, **kwargs: Any) -> Any:
     return optimizer._take_step(*args, **kwargs)
 
 
 _step_with_hooks = Optimizer.profile_hook_step(_take_step)
+
+
+def _group_of(group: Any, params: list[Tensor]) -> Any:
+    """A group with other parameters, whose options are still the group's to say."""
+    return {**group, "params": params} if is_transparent(group) else ChainMap({"params": params}, group)
 
 
 @_disable_dynamo

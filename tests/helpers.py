@@ -40,6 +40,17 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
         yield request.param
 
 
+@pytest.fixture(
+    params=[*(pytest.param(name, marks=need_kernels) for name in ("native", "native-general")), "reference"]
+)
+def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Each way of taking a step in turn; ``native-general`` is the kernels' for whatever is out of the ordinary."""
+    if request.param == "native-general":
+        monkeypatch.setattr(native.NativePlan, "step_directly", lambda *_: False)
+    with fusedoptim.set_backend(request.param.removesuffix("-general")):
+        yield request.param
+
+
 def randn(shape: Sequence[int], seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.randn(tuple(shape), generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
@@ -152,7 +163,9 @@ def contents(x: Any) -> Any:
             *facts,
             x.data_ptr(),
             x.stride(),
-            x.detach().flatten().contiguous().clone().view(torch.uint8).tolist() if x.numel() else [],
+            x.detach().resolve_neg().flatten().clone(memory_format=torch.contiguous_format).view(torch.uint8).tolist()
+            if x.numel()
+            else [],
         )
     if isinstance(x, dict):
         return {id(k) if isinstance(k, Tensor) else k: contents(v) for k, v in x.items()}

@@ -23,13 +23,13 @@ from fusedoptim.step import FusedStep
 from torch.nn import Parameter
 assert optim.build_info()["direct_error"] is None, optim.build_info()["direct_error"]
 
-in_two_halves = FusedStep._update_in_two_halves
+on_general_path = FusedStep._general_step
 def refuse(*_):
     raise RuntimeError("not direct")
 
 def steps(make, name, options, backend, zero_grad=None, prepare=lambda optimizer: None):
     with optim.set_backend(backend):
-        FusedStep._update_in_two_halves = in_two_halves
+        FusedStep._general_step = on_general_path
         params = make()
         optimizer = getattr(optim, name)(params, **options)
         for i in range(3):
@@ -43,8 +43,8 @@ def steps(make, name, options, backend, zero_grad=None, prepare=lambda optimizer
             if i == 0:
                 prepare(optimizer)
                 if backend == "native":
-                    FusedStep._update_in_two_halves = refuse
-        FusedStep._update_in_two_halves = in_two_halves
+                    FusedStep._general_step = refuse
+        FusedStep._general_step = on_general_path
         grads = [p.grad for p in params]
         state = [value for p in params for value in optimizer.state.get(p, {}).values() if value is not None]
         return [x for x in [*params, *grads, *state] if x is not None]
@@ -131,24 +131,24 @@ def trial(change):
     exec(change)
     before = keep[0].clone() if keep else None
     zero_grad = "to_zero" if p.grad.requires_grad else None
-    FusedStep._update_in_two_halves = refuse
+    FusedStep._general_step = refuse
     try:
         o.step(zero_grad=zero_grad)
         return "was direct"
     except RuntimeError as error:
         assert str(error) == "not direct", error
     finally:
-        FusedStep._update_in_two_halves = in_two_halves
+        FusedStep._general_step = on_general_path
     if own["step"] != 2 or p.detach()[0, 0] != q.detach()[0, 0]:
         return "was written to"
     o.step(zero_grad=zero_grad)
     if before is not None and not torch.equal(keep[0], before):
         return "wrote to what was only to be copied"
-    return "in two halves"
+    return "on the general path"
 
 print({{name: trial(change) for name, change in {OUT_OF_THE_ORDINARY}.items()}})
 """
-    assert run(code) == f"{dict.fromkeys(OUT_OF_THE_ORDINARY, 'in two halves')}\ndone\n"
+    assert run(code) == f"{dict.fromkeys(OUT_OF_THE_ORDINARY, 'on the general path')}\ndone\n"
 
 
 def test_defaults_of_the_user_do_not_mislead_it() -> None:

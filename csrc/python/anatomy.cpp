@@ -1,6 +1,5 @@
 #include "python/anatomy.h"
 
-#include <cstdlib>
 #include <stdexcept>
 #include <vector>
 
@@ -40,11 +39,6 @@ py::object zeros(int size) { return zeros(py::int_(size)); }
 
 Body storage_of(py::handle tensor) { return cdata(tensor.attr("untyped_storage")()); }
 
-struct Learned {
-  const Anatomy* anatomy = nullptr;
-  std::string why_not;
-};
-
 }  // namespace
 
 Anatomy::Anatomy() {
@@ -52,24 +46,29 @@ Anatomy::Anatomy() {
   learn_places(torch);
   learn_types();
   const py::object tensor = zeros(py::make_tuple(2, 3, 4, 5));
-  for (const py::object& each : {
-           zeros(py::tuple()),
-           zeros(0),
-           zeros(7),
-           tensor,
-           tensor.attr("transpose")(0, 1),
-           tensor.attr("transpose")(1, 3),
-           tensor.attr("select")(0, 1).attr("select")(2, 2),
-           tensor.attr("unsqueeze")(2),
-           tensor.attr("expand")(9, 2, 3, 4, 5),
-           torch.attr("nn").attr("Parameter")(tensor),
-           tensor.attr("detach")(),
-           tensor.attr("double")(),
-           tensor.attr("half")(),
-           tensor.attr("bfloat16")(),
-           tensor.attr("contiguous")(py::arg("memory_format") = torch.attr("channels_last")),
-       }) {
-    check(each);
+  const std::vector<py::object> ordinary = {
+      zeros(py::tuple()),
+      zeros(0),
+      zeros(7),
+      tensor,
+      tensor.attr("transpose")(0, 1),
+      tensor.attr("transpose")(1, 3),
+      tensor.attr("select")(0, 1).attr("select")(2, 2),
+      tensor.attr("unsqueeze")(2),
+      tensor.attr("expand")(9, 2, 3, 4, 5),
+      torch.attr("nn").attr("Parameter")(tensor),
+      tensor.attr("detach")(),
+      tensor.attr("double")(),
+      tensor.attr("half")(),
+      tensor.attr("bfloat16")(),
+      tensor.attr("contiguous")(py::arg("memory_format") = torch.attr("channels_last")),
+  };
+  for (const py::object& each : ordinary) check(each);
+  for (const py::object& each : ordinary) check_version(each);
+  for (const py::object& each : ordinary) {
+    const uint64_t before = address(each.attr("_version"));
+    bump_version(body(each.ptr()));
+    expect(address(each.attr("_version")) == before + 1, "a tensor's version");
   }
   const py::object is_sparse = zeros(3).attr("to_sparse")(), is_long = zeros(py::make_tuple(1, 1, 1, 1, 1, 1));
   const py::object is_conjugate = zeros(py::int_(3), "complex64").attr("conj")();
@@ -159,41 +158,26 @@ void Anatomy::check(py::handle tensor) const {
   if (count(it) > 0) {
     expect(uint64_t(data(it, item_size)) == address(tensor.attr("data_ptr")()), "a tensor's memory");
   }
-  for (int times = 0; times < 2; ++times) {
+}
+
+// Torch counts first, to a number that no two of the tensors checked share; only where each was found is one added.
+void Anatomy::check_version(py::handle tensor) const {
+  const Body it = body(tensor.ptr());
+  const auto is_found = [&] {
     const char* counter = it.read<const char*>(version_);
-    expect(Body(counter).read<uint32_t>(kVersion) == address(tensor.attr("_version")), "a tensor's version");
-    bump_version(it);
+    return counter != nullptr && Body(counter).read<uint32_t>(kVersion) == address(tensor.attr("_version"));
+  };
+  for (int times = 0; times < 3; ++times) {
+    expect(is_found(), "a tensor's version");
+    py::module_::import("torch").attr("_C").attr("_increment_version")(py::make_tuple(tensor));
   }
+  expect(is_found(), "a tensor's version");
 }
 
-namespace {
+const Anatomy* Anatomy::learned_ = nullptr;
 
-// `make` has the right to construct one, which this has not.
-Learned learn(const Anatomy* (*make)()) {
-  const char* wish = std::getenv("FUSEDOPTIM_DIRECT");
-  if (wish != nullptr && std::string(wish) == "0") return {nullptr, "turned off by FUSEDOPTIM_DIRECT=0"};
-  if (sizeof(void*) != 8) return {nullptr, "it is written for 64 bits"};
-  try {
-    return {make(), ""};
-  } catch (const std::exception& error) {  // those of Python as well
-    return {nullptr, error.what()};
-  }
-}
-
-const Learned* learned = nullptr;
-
-}  // namespace
-
-const Anatomy* Anatomy::get() {
-  if (learned == nullptr) {  // the module's import, which holds the GIL
-    learned = new Learned(learn([]() -> const Anatomy* { return new Anatomy(); }));
-  }
-  return learned->anatomy;
-}
-
-const std::string& Anatomy::why_not() {
-  get();
-  return learned->why_not;
+void Anatomy::learn() {
+  if (learned_ == nullptr) learned_ = new Anatomy();  // lives as long as the process
 }
 
 }  // namespace fusedoptim::python

@@ -1,8 +1,8 @@
 // Torch's tensor objects, read where they lie. DLPack (tensor.h) shows any tensor in 20 to 50 ns and torch's getter a
 // gradient in 40; a step asks for thousands, so for ordinary tensors the same few words are read from torch's objects
-// themselves, in one or two nanoseconds. No header of torch tells where they lie: it is learned when the module is
-// loaded, from tensors whose every word torch also tells through Python. Where that fails, and where
-// FUSEDOPTIM_DIRECT=0 turns it off, everything goes through DLPack. Nothing is written but version counters.
+// themselves, in one or two nanoseconds. No header of torch tells where they lie: it is learned once, from tensors
+// whose every word torch also tells through Python. Where it is not, everything goes through DLPack. Nothing is written
+// but version counters.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -36,9 +36,10 @@ class Body {
 
 class Anatomy {
  public:
-  // Null where it could not be learned.
-  static const Anatomy* get();
-  static const std::string& why_not();  // empty where it could
+  static const Anatomy* get() { return learned_; }  // null unless it has been learned
+  // Learns it, in a thread that is in none of torch's modes, in which its tensors would be others. Throws what is not
+  // as expected.
+  static void learn();
 
   static constexpr int kMaxDims = 5;  // of more dimensions torch keeps the sizes elsewhere
 
@@ -74,7 +75,7 @@ class Anatomy {
     const uint64_t dims = ndim(a);
     if (ndim(b) != dims || type(a) != type(b)) return false;
     for (uint64_t d = 0; d < dims; ++d) {
-      if (sizes(a)[d] != sizes(b)[d] || strides(a)[d] != strides(b)[d]) return false;
+      if (sizes(a)[d] != sizes(b)[d] || (strides(a)[d] != strides(b)[d] && sizes(a)[d] > 1)) return false;
     }
     return true;
   }
@@ -120,10 +121,11 @@ class Anatomy {
   }
 
  private:
-  Anatomy();  // throws what is not as expected
+  Anatomy();
   void learn_places(pybind11::handle torch);
   void learn_types();
   void check(pybind11::handle tensor) const;  // against everything that torch tells of it
+  void check_version(pybind11::handle tensor) const;
 
   uint16_t type(Body tensor) const { return tensor.read<uint16_t>(offset() + 16); }
 
@@ -137,6 +139,8 @@ class Anatomy {
   // Sizes on the heap; received from a CUDA process; copied on write; and throwing on access. Not: resizable.
   static constexpr uint64_t kFlagMask = 0x00ffffffffff00ffu;
   static constexpr int kVersion = 16;
+
+  static const Anatomy* learned_;
 
   int body_ = 0, storage_ = 0, autograd_ = 0, version_ = 0, object_ = 0, grad_ = 0, data_ = 0;
   uint64_t ordinary_keys_ = 0;

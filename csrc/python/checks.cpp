@@ -1,5 +1,7 @@
 #include "python/checks.h"
 
+#include "python/anatomy.h"
+
 namespace fusedoptim::python {
 namespace {
 
@@ -13,13 +15,13 @@ bool same_type(const View& a, const View& b) {
 
 bool overlap(const View& a, const View& b) { return a.data < b.end && b.data < a.end; }
 
-// A lazily negated view shows memory of the opposite sign. Torch makes them with strides that skip elements, as the
-// imaginary part of a conjugate has, so the strides of most tensors rule it out.
-bool negated(py::handle tensor, const View& view) {
-  return (view.count == 1 || !view.dense()) && Torch::get().is_negative(tensor);
-}
-
 }  // namespace
+
+bool is_negated(py::handle plain) {
+  const Anatomy* anatomy = Anatomy::get();
+  if (anatomy != nullptr && anatomy->is_ordinary(anatomy->body(plain.ptr()))) return false;
+  return Torch::get().is_negative(plain);
+}
 
 const char* check_param_and_grad(py::handle param, py::handle grad, const View& param_view, const View& grad_view) {
   if (!same_device(param_view, grad_view)) return "its gradient is on another device";
@@ -29,7 +31,7 @@ const char* check_param_and_grad(py::handle param, py::handle grad, const View& 
     if (param_view.count > 0 && param_view.expanded()) throw ParamError{PyExc_RuntimeError, kSharedElements};
     if (!param_view.disjoint()) return "its elements may share memory";
   }
-  if (negated(param, param_view) || negated(grad, grad_view)) return "it or its gradient is a lazily negated view";
+  if (is_negated(param) || is_negated(grad)) return "it or its gradient is a lazily negated view";
   if (overlap(param_view, grad_view)) return "it shares memory with its gradient";
   return nullptr;
 }
@@ -39,6 +41,7 @@ const char* check_state(const View* views, int operand) {
   if (!same_device(views[0], state)) return "its state is on another device";
   if (!same_type(views[0], state)) return "its state has another dtype";
   if (!state.dense() && !state.disjoint()) return "elements of its state may share memory";
+  if (is_negated(state.tensor)) return "its state is a lazily negated view";
   for (int k = 0; k < operand; ++k) {
     if (overlap(views[k], state)) return "its state shares memory with it, its gradient or other state";
   }

@@ -7,7 +7,7 @@
 
 namespace fusedoptim::python {
 
-void Plan::commit(py::dict state, const cpu::InstructionSet& set, int threads, bool zero_grad, py::object grad_scale,
+bool Plan::commit(py::dict state, const cpu::InstructionSet& set, int threads, bool zero_grad, py::object grad_scale,
                   py::object found_inf, py::object drop_grads_of) {
   const Use use(*this);
   if (!gathered_) throw std::runtime_error("commit() follows a gather() that has returned");
@@ -15,20 +15,19 @@ void Plan::commit(py::dict state, const cpu::InstructionSet& set, int threads, b
   RunOptions options;
   options.threads = threads;
   options.unscale = !grad_scale.is_none();
-  if (options.unscale && !tasks_.empty()) options.grad_scale = usual_if_nan(py::cast<double>(grad_scale));
+  if (options.unscale && (!tasks_.empty() || left_for_fast_path_))
+    options.grad_scale = usual_if_nan(py::cast<double>(grad_scale));
   const bool grads_are_written = zero_grad || options.unscale;
-  if (python_runs_ || !Torch::get().is_harmless(grad_scale.ptr())) check_unmoved(seen_);
 
   // Where parameters share memory, they are updated one after the other, as a loop over them would, and gradients are
-  // zeroed after the last of them has been read.
-  options.in_order = extents_.are_shared(grads_are_written);
-  if (options.in_order) count_shared_steps();
-  // Every other step runs backwards: it begins with what the last step left in the caches.
-  options.backwards = (turn_back_ = !turn_back_) && !options.in_order;
+  // zeroed after the last of them has been read. Of the order among those of both paths nothing is known, so then all
+  // go through the general one.
+  options.in_order = all_general_ && extents_.are_shared(grads_are_written);
   options.zero_grad = zero_grad && !options.in_order;
-  schedule_.plan(tasks_.data(), tasks_.size(), options);
-  if (!device_tasks_.empty()) prepare_devices(options, grad_scale, found_inf);
-
+  if (!device_tasks_.empty()) {
+    if (options.in_order) count_shared_steps();
+    prepare_devices(options, grad_scale, found_inf);
+  }
   const size_t count = rows_.size();
   const py::list written(grads_are_written ? 2 * count : count);
   for (size_t i = 0; i < count; ++i) {
@@ -36,20 +35,38 @@ void Plan::commit(py::dict state, const cpu::InstructionSet& set, int threads, b
     if (grads_are_written) PyList_SET_ITEM(written.ptr(), count + i, rows_[i].grad.inc_ref().ptr());
   }
   const FreshState fresh = find_fresh_state(state);
-  // A launch can fail: before anything is written on the host.
-  if (!device_tasks_.empty()) {
-    const py::gil_scoped_release released;
-    driver_.launch();
-  }
   if (zero_grad) cut_grads_off();
-  for (const auto& [own, made] : fresh) {
-    if (PyDict_Update(own.ptr(), made.ptr()) != 0) throw py::error_already_set();
+
+  // From here on no Python code runs: what is as it was seen stays so.
+  bool others_run;
+  {
+    const NoCollection no_collection;
+    fast_count_ = 0;
+    if (!is_as_seen(state.ptr())) return false;
+    if (!all_general_) {
+      if (!look(state.ptr(), grads_are_written)) return false;
+      all_general_ = extents_.are_shared(grads_are_written);
+      if (all_general_) return false;
+    }
+    if (options.in_order && device_tasks_.empty()) count_shared_steps();
+    // Every other step runs backwards: it begins with what the last step left in the caches.
+    options.backwards = (turn_back_ = !turn_back_) && !options.in_order;
+    tasks_.insert(tasks_.end(), fast_tasks_.begin(), fast_tasks_.begin() + fast_count_);
+    schedule_.plan(tasks_.data(), tasks_.size(), options);
+    others_run = fast_count_ == 0 || schedule_.elements() >= kElementsPerRelease * int64_t(tasks_.size());
+    if (others_run && !own_fast_rows()) return false;
+    // A launch can fail: before anything is written on the host.
+    if (!device_tasks_.empty()) driver_.launch();
+    put_in(fresh);
+    for (const Row& row : rows_) write_step(row.step);
+    for (size_t i = 0; i < fast_count_; ++i) write_step(fast_rows_[i].step);
   }
-  for (const Row& row : rows_) write_step(row.step);
-  if (!tasks_.empty()) {
+  if (others_run) {
     const py::gil_scoped_release released;
     schedule_.run(set);
     if (zero_grad && options.in_order) cpu::zero_grads(tasks_);
+  } else {
+    schedule_.run(set);
   }
   if (zero_grad && options.in_order) {
     for (const Row& row : rows_) {
@@ -57,8 +74,39 @@ void Plan::commit(py::dict state, const cpu::InstructionSet& set, int threads, b
     }
   }
   Torch::get().bump_versions(written);
+  finish_fast_rows(grads_are_written);
+  if (!all_general_) forget_odd(state.ptr(), grads_are_written);
   if (!drop_grads_of.is_none()) drop_grads(drop_grads_of);
   forget();
+  return true;
+}
+
+// Whether memory, state and step counts are those that were gathered; counts on the host may have risen, by a step that
+// another thread or the handler of a signal has taken since.
+bool Plan::is_as_seen(PyObject* state) {
+  for (const Seen& seen : seen_) {
+    if (!seen.is_still_there()) return false;
+  }
+  for (Row& row : rows_) {
+    if (row.states == 0 && !rule_.counts_steps) continue;
+    PyObject* const own = find_by_hash(state, row.param.ptr(), row.hash);
+    PyObject* entries[kMaxStates + 1] = {};
+    if (own != nullptr && (!PyDict_Check(own) || !is_transparent(own))) return false;
+    const bool has_all = own != nullptr && find_named(own, row.states, entries);
+    for (PyObject*& entry : entries) entry = entry == Py_None ? nullptr : entry;
+    const int wanted = row.states + (rule_.counts_steps ? 1 : 0);
+    if (row.fresh_state ? !is_new(entries, row.states)
+                        : !has_all || !std::equal(entries, entries + wanted, row.entries))
+      return false;
+    if (row.step.at == nullptr || row.step.on_device || !read_step(row.step)) continue;
+    if (!device_tasks_.empty()) return false;  // what goes to the device has been prepared
+    row.step.next = row.step.seen;
+    Task& task = tasks_[row.task];
+    task.next_step = row.step.next;
+    task.constants = constants_for(*row.group, row.step.next, task.dtype);
+    if (task.constants == nullptr || row.step.next <= 0) return false;
+  }
+  return true;
 }
 
 void Plan::write_step(const Step& step) {
@@ -125,7 +173,7 @@ void Plan::count_shared_steps() {
     step.next = found->second = step.is_double ? found->second : double(float(found->second));
     Task& task = (rows_[i].on_device ? device_tasks_ : tasks_)[rows_[i].task];
     task.next_step = step.next;
-    if (task.device_options == nullptr) task.constants = constants_for(*rows_[i].group, step.next, task.dtype);
+    if (task.device_options == nullptr) task.constants = checked_constants(*rows_[i].group, step.next, task.dtype);
   }
 }
 
@@ -139,7 +187,7 @@ Plan::FreshState Plan::find_fresh_state(py::dict state) const {
     PyObject* existing = find_by_identity(state.ptr(), row.param.ptr());
     if (existing == nullptr) {
       whole[row.param] = row.fresh_state;
-    } else if (PyDict_Check(existing)) {
+    } else if (is_transparent(existing)) {
       found.emplace_back(py::reinterpret_borrow<py::object>(existing), row.fresh_state);
     } else {
       throw py::type_error("the state of a parameter must be a dict");
@@ -147,6 +195,19 @@ Plan::FreshState Plan::find_fresh_state(py::dict state) const {
   }
   if (!whole.empty()) found.emplace_back(state, whole);
   return found;
+}
+
+void Plan::put_in(const FreshState& fresh) {
+  for (const auto& [own, made] : fresh) {
+    if (PyODict_Check(own.ptr())) {  // keeps an order of its own beside the dict's
+      PyObject *key, *value;
+      for (Py_ssize_t at = 0; PyDict_Next(made.ptr(), &at, &key, &value);) {
+        if (PyObject_SetItem(own.ptr(), key, value) != 0) throw py::error_already_set();
+      }
+    } else if (PyDict_Update(own.ptr(), made.ptr()) != 0) {
+      throw py::error_already_set();
+    }
+  }
 }
 
 }  // namespace fusedoptim::python

@@ -1,4 +1,5 @@
 // The first half of a step: everything is read and checked, nothing is changed.
+#include <algorithm>
 #include <cstring>
 
 #include "python/checks.h"
@@ -7,12 +8,23 @@
 namespace fusedoptim::python {
 namespace {
 
+// What these stand for only their own methods know, which torch's implementations call: with fused=True as well.
+constexpr const char kSubclass[] = "it is a tensor subclass";
+constexpr const char kGradOfSubclass[] = "its gradient is a tensor subclass";
+constexpr const char kStateOfItsOwn[] = "its state is a mapping with methods of its own";
+
+bool is_for_torch_alone(const char* reason) {
+  return reason == kSubclass || reason == kGradOfSubclass || reason == kStateOfItsOwn;
+}
+
 std::string describe(py::handle group, py::ssize_t group_index, py::ssize_t index, py::handle param) {
   std::string text = "parameter " + std::to_string(index) + " of group " + std::to_string(group_index) + " (";
   if (group.contains("param_names")) text += "'" + std::string(py::str(group["param_names"][py::int_(index)])) + "', ";
   return text + "shape " + std::string(py::str(py::tuple(param.attr("shape")))) + ", " +
          std::string(py::str(param.attr("dtype"))) + ", " + std::string(py::str(param.attr("device"))) + ")";
 }
+
+std::string shown(double number) { return py::str(py::float_(number)); }
 
 // Said here in few words: pybind11's own error would print every parameter.
 void check_dict(const py::object& state) {
@@ -22,7 +34,11 @@ void check_dict(const py::object& state) {
 
 }  // namespace
 
-Plan::Plan(const std::string& rule) : rule_(find_rule(rule)) {
+Plan::Plan(const std::string& rule, py::iterable torch_parts) : rule_(find_rule(rule)) {
+  for (const py::handle part : torch_parts) {
+    const auto [name, function] = py::cast<std::pair<py::str, py::object>>(part);
+    torch_parts_.emplace_back(name, function);
+  }
   for (int k = 0; k < rule_.max_states; ++k) names_.push_back(intern(rule_.states[k]));
   if (rule_.counts_steps) names_.push_back(intern("step"));
 }
@@ -33,28 +49,33 @@ py::object Plan::gather(py::iterable groups, py::object state, py::object new_st
   extents_.begin();
   check_dict(state);
   const Torch& torch = Torch::get();
-  python_runs_ = !torch.is_harmless(groups.ptr());
-  py::list foreign;
-  bool any_foreign = false;
-  py::ssize_t g = -1;
+  py::list left_to_torch;
+  bool any_left = false;
+  int g = -1;
   for (const py::handle each : groups) {
-    ++g;
-    const py::dict dict = py::reinterpret_borrow<py::object>(each);
-    const GroupReader reader(dict);
-    const py::list params = dict["params"];
-    python_runs_ = python_runs_ || !torch.is_harmless_group(each.ptr());
+    const py::object dict = py::reinterpret_borrow<py::object>(each);
+    const GroupReader reader(dict, ++g);
+    const py::object params = reader.params();
     py::list left;
     Group* group = nullptr;
     if (!reader.asks_for_torch()) {
       group = &groups_.emplace_back();
+      group->index = g;
       group->dict = dict;
+      group->params = params;
       group->maximize = reader.flag("maximize");
       group->strict = reader.flag("fused");
-      rule_.read(GroupReader(dict, &group->on_device), group->options);
+      rule_.read(GroupReader(dict, g, &group->on_device), group->options);
     }
-    for (py::ssize_t i = 0; i < PyList_GET_SIZE(params.ptr()); ++i) {
-      const py::object param = py::reinterpret_borrow<py::object>(PyList_GET_ITEM(params.ptr(), i));
-      if (!torch.is_plain(param.ptr())) python_runs_ = true;
+    const bool all = all_general_ || group == nullptr || !group->on_device.empty();
+    size_t next_odd = 0;
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(params.ptr()); ++i) {
+      const Place place{g, i, PyList_GET_ITEM(params.ptr(), i)};
+      if (!all && !is_odd(place, next_odd)) {
+        skipped_by_host_ = left_for_fast_path_ = true;  // all of these are on the host
+        continue;
+      }
+      const py::object param = py::reinterpret_borrow<py::object>(place.param);
       py::object grad = torch.grad(param);
       if (grad.is_none()) continue;
       if (group != nullptr) {
@@ -67,7 +88,7 @@ py::object Plan::gather(py::iterable groups, py::object state, py::object new_st
           throw py::error_already_set();
         }
         if (reason == nullptr) continue;
-        if (group->strict) {
+        if (group->strict && !is_for_torch_alone(reason)) {
           throw std::runtime_error(
               "`fused=True` requires all the params to be floating point Tensors of supported devices: " +
               std::string(cuda::built() ? "['cpu', 'cuda']" : "['cpu']") + " but " + describe(dict, g, i, param) +
@@ -76,12 +97,12 @@ py::object Plan::gather(py::iterable groups, py::object state, py::object new_st
         }
       }
       left.append(param);
-      any_foreign = python_runs_ = true;
+      any_left = true;
     }
-    foreign.append(left);
+    left_to_torch.append(left);
   }
   gathered_ = true;
-  return any_foreign ? py::object(foreign) : py::none();
+  return any_left ? py::object(left_to_torch) : py::none();
 }
 
 const char* Plan::add(Group& group, py::handle param, py::object grad, PyObject* state, py::handle new_state,
@@ -93,32 +114,35 @@ const char* Plan::add(Group& group, py::handle param, py::object grad, PyObject*
   if (!plain) {
     if (const char* reason = open_shards(param, grad, whole, local, local_grad)) return reason;
   } else if (!torch.is_plain(grad.ptr())) {
-    return "its gradient is a tensor subclass";
+    return kGradOfSubclass;
   }
   Views views;
   DType dtype;
   if (const char* reason = view_param_and_grad(views, local, local_grad, dtype)) return reason;
 
   Row row;
+  row.states = 0;
   int variant = rule_.variant(group.options, dtype, false);
   const int states = rule_.states_of(variant);
   if (states > 0 || rule_.counts_steps) {
+    if (state != nullptr && !is_transparent(state) && PyMapping_Check(state)) return kStateOfItsOwn;
     PyObject* entries[kMaxStates + 1];
+    row.states = states;
     find_entries(state, states, entries);
     bool viewed = true;
     if (is_new(entries, states)) {
       py::object& made = fresh_[param.ptr()];
       if (!made) {
         made = new_state(param, group.dict);
-        python_runs_ = true;
         viewed = false;
       }
       row.fresh_state = made;
       find_entries(row.fresh_state.ptr(), states, entries);
-      const int next_variant = variant;
+      const int next_variant = variant;  // of as many states
       variant = rule_.variant(group.options, dtype, true);
       if (variant != next_variant) skipped_by_host_ = true;  // one that is skipped must be the first again
     }
+    std::copy(entries, entries + states + (rule_.counts_steps ? 1 : 0), row.entries);
     if (const char* reason = open_states(states, entries, plain ? nullptr : &whole)) return reason;
     if (!viewed || !plain) {  // Python code ran, and may have changed what the views borrow
       const DType before = dtype;
@@ -130,6 +154,10 @@ const char* Plan::add(Group& group, py::handle param, py::object grad, PyObject*
     if (rule_.counts_steps) {
       if (const char* reason = view_step(entries[states], views[0], row.step)) return reason;
       if (!row.step.on_device) skipped_by_host_ = true;
+      if (row.step.next <= 0) {
+        throw ParamError{PyExc_RuntimeError, "step must be at least 0, got " + shown(row.step.next - 1) +
+                                                 ": set it right in the state of this parameter,"};
+      }
     }
   }
   if (write_grads && views[1].count > 0 && !views[1].dense() && !views[1].disjoint()) {
@@ -139,6 +167,7 @@ const char* Plan::add(Group& group, py::handle param, py::object grad, PyObject*
   if (!row.on_device) skipped_by_host_ = true;
   row.group = &group;
   row.param = py::reinterpret_borrow<py::object>(param);
+  row.hash = hash_of(param.ptr());
   row.grad = std::move(grad);
   add_task(row, views, dtype, variant, 2 + states);
   rows_.push_back(std::move(row));
@@ -162,7 +191,7 @@ const char* Plan::view_param_and_grad(Views& views, py::handle param, py::handle
 const char* Plan::open_shards(py::handle param, py::handle grad, DTensor& whole, py::handle& local,
                               py::handle& local_grad) {
   DTensor whole_grad;
-  if (!whole.open(param)) return "it is a tensor subclass";
+  if (!whole.open(param)) return kSubclass;
   if (whole.is_sum()) return "it is a DTensor with a Partial placement";
   if (!whole_grad.open(grad)) return "its gradient is not a DTensor of a plain tensor, as it is";
   if (!whole_grad.is_cut_as(whole)) return "its gradient is a DTensor on another mesh or with other placements";
@@ -230,7 +259,7 @@ const char* Plan::view_step(PyObject* tensor, const View& param, Step& out) {
   DType dtype;
   if (tensor == nullptr) throw ParamError{PyExc_KeyError, "the state has no 'step'"};
   if (!torch.is_plain(tensor) || !torch.view(tensor, view)) return "its step is not a plain tensor";
-  if (view.count != 1) return "its step is not one number";
+  if (view.count != 1 || is_negated(tensor)) return "its step is not one number, or is a lazily negated view";
   out.on_device = view.device.type != dlpack::kCpu;
   if (out.on_device && (view.device.type != param.device.type || view.device.index != param.device.index))
     return "its step is neither on the CPU nor on its own device";
@@ -241,20 +270,24 @@ const char* Plan::view_step(PyObject* tensor, const View& param, Step& out) {
   if (out.on_device) return nullptr;
   add_range(view, false);  // one count may serve several parameters
   read_step(out);
+  out.next = out.seen;
   return nullptr;
 }
 
 // Copied as bytes, for a tensor over foreign memory may begin anywhere.
-void Plan::read_step(Step& step) {
-  float count = 0;
-  step.is_double ? std::memcpy(&step.next, step.at, sizeof(double)) : std::memcpy(&count, step.at, sizeof(float));
-  step.next = step.is_double ? step.next + 1 : double(count + 1);
+bool Plan::read_step(Step& step) {
+  const double before = step.seen;
+  double count = 0;
+  float narrow = 0;
+  step.is_double ? std::memcpy(&count, step.at, sizeof(double)) : std::memcpy(&narrow, step.at, sizeof(float));
+  step.seen = step.is_double ? count + 1 : double(narrow + 1);
+  return step.seen != before && (step.seen == step.seen || before == before);  // one NaN is as another
 }
 
 void Plan::add_range(const View& view, bool is_grad) {
   if (view.count == 0) return;
   extents_.add(view.data, view.end, is_grad);
-  seen_.push_back({view.tensor, view.data, view.end});
+  seen_.emplace_back(view);
 }
 
 void Plan::add_task(Row& row, const Views& views, DType dtype, int variant, int operands) {
@@ -270,7 +303,7 @@ void Plan::add_task(Row& row, const Views& views, DType dtype, int variant, int 
   if (row.step.on_device || (row.on_device && !group.on_device.empty())) {
     task.device_options = options_on(group, row.param, task.device);
   } else {
-    task.constants = constants_for(group, row.step.next, dtype);
+    task.constants = checked_constants(group, row.step.next, dtype);
   }
   bool flat = param.dense();
   for (int k = 0; k < operands; ++k) {
@@ -287,15 +320,24 @@ const void* Plan::constants_for(Group& group, double step, DType dtype) {
   if (folded_group_ != &group || folded_step_ != step || folded_double_ != wide) {
     if (!group.on_device.empty() && !group.complete) {
       group.complete = std::make_unique<Options>();
-      rule_.read(GroupReader(group.dict), *group.complete);
+      rule_.read(GroupReader(group.dict, group.index), *group.complete);
     }
     const Options& options = group.complete ? *group.complete : group.options;
-    rule_.fold(options, step, dtype, constants_.emplace_back());
+    folded_fits_ = rule_.fold(options, step, dtype, constants_.emplace_back());
     folded_group_ = &group;
     folded_step_ = step;
     folded_double_ = wide;
   }
-  return constants_.back().bytes;
+  return folded_fits_ ? constants_.back().bytes : nullptr;
+}
+
+const void* Plan::checked_constants(Group& group, double step, DType dtype) {
+  const void* constants = constants_for(group, step, dtype);
+  if (constants != nullptr) return constants;
+  throw ParamError{PyExc_RuntimeError,
+                   "value cannot be converted to type float without overflow: the options of "
+                   "parameter group " +
+                       std::to_string(group.index) + " give a number beyond float32, in which the arithmetic is,"};
 }
 
 const DeviceOptions* Plan::options_on(Group& group, py::handle param, int device) {
@@ -324,7 +366,7 @@ DeviceNumber Plan::number_on(py::handle param, int device, py::handle number, DT
   DType dtype;
   if (torch.is_plain(number.ptr()) && torch.view(number.ptr(), view) && view.device.type == dlpack::kCuda &&
       view.device.index == device && view.count == 1 && dtype_of(view, dtype) &&
-      (dtype == DType::f32 || dtype == copy)) {
+      (dtype == DType::f32 || dtype == copy) && !is_negated(number)) {
     kept_.push_back(py::reinterpret_borrow<py::object>(number));
   } else {
     kept_.push_back(torch.number_beside(param, number, copy == DType::f64));
@@ -349,7 +391,7 @@ void Plan::clear() {
 }
 
 void Plan::forget() {
-  gathered_ = python_runs_ = false;
+  gathered_ = left_for_fast_path_ = false;
   rows_.clear();
   kept_.clear();
   fresh_.clear();

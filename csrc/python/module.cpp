@@ -42,18 +42,18 @@ py::object gather(Plan& plan, py::handle groups, py::object state, py::object ne
   return plan.gather(as_groups(groups), std::move(state), std::move(new_state), write_grads);
 }
 
-void commit(Plan& plan, py::handle state, py::handle set, int threads, bool zero_grad, py::object grad_scale,
+bool commit(Plan& plan, py::handle state, py::handle set, int threads, bool zero_grad, py::object grad_scale,
             py::object found_inf, py::object drop_grads_of) {
   if (!py::isinstance<InstructionSet>(set)) throw py::type_error("instruction_set must be one of supported()");
-  plan.commit(checked<py::dict>(state, "state", "a dict"), py::cast<const InstructionSet&>(set), threads, zero_grad,
-              std::move(grad_scale), std::move(found_inf), std::move(drop_grads_of));
+  return plan.commit(checked<py::dict>(state, "state", "a dict"), py::cast<const InstructionSet&>(set), threads,
+                     zero_grad, std::move(grad_scale), std::move(found_inf), std::move(drop_grads_of));
 }
 
-bool step_directly(Plan& plan, py::handle groups, py::handle state, py::handle set, int threads, bool zero_grad,
-                   std::optional<double> grad_scale, bool drop_grads) {
+bool fast_step(Plan& plan, py::handle optimizer, py::handle set, int threads, bool zero_grad,
+               std::optional<double> grad_scale, bool drop_grads) {
   if (!py::isinstance<InstructionSet>(set)) throw py::type_error("instruction_set must be one of supported()");
-  return plan.step_directly(groups, state, py::cast<const InstructionSet&>(set), threads, zero_grad,
-                            grad_scale ? &*grad_scale : nullptr, drop_grads);
+  return plan.fast_step(optimizer, py::cast<const InstructionSet&>(set), threads, zero_grad,
+                        grad_scale ? &*grad_scale : nullptr, drop_grads);
 }
 
 void zero_grads(Plan& plan, py::handle groups, int threads) { plan.zero_grads(as_groups(groups), threads); }
@@ -74,7 +74,6 @@ PYBIND11_MODULE(_C, m) {
   m.attr("cuda_compiler") = fusedoptim::cuda::compiler();
   m.attr("cuda_runtime") = fusedoptim::cuda::runtime();
   m.def("cuda_error", fusedoptim::cuda::error, "Why CUDA cannot be used here, or None.");
-  m.attr("direct_error") = fusedoptim::python::Anatomy::why_not();
   fusedoptim::python::Torch::get();  // fails here, at import, if this torch is not one we know
 
   py::class_<InstructionSet>(m, "InstructionSet").def_property_readonly("name", [](const InstructionSet& s) {
@@ -88,9 +87,9 @@ PYBIND11_MODULE(_C, m) {
       "Those of them that this processor runs, best first.");
 
   py::class_<Plan>(m, "Plan")
-      .def(py::init<const std::string&>(), "rule"_a)
-      .def("step_directly", step_directly, "groups"_a, "state"_a, "instruction_set"_a, "threads"_a, "zero_grad"_a,
-           "grad_scale"_a, "drop_grads"_a)
+      .def(py::init<const std::string&, py::iterable>(), "rule"_a, "torch_parts"_a = py::tuple())
+      .def("fast_step", fast_step, "optimizer"_a, "instruction_set"_a, "threads"_a, "zero_grad"_a, "grad_scale"_a,
+           "drop_grads"_a)
       .def("gather", gather, "groups"_a, "state"_a, "new_state"_a, "write_grads"_a)
       .def("commit", commit, "state"_a, "instruction_set"_a, "threads"_a, "zero_grad"_a, "grad_scale"_a, "found_inf"_a,
            "drop_grads_of"_a = py::none())
@@ -98,6 +97,10 @@ PYBIND11_MODULE(_C, m) {
       .def("zero_grads", zero_grads, "groups"_a, "threads"_a)
       .def("clear", &Plan::clear);
 
+  m.def(
+      "learn_layout", fusedoptim::python::Anatomy::learn,
+      "Learn where torch keeps the words of a tensor, for the fast path, in a thread that is in none of torch's modes; "
+      "raises RuntimeError where this torch keeps them otherwise.");
   m.def("drop_grads", drop_grads, "groups"_a);
   m.def("is_on_cuda", &fusedoptim::python::is_on_cuda, "number"_a,
         "Whether it is one number in a plain tensor on a CUDA device.");

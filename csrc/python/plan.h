@@ -1,4 +1,6 @@
-// A step in two halves: `gather` reads and checks everything and changes nothing; `commit` writes.
+// A step. The fast path (fast_step) takes it in one call where everything is ordinary. The general path has two halves:
+// `gather` reads and checks and changes nothing, `commit` looks once more at what was seen, and writes. Parameters that
+// are not ordinary go through the general path, and the others with them, in its second half, through the fast one.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -24,31 +26,37 @@
 
 namespace fusedoptim::python {
 
+// From so many elements a tensor on, the Python object of a gradient, which is what keeps it while other threads run,
+// costs nothing that counts; below, the whole step is too short to let others run.
+constexpr int64_t kElementsPerRelease = 4096;
+
 class Plan {
  public:
-  explicit Plan(const std::string& rule);
+  // `torch_parts`: pairs of a name and a function, the methods that the step of torch's class calls.
+  explicit Plan(const std::string& rule, py::iterable torch_parts = py::tuple());
 
-  // Takes the whole step at once where everything is ordinary: all parameters and what belongs to them are plain CPU
-  // tensors of one layout, and their state is there. Else changes nothing and returns false. `grad_scale`: null for
-  // none.
-  bool step_directly(py::handle groups, py::handle state, const cpu::InstructionSet& set, int threads, bool zero_grad,
-                     const double* grad_scale, bool drop_grads);
+  // Takes the whole step of an optimizer at once where all parameters and what belongs to them are plain CPU tensors of
+  // one layout, their state is there, and the optimizer overrides none of torch's parts. Else changes nothing and
+  // returns false. `grad_scale`: null for none.
+  bool fast_step(py::handle optimizer, const cpu::InstructionSet& set, int threads, bool zero_grad,
+                 const double* grad_scale, bool drop_grads);
 
-  // Reads all groups. `state` is the optimizer's state dict; `new_state(param, group)` makes the state of a parameter
-  // that has none, as a dict; `write_grads`: the step will also write to the gradients. Returns None, or, where some
-  // parameters are not for the kernels, one list per group of those that torch must take. A group with fused=True
-  // raises for such a parameter.
+  // Reads the groups, and what is not for the fast path. `state` is the optimizer's state dict; `new_state(param,
+  // group)` makes the state of a parameter that has none, as a dict; `write_grads`: the step will also write to the
+  // gradients. Returns None, or, where some parameters are not for the kernels, one list per group of those that torch
+  // must take. A group with fused=True raises for such a parameter, unless only torch can know what it means.
   py::object gather(py::iterable groups, py::object state, py::object new_state, bool write_grads);
 
   // Whether what was gathered can only be skipped by the host, not by a number on a device. A parameter on the host is
   // one reason, a step count there another, and a rule whose first step is another one.
   bool is_skipped_by_host() const { return skipped_by_host_; }
 
-  // Takes the step. `zero_grad`: also write zeros over the gradients. `grad_scale`: divide the gradients by it first.
-  // `found_inf`, a number on a CUDA device or None: the step is taken only if it is 0. `drop_grads_of`: groups whose
-  // gradients are dropped once the step is taken, or None. From the first write to the end no Python code runs, and so
-  // no signal's handler.
-  void commit(py::dict state, const cpu::InstructionSet& set, int threads, bool zero_grad, py::object grad_scale,
+  // Takes the step, or returns false, with nothing written, where something has been exchanged since it was gathered:
+  // then it must be gathered anew. `zero_grad`: also write zeros over the gradients. `grad_scale`: divide the gradients
+  // by it first. `found_inf`, a number on a CUDA device or None: the step is taken only if it is 0. `drop_grads_of`:
+  // groups whose gradients are dropped once the step is taken, or None. From the last look at the tensors to the end no
+  // Python code runs, and so no signal's handler.
+  bool commit(py::dict state, const cpu::InstructionSet& set, int threads, bool zero_grad, py::object grad_scale,
               py::object found_inf, py::object drop_grads_of);
 
   void clear();  // raises while another method runs
@@ -59,6 +67,7 @@ class Plan {
  private:
   struct Group {
     py::object dict, params;
+    int index;
     bool maximize, strict;
     Options options;
     std::vector<OptionOnDevice> on_device;                        // what is missing in `options`
@@ -68,22 +77,32 @@ class Plan {
   struct Step {  // where a parameter's step count lies, and what it becomes
     char* at = nullptr;
     bool is_double = false, on_device = false;
-    double next = 1;
+    double seen = 1, next = 1;  // what it becomes by one step, and in this one, in which it may rise more than once
   };
   struct Row {
     Group* group;
     py::object param, grad;
-    py::object fresh_state;  // entries that the optimizer's state does not have yet; null if it has them all
+    Py_hash_t hash;                     // of the parameter
+    py::object fresh_state;             // entries that the optimizer's state does not have yet; null if it has them all
+    PyObject* entries[kMaxStates + 1];  // as found in the state, its step behind them; kept_ owns them
+    int states;
     Step step;
     bool on_device;
     size_t task;  // its number in device_tasks_ or tasks_
   };
-  struct Direct {  // a parameter of step_directly; borrowed
+  struct FastRow {  // borrowed: nothing lets go of it between the look and the last write
     PyObject* object;
     Body param, grad;
     PyObject* entries[kMaxStates + 1] = {};  // of its state, and its step behind them
     Body bodies[kMaxStates + 1];
     Step step;
+  };
+  struct Place {  // of a parameter
+    int group;
+    Py_ssize_t index;
+    PyObject* param;  // only compared
+    bool operator==(const Place& o) const { return group == o.group && index == o.index && param == o.param; }
+    bool operator<(const Place& o) const { return group != o.group ? group < o.group : index < o.index; }
   };
   using Views = View[kMaxOperands];
   using FreshState = std::vector<std::pair<py::object, py::object>>;  // a dict, and what is put into it
@@ -109,25 +128,32 @@ class Plan {
   const char* view_states(Views& views, int count, PyObject* const* entries);
   const char* view_step(PyObject* tensor, const View& param, Step& out);
 
+  // The fast path. Some of these return why a parameter is not for it, or null.
+  bool has_torchs_parts(py::handle optimizer, py::handle attributes) const;
   bool read_groups(py::handle groups);
-  bool look_directly(PyObject* state, bool grads_are_written);
-  bool look_at(Group& group, Direct& row, Task& task, PyObject* state, bool grads_are_written);
+  bool look(PyObject* state, bool grads_are_written);  // at all that is not odd; what turns out to be is added to odd_
+  const char* look_at(Group& group, FastRow& row, Task& task, PyObject* state, bool grads_are_written);
+  const char* look_at_step(PyObject* object, Body& tensor, Step& out);
   void fetch_ahead(size_t row) const;
-  bool look_at_step(PyObject* object, Body& tensor, Step& out);
   bool find_named(PyObject* own, int states, PyObject** entries) const;
-  void keep_direct();
+  bool own_fast_rows();
+  void finish_fast_rows(bool grads_are_written);
+  bool is_odd(const Place& place, size_t& next) const;  // `next`: in odd_, as places are asked for in their order
+  void forget_odd(PyObject* state, bool grads_are_written);
 
   bool is_new(PyObject* const* entries, int count) const;
   void find_entries(PyObject* state, int count, PyObject** entries);
   void add_range(const View& view, bool is_grad);
   void add_task(Row& row, const Views& views, DType dtype, int variant, int operands);
   void forget();
-  static void read_step(Step& step);
+  static bool read_step(Step& step);  // whether it has changed
   static void write_step(const Step& step);
-  const void* constants_for(Group& group, double step, DType dtype);
+  const void* constants_for(Group& group, double step, DType dtype);  // null if too large for the arithmetic
+  const void* checked_constants(Group& group, double step, DType dtype);
   const DeviceOptions* options_on(Group& group, py::handle param, int device);
   static bool is_dense(Body tensor);
   const Layout* add_layout(const Views& views, int operands);
+  bool is_as_seen(PyObject* state);
   void cut_grads_off();
   void count_shared_steps();
   void prepare_devices(const RunOptions& options, py::handle grad_scale, py::handle found_inf);
@@ -135,9 +161,11 @@ class Plan {
   void with_torchs_memory(const std::vector<cuda::DeviceRun>& runs, const std::function<void()>& prepare);
   DeviceNumber number_on(py::handle param, int device, py::handle number, DType copy);
   FreshState find_fresh_state(py::dict state) const;
+  static void put_in(const FreshState& fresh);
 
   const RuleEntry& rule_;
   std::vector<py::object> names_;  // of the states, and "step" behind them where the rule counts steps
+  std::vector<std::pair<py::object, py::object>> torch_parts_;
 
   // What gather found; cleared after each step, for nothing that the user may change is remembered.
   std::deque<Group> groups_;
@@ -152,18 +180,21 @@ class Plan {
   std::deque<Layout> layouts_;
   std::deque<std::vector<int64_t>> layout_numbers_;
   std::vector<Seen> seen_;
-  bool python_runs_ = false;  // other code than ours and torch's, between a tensor's being seen and the first write
   const Group* folded_group_ = nullptr;  // what the last of constants_ was folded from
   double folded_step_ = 0;
-  bool folded_double_ = false;
+  bool folded_double_ = false, folded_fits_ = true;
 
   // What is kept between steps; a step that finds the same addresses finds the same answer.
   Extents extents_;
   Positions positions_;
-  // Rows and tasks of step_directly; a step writes over those of the last one.
-  std::vector<Direct> direct_;
-  std::vector<Task> direct_tasks_;
-  size_t direct_count_ = 0;
+  // Rows and tasks of the fast path; a step writes over those of the last one.
+  std::vector<FastRow> fast_rows_;
+  std::vector<Task> fast_tasks_;
+  size_t fast_count_ = 0;
+  // Parameters that the last look found not to be for the fast path, in order: a hint, for each step looks at the
+  // others anew, and the general path takes any. `all_general_`: it takes all of them in this step.
+  std::vector<Place> odd_;
+  bool all_general_ = true, left_for_fast_path_ = false;
   cpu::Schedule schedule_;
   bool turn_back_ = true;
   bool in_use_ = false, gathered_ = false;

@@ -5,6 +5,7 @@
 #include <new>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 #include <utility>
 
 #include "python/tensor.h"
@@ -32,20 +33,6 @@ PyObject* key_of(const char* name) {
   throw std::length_error("raise kSlots: it is less than the options of all rules");
 }
 
-// Borrowed, or null.
-PyObject* find(py::handle group, const char* name) {
-  PyObject* found = PyDict_GetItemWithError(group.ptr(), key_of(name));
-  if (found == nullptr && PyErr_Occurred()) throw py::error_already_set();
-  return found;
-}
-
-// Owned, for reading a value may run Python code that takes it out of the group.
-py::object item(py::handle group, const char* name) {
-  PyObject* found = find(group, name);
-  if (found == nullptr) throw py::key_error(std::string("the parameter group has no '") + name + "'");
-  return py::reinterpret_borrow<py::object>(found);
-}
-
 // A tensor without its elements: it may be a long one, and torch's repr ends the process where its memory was freed.
 std::string shown(py::handle value) {
   if (!Torch::get().is_plain(value.ptr())) return py::repr(value);
@@ -71,12 +58,32 @@ double to_number(py::handle value, const char* name) {
 
 double usual_if_nan(double x) { return x == x ? x : NAN; }
 
-void GroupReader::operator()(const char* name, double& out) const {
-  out = number(item(group_, name), name, nullptr, false);
+// Owned, for reading a value may run Python code that takes it out of the group.
+py::object GroupReader::find(const char* name) const {
+  PyObject* const key = key_of(name);
+  if (is_transparent_) {
+    PyObject* found = PyDict_GetItemWithError(group_.ptr(), key);
+    if (found == nullptr && PyErr_Occurred()) throw py::error_already_set();
+    return py::reinterpret_borrow<py::object>(found);
+  }
+  PyObject* found = PyObject_GetItem(group_.ptr(), key);
+  if (found == nullptr) {
+    if (!PyErr_ExceptionMatches(PyExc_KeyError)) throw py::error_already_set();
+    PyErr_Clear();
+  }
+  return py::reinterpret_steal<py::object>(found);
 }
 
+py::object GroupReader::item(const char* name) const {
+  py::object found = find(name);
+  if (!found) throw py::key_error("parameter group " + std::to_string(index_) + " has no '" + name + "'");
+  return found;
+}
+
+void GroupReader::operator()(const char* name, double& out) const { out = number(item(name), name, nullptr, false); }
+
 void GroupReader::operator()(const char* name, double& out, OnDevice) const {
-  out = number(item(group_, name), name, &out, true);
+  out = number(item(name), name, &out, true);
 }
 
 void GroupReader::operator()(const char* name, double& first, double& second) const {
@@ -88,13 +95,20 @@ void GroupReader::operator()(const char* name, double& first, double& second, On
 }
 
 void GroupReader::pair(const char* name, double& first, double& second, bool may_stay) const {
-  const py::object pair = item(group_, name);
+  const py::object pair = item(name);
   if (!py::isinstance<py::sequence>(pair) || py::len(pair) != 2) {
     throw py::type_error(std::string(name) + " must be a pair of numbers, got " + shown(pair));
   }
   const py::sequence both = py::reinterpret_borrow<py::sequence>(pair);
   first = number(py::object(both[0]), name, &first, may_stay);
   second = number(py::object(both[1]), name, &second, may_stay);
+  for (const int position : {0, 1}) {
+    const double value = position == 0 ? first : second;
+    if (!(value < 0 || value >= 1)) continue;  // NaN goes on to be NaN
+    throw py::value_error(std::string(name) + "[" + std::to_string(position) + "] of parameter group " +
+                          std::to_string(index_) + " must be at least 0 and less than 1, got " +
+                          std::string(py::str(py::float_(value))));
+  }
 }
 
 double GroupReader::number(py::handle value, const char* name, const double* place, bool may_stay) const {
@@ -106,31 +120,44 @@ double GroupReader::number(py::handle value, const char* name, const double* pla
 }
 
 void GroupReader::operator()(const char* name, bool& out) const {
-  const int truth = PyObject_IsTrue(item(group_, name).ptr());
+  const int truth = PyObject_IsTrue(item(name).ptr());
   if (truth < 0) throw py::error_already_set();
   out = truth != 0;
 }
 
 bool GroupReader::flag(const char* name) const {
-  PyObject* found = find(group_, name);
-  if (found == nullptr || found == Py_None) return false;
-  const int truth = PyObject_IsTrue(py::reinterpret_borrow<py::object>(found).ptr());
+  const py::object found = find(name);
+  if (!found || found.is_none()) return false;
+  const int truth = PyObject_IsTrue(found.ptr());
   if (truth < 0) throw py::error_already_set();
   return truth != 0;
 }
 
-py::object GroupReader::list(const char* name) const {
-  PyObject* found = find(group_, name);
-  return found != nullptr && PyList_CheckExact(found) ? py::reinterpret_borrow<py::object>(found) : py::object();
+py::object GroupReader::params() const {
+  py::object found = item("params");
+  if (PyList_CheckExact(found.ptr())) return found;
+  py::object list = py::reinterpret_steal<py::object>(PySequence_List(found.ptr()));
+  if (!list) throw py::error_already_set();
+  return list;
 }
 
 bool GroupReader::asks_for_torch() const {
-  PyObject* fused = find(group_, "fused");
-  const bool not_fused = fused != nullptr && fused != Py_None && !flag("fused");
+  const py::object fused = find("fused");
+  const bool not_fused = fused && !fused.is_none() && !flag("fused");
   return not_fused || flag("foreach") || flag("differentiable");
 }
 
 namespace {
+
+// A float that notes when it is made of a finite double that is too large for one. A rule over it has the constants of
+// the rule over float.
+struct NotedFloat {
+  float value;
+  static thread_local bool overflowed;
+  NotedFloat(double x) : value(float(x)) { overflowed = overflowed || (std::isinf(value) && !std::isinf(x)); }
+  operator float() const { return value; }
+};
+thread_local bool NotedFloat::overflowed = false;
 
 template <template <class> class Rule>
 struct Erased {
@@ -145,13 +172,17 @@ struct Erased {
                                : Rule<float>::variant(as_options(o), first);
   }
   static int states_of(int variant) { return Rule<float>::states_of(variant); }
-  static void fold(const Options& o, double step, DType dtype, Constants& out) {
+  static bool fold(const Options& o, double step, DType dtype, Constants& out) {
     step = usual_if_nan(step);
     if (dtype == DType::f64) {
       new (out.bytes) Rule<double>(as_options(o), step);
-    } else {
-      new (out.bytes) Rule<float>(as_options(o), step);
+      return true;
     }
+    static_assert(sizeof(Rule<NotedFloat>) == sizeof(Rule<float>) && std::is_standard_layout<Rule<NotedFloat>>::value,
+                  "the kernels read it as one over float");
+    NotedFloat::overflowed = false;
+    new (out.bytes) Rule<NotedFloat>(as_options(o), step);
+    return !NotedFloat::overflowed;
   }
   static RuleEntry entry(int index) {
     using R = Rule<float>;

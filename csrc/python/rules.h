@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "core/task.h"
+#include "python/tensor.h"
 #include "rules/rule.h"
 
 namespace fusedoptim::python {
@@ -26,26 +27,32 @@ struct OptionOnDevice {
   const double* place;
 };
 
-// Reads numbers from a param group (a dict). Tensors with one element count as numbers; those on a CUDA device stay
-// there, as entries of `on_device`, if that is not null and the rule lets them.
+// Reads numbers from a param group: from a dict, or through the methods of any other mapping. Tensors with one element
+// count as numbers; those on a CUDA device stay there, as entries of `on_device`, if that is not null and the rule lets
+// them. `index`: of the group, for errors.
 class GroupReader {
  public:
-  explicit GroupReader(pybind11::handle group, std::vector<OptionOnDevice>* on_device = nullptr)
-      : group_(group), on_device_(on_device) {}
+  explicit GroupReader(pybind11::handle group, int index, std::vector<OptionOnDevice>* on_device = nullptr)
+      : group_(group), index_(index), is_transparent_(python::is_transparent(group.ptr())), on_device_(on_device) {}
   void operator()(const char* name, double& out) const;
   void operator()(const char* name, double& out, OnDevice) const;
-  void operator()(const char* name, double& first, double& second) const;  // a pair, such as betas
+  void operator()(const char* name, double& first, double& second) const;  // a pair, such as betas, within [0, 1)
   void operator()(const char* name, double& first, double& second, OnDevice) const;
   void operator()(const char* name, bool& out) const;
-  bool flag(const char* name) const;              // false where the group lacks it
-  pybind11::object list(const char* name) const;  // null if it is none
-  bool asks_for_torch() const;                    // the user asked for torch's own implementation
+  bool flag(const char* name) const;  // false where the group lacks it
+  pybind11::object params() const;    // a list, of what any other iterable yields
+  bool asks_for_torch() const;        // the user asked for torch's own implementation
+  bool is_transparent() const { return is_transparent_; }
 
  private:
+  pybind11::object find(const char* name) const;  // null where the group lacks it
+  pybind11::object item(const char* name) const;
   double number(pybind11::handle value, const char* name, const double* place, bool may_stay) const;
   void pair(const char* name, double& first, double& second, bool may_stay) const;
 
   pybind11::handle group_;
+  int index_;
+  bool is_transparent_;
   std::vector<OptionOnDevice>* on_device_;
 };
 
@@ -58,7 +65,7 @@ struct RuleEntry {
   void (*read)(const GroupReader&, Options&);
   int (*variant)(const Options&, DType, bool first);
   int (*states_of)(int variant);
-  void (*fold)(const Options&, double step, DType, Constants&);
+  bool (*fold)(const Options&, double step, DType, Constants&);  // false where they are too large for the arithmetic
 };
 
 const RuleEntry& find_rule(const std::string& name);  // raises KeyError, naming the rules that there are

@@ -49,6 +49,8 @@ class Torch {
   void clear_grad(py::handle tensor) const;
   bool requires_grad(py::handle tensor) const;
   bool is_negative(py::handle tensor) const;  // a lazily negated view, whose memory holds the opposite sign
+  // Whether a TorchFunctionMode, which is Python code, would be called with what torch's accessors are asked.
+  bool runs_function_modes() const;
   // False where torch cannot show the memory of a plain tensor (sparse, meta, wrapped by torch.func, without memory,
   // …).
   bool view(PyObject* plain, View& out) const;
@@ -57,9 +59,6 @@ class Torch {
   void* current_stream(dlpack::Device device) const;
   void give_back_cached_memory() const;  // that torch's CUDA allocator holds and does not use
   void bump_versions(py::handle tensors) const { increment_version_(tensors); }
-  // Whether a value can be read, as a tensor, a number or a list of these, without running anybody's Python code.
-  bool is_harmless(PyObject* value) const;
-  bool is_harmless_group(PyObject* group) const;  // a dict of such
   py::object intern(const char* name) const {
     return py::reinterpret_steal<py::object>(PyUnicode_InternFromString(name));
   }
@@ -72,19 +71,35 @@ class Torch {
   PyGetSetDef* grad_;
   PyGetSetDef* requires_grad_;
   bool begins_at_null(py::handle plain, const char* data, int64_t item_size) const;
-  py::object is_neg_, storage_offset_, full_, float32_, float64_;
+  py::object is_neg_, storage_offset_, full_, float32_, float64_, runs_function_modes_;
   py::object increment_version_;
 };
 
-// Where a tensor's memory was seen.
-struct Seen {
-  PyObject* tensor;  // borrowed
-  const char* begin;
-  const char* end;
+// Where a tensor's memory was seen, to be looked at again after the last call that may run Python code, which may have
+// given the tensor other memory.
+class Seen {
+ public:
+  explicit Seen(const View& view);
+  bool is_still_there() const;  // runs no Python code
+
+ private:
+  PyObject* tensor_;  // borrowed
+  const char* begin_;
+  uint64_t geometry_;  // a hash of sizes, strides and type
 };
 
-// Raises if a tensor no longer lies where it was seen: Python code that ran meanwhile has given it other memory.
-void check_unmoved(const std::vector<Seen>& tensors);
+// No collection of garbage, and so no finalizer, callback or weak reference, runs Python code while one exists.
+class NoCollection {
+ public:
+  NoCollection() : was_on_(PyGC_Disable() != 0) {}
+  ~NoCollection() {
+    if (was_on_) PyGC_Enable();
+  }
+  NoCollection(const NoCollection&) = delete;
+
+ private:
+  bool was_on_;
+};
 
 // Whether it is one number in a plain tensor on a CUDA device.
 bool is_on_cuda(py::handle value);
@@ -94,6 +109,13 @@ bool dtype_of(const View& view, DType& out);
 
 // `state[param]` of an optimizer, or null; borrowed. Tensors hash by identity, so no Python code runs.
 PyObject* find_by_identity(PyObject* dict, PyObject* key);
+PyObject* find_by_hash(PyObject* dict, PyObject* key, Py_hash_t hash);
+Py_hash_t hash_of(PyObject* tensor);  // of a subclass, by Python code
+
+// Whether a mapping shows just what it stores, as a dict does and the subclasses that look entries up as a dict does
+// (defaultdict, OrderedDict). Any other may have a meaning of its own, which only its own methods know.
+bool is_transparent(PyObject* mapping);
+bool is_known_dict(PyObject* mapping);  // exactly dict, defaultdict or OrderedDict; looks at nothing else
 
 inline py::object intern(const char* name) {
   return py::reinterpret_steal<py::object>(PyUnicode_InternFromString(name));

@@ -1,6 +1,7 @@
 #include <algorithm>
 
 #include "cpu/run.h"
+#include "python/checks.h"
 #include "python/plan.h"
 
 namespace fusedoptim::python {
@@ -8,8 +9,10 @@ namespace {
 
 template <class Visit>
 void for_each_param(py::iterable groups, Visit visit) {
-  for (const py::handle group : groups) {
-    const py::list params = py::reinterpret_borrow<py::dict>(group)["params"];
+  int index = -1;
+  for (const py::handle each : groups) {
+    const py::object group = py::reinterpret_borrow<py::object>(each);  // Python code may take it out meanwhile
+    const py::object params = GroupReader(group, ++index).params();
     for (py::ssize_t i = 0; i < PyList_GET_SIZE(params.ptr()); ++i) {  // Python code may change the list meanwhile
       const py::object param = py::reinterpret_borrow<py::object>(PyList_GET_ITEM(params.ptr(), i));
       visit(param);
@@ -21,7 +24,7 @@ template <class Visit>
 void for_each_grad(py::iterable groups, Visit visit) {
   for_each_param(groups, [&](py::handle param) {
     const py::object grad = Torch::get().grad(param);
-    if (!grad.is_none()) visit(param, grad);
+    if (!grad.is_none()) visit(grad);
   });
 }
 
@@ -51,19 +54,17 @@ void Plan::zero_grads(py::iterable groups, int threads) {
   py::list zeroed;  // also keeps the tensors alive while the GIL is released
   const Use use(*this);
   std::vector<Seen> seen;
-  bool python_runs = !torch.is_harmless(groups.ptr());
-  for_each_grad(groups, [&](py::handle param, py::handle grad) {
+  for_each_grad(groups, [&](py::handle grad) {
     DTensor whole;
     py::handle local = grad;
     bool plain = torch.is_plain(grad.ptr());
-    python_runs = python_runs || !torch.is_plain(param.ptr()) || !plain;
     if (!plain && whole.open(grad)) {
       plain = true;
       local = shards.emplace_back(whole.local());
     }
     if (!plain || torch.requires_grad(grad)) cut_off(grad);
     View view;
-    const bool flat = plain && torch.view(local.ptr(), view) && view.dense();
+    const bool flat = plain && torch.view(local.ptr(), view) && view.dense() && !is_negated(local);
     if (flat && view.device.type == dlpack::kCpu) {
       spans.push_back({view.data, view.count * view.item_size()});
     } else if (flat && view.device.type == dlpack::kCuda && driver_.problem(view.device.index) == nullptr) {
@@ -78,11 +79,15 @@ void Plan::zero_grads(py::iterable groups, int threads) {
       grad.attr("zero_")();
       return;
     }
-    seen.push_back({view.tensor, view.data, view.end});
+    seen.emplace_back(view);
     zeroed.append(grad);
   });
-  if (python_runs) check_unmoved(seen);
   if (!device_spans.empty()) with_torchs_memory(runs, [&] { driver_.prepare_zero(device_spans, runs); });
+  // No Python code runs from this look on.
+  if (!std::all_of(seen.begin(), seen.end(), [](const Seen& each) { return each.is_still_there(); })) {
+    for (const py::handle grad : zeroed) grad.attr("zero_")();  // it has been exchanged meanwhile
+    return;
+  }
   {
     const py::gil_scoped_release released;
     if (!device_spans.empty()) driver_.launch();
