@@ -33,6 +33,7 @@ import fusedoptim
 ALLOWED = (KeyError, TypeError, ValueError, AttributeError, RuntimeError, interrupters.Stop)
 KNOWN = re.compile(  # messages of RuntimeErrors, ours and torch's
     "was exchanged while the step|fused=True|this plan is in use|no number|expected dtype|size of tensor|must match"
+    "|does not fit in parameter|doesn't match the broadcast"
     "|changed size during iteration|mutated during iteration|same dtype|share memory|no memory"
 )
 MUTATIONS = 20  # in one call
@@ -69,9 +70,10 @@ class Case:
         if draw.random() < 0.9:
             self.optimizer.step()
         self.saved = copy.deepcopy(self.optimizer.state_dict())
-        ways = list(mutations.GENTLE)
-        if interrupters.thread not in self.interrupters:
-            ways += mutations.EXCHANGING
+        if interrupters.thread in self.interrupters:
+            ways = [m for m in mutations.GENTLE if m not in mutations.LOOKING_AT_GRADS]
+        else:
+            ways = mutations.GENTLE + mutations.EXCHANGING
         if freeing:
             ways = [m for m in ways if m not in mutations.LEFT_TO_TORCH] + mutations.FREEING
         self.mutations = draw.sample(ways, draw.choice([1, 3, len(ways)]))

@@ -180,4 +180,5 @@ LOOKING_AT_GRADS: list[Mutation] = [
     _drop_grad, new_grad, _strided_grad, _grad_of_another_dtype, _step, _drop_grads, _zero_grads, _exchange_grad,
     _set_grad, _free_grad,
 ]  # fmt: skip
-"""What who is called because a gradient goes must not do: torch shows the gradient that goes, and ends the process."""
+"""What must not be done by who is called because a gradient goes, nor by another thread while one may go: torch shows
+it once more, and ends the process."""
