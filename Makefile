@@ -84,16 +84,18 @@ sanitize: ## run the tests on a build with AddressSanitizer and UndefinedBehavio
 	@LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
 	  ASAN_OPTIONS=detect_leaks=0 $(RUN) -m pytest --capture=sys $(ARGS)
 
-fuzz: $(READY) ## give the native module malformed arguments, on a build of its own with both sanitizers
+fuzz: $(READY) ## malformed arguments, and steps that something else meddles with, on a build of its own with both sanitizers
 	@cmake=$$($(RUN) -c 'import cmake; print(cmake.CMAKE_BIN_DIR)'); export PATH="$$PWD/$(VENV)/bin:$$cmake:$$PATH"; \
 	  cmake -S . -B build/fuzz -G Ninja -DFUSEDOPTIM_SANITIZE=address,undefined -DPython_EXECUTABLE="$$PWD/$(RUN)" \
 	    -Dpybind11_DIR="$$($(RUN) -m pybind11 --cmakedir)" \
 	    -DCMAKE_LIBRARY_OUTPUT_DIRECTORY="$$PWD/build/fuzz/package/fusedoptim" && cmake --build build/fuzz
 	@cp fusedoptim/*.py build/fuzz/package/fusedoptim/
-	$(call say,'fuzz: tests/fuzz/boundary.py $(ARGS)')
-	@LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
-	  ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/fuzz/package \
-	  $(RUN) -W ignore tests/fuzz/boundary.py --log build/fuzz/seed $(ARGS)
+	@for fuzzer in boundary meddling; do \
+	  printf '==> fuzz: tests/fuzz/%s.py $(ARGS)\n' $$fuzzer; \
+	  LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
+	    ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/fuzz/package \
+	    $(RUN) -X faulthandler -W ignore tests/fuzz/$$fuzzer.py --log build/fuzz/seed $(ARGS) || \
+	    { echo >&2 "ended by case $$(<build/fuzz/seed): make fuzz ARGS=\"--cases 1 --seed $$(<build/fuzz/seed)\""; exit 1; }; done
 
 format: $(READY) ## bring all sources into the common format
 	@$(RUN) -m ruff check --fix-only $(PY_FILES)

@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -104,3 +105,13 @@ def test_threads_in_forked_children() -> None:
     in_child(lambda: in_child(steps))
     steps()
     torch.set_num_threads(threads)
+
+
+@pytest.mark.skipif(not native.available() or sys.platform != "linux", reason="of the kernels, and of Linux's libgomp")
+@pytest.mark.parametrize("way", ["os.fork", "multiprocessing", "twice"])
+def test_children_that_import_first(way: str) -> None:
+    """A fork whose parent had used torch's threads, but not this package, must neither hang in them nor differ."""
+    command = [sys.executable, str(ROOT / "tests" / "pool" / "late_import.py"), way]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    of_child, _, of_parent = done.stdout.partition("\n")
+    assert of_parent == f"{of_child} 0\n", done.stdout + done.stderr

@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <atomic>
 #include <cfenv>
+#include <cstdio>
+#include <cstring>
 #include <memory>
 #include <mutex>
 #include <new>
@@ -35,10 +37,29 @@ class Pool {
   std::atomic<Helper*> helpers_[kMaxThreads] = {};
 };
 
+// Whether this process was forked and has started no other program since: the kernel's mark PF_FORKNOEXEC, in the
+// seventh field after the command's name of /proc/self/stat. True as well where that cannot be read.
+bool was_forked() noexcept {
+#if defined(__linux__)
+  constexpr unsigned kForkedNotExecuted = 0x40;
+  std::FILE* const file = std::fopen("/proc/self/stat", "re");
+  if (file == nullptr) return true;
+  char text[512];
+  text[std::fread(text, 1, sizeof text - 1, file)] = 0;
+  std::fclose(file);
+  const char* const name_end = std::strrchr(text, ')');  // the name may have parentheses and spaces of its own
+  unsigned flags = 0;
+  if (name_end == nullptr || std::sscanf(name_end, ") %*c %*d %*d %*d %*d %*d %u", &flags) != 1) return true;
+  return (flags & kForkedNotExecuted) != 0;
+#else
+  return false;
+#endif
+}
+
 // Never destroyed, since its threads end with the process. A forked child has none of them, and locks in whatever
 // state they were in, so it begins with a pool of its own.
 std::atomic<Pool*> pool{nullptr};
-std::atomic<bool> forked{false};
+std::atomic<bool> forked{was_forked()};  // before this module was loaded, or, below, since
 [[maybe_unused]] const int at_fork = pthread_atfork(nullptr, nullptr, [] {
   pool.store(nullptr, std::memory_order_release);
   forked.store(true, std::memory_order_release);

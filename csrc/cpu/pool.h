@@ -15,8 +15,8 @@ constexpr int kMaxThreads = 256;
 // of denormal numbers included.
 void run_with_helpers(int threads, void (*work)(void* context, int member), void* context) noexcept;
 
-// Whether this process was forked from one that had loaded this module: threads other than the forking one, those of
-// OpenMP too, were left behind.
+// Whether this process is a fork of another, from before this module was loaded or after: threads other than the
+// forking one, those of OpenMP too, were left behind. True as well where the system does not tell.
 bool in_forked_child() noexcept;
 
 }  // namespace fusedoptim::cpu

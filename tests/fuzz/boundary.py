@@ -6,11 +6,9 @@ bad access to memory ends the process. Parameters lie between guard bytes, which
 
 from __future__ import annotations
 
-import argparse
 import random
 import sys
-import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +16,11 @@ import torch
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent))
+import driver
 import hostile
 import sharded
 
 import fusedoptim._C as _C
-from fusedoptim import native
 
 GUARD = 64
 PATTERN = 0xA5
@@ -55,6 +53,8 @@ class Guarded:
 
 class Case:
     """An optimizer's groups and state, sound at first and then spoiled in some places."""
+
+    mutations = hostile.MEDDLING
 
     def __init__(self, seed: int) -> None:
         self.draw = draw = random.Random(seed)
@@ -169,24 +169,5 @@ def run(seed: int) -> str:
     return outcome
 
 
-def main() -> None:
-    """Run cases until the time is over; the last one named is the one that ended the process."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=60)
-    parser.add_argument("--cases", type=int, help="run so many, whatever time it takes")
-    parser.add_argument("--seed", type=int, default=0, help="of the first case; case n has seed + n")
-    parser.add_argument("--log", type=Path, help="where to note the seed before each case, to find one that crashes")
-    args = parser.parse_args()
-    assert native.available(), native.why_missing()
-    torch.set_num_threads(2)
-    until, seed, outcomes = time.monotonic() + args.seconds, args.seed, Counter[str]()
-    while time.monotonic() < until if args.cases is None else seed < args.seed + args.cases:
-        if args.log:
-            args.log.write_text(str(seed))
-        outcomes[run(seed)] += 1
-        seed += 1
-    print(f"{seed - args.seed} cases from seed {args.seed}: {dict(outcomes)}")
-
-
 if __name__ == "__main__":
-    main()
+    driver.main(run, str(__doc__))

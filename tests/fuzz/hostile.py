@@ -157,7 +157,7 @@ def meddle(case: Any) -> None:
         return
     case.meddling = True
     try:
-        case.draw.choice(MEDDLING)(case, case.draw.choice(case.params() or [torch.ones(1)]))
+        case.draw.choice(case.mutations)(case, case.draw.choice(case.params() or [torch.ones(1)]))
     except (LookupError, AttributeError, RuntimeError, TypeError, ValueError):
         pass
     finally:

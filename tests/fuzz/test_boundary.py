@@ -44,7 +44,7 @@ def refused(call, *args):
 pytestmark = pytest.mark.skipif(not native.available(), reason="the compiled module is missing")
 
 
-def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
+def run_alone(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-W", "ignore", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=600)
 
@@ -52,7 +52,7 @@ def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize("seed", [0, 10_000, 20_000])
 def test_malformed_arguments(seed: int, tmp_path: Path) -> None:
     log = tmp_path / "seed"
-    done = _run(str(FUZZ), "--cases", "500", "--seed", str(seed), "--log", str(log))
+    done = run_alone(str(FUZZ), "--cases", "500", "--seed", str(seed), "--log", str(log))
     at = log.read_text() if log.exists() else "none"
     assert done.returncode == 0, f"ended with {done.returncode} in case {at}:\n{done.stdout}{done.stderr}"
     assert f"500 cases from seed {seed}" in done.stdout
@@ -69,7 +69,7 @@ def test_malformed_arguments(seed: int, tmp_path: Path) -> None:
 )
 def test_memory_exchanged_while_the_scale_is_read(meddling: str) -> None:
     """Nothing is written, and the commit that failed is not repeated with what was seen before."""
-    done = _run(
+    done = run_alone(
         "-c",
         f"""{PREPARE}
 def meddle():
@@ -85,7 +85,7 @@ assert "follows a gather()" in refused(commit, None)
 
 def test_errors_do_not_print_tensors_without_memory() -> None:
     """Torch's repr ends the process there."""
-    done = _run(
+    done = run_alone(
         "-c",
         f"""{PREPARE}
 p.untyped_storage().resize_(0)

@@ -14,6 +14,7 @@
 
 #include "cpu/pool.h"
 
+using fusedoptim::cpu::in_forked_child;
 using fusedoptim::cpu::run_with_helpers;
 
 namespace {
@@ -87,12 +88,14 @@ void from_several_threads(unsigned seed, int count) {
 
 int main(int argc, char** argv) {
   const int count = argc > 1 ? std::atoi(argv[1]) : 2000, forks = argc > 2 ? std::atoi(argv[2]) : 20;
+  if (in_forked_child()) fail("a program that was started anew takes itself for a fork");
   from_several_threads(1, count);
   if (helped == 0) fail("no helper ever took part");
   for (int i = 0; i < forks; ++i) {
     const pid_t child = fork();
     if (child == 0) {
       alarm(60);
+      if (!in_forked_child()) fail("a fork that does not know it");
       from_several_threads(100 + i, count / 20);
       std::_Exit(0);
     }
