@@ -335,6 +335,7 @@ py::list Plan::explain(py::iterable groups, py::object state, py::object new_sta
 // After a step, what has become ordinary by it, as a parameter is after its first.
 void Plan::forget_odd(PyObject* state, bool grads_are_written) {
   const Anatomy& anatomy = *Anatomy::get();
+  positions_.begin();  // for new state has come
   FastRow row;
   Task task;
   size_t next = 0;

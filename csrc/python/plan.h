@@ -9,6 +9,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <tuple>
 #include <unordered_map>
 #include <utility>
 #include <vector>
@@ -108,8 +109,9 @@ class Plan {
     int group;
     Py_ssize_t index;
     PyObject* param;  // only compared
-    bool operator==(const Place& o) const { return group == o.group && index == o.index && param == o.param; }
-    bool operator<(const Place& o) const { return group != o.group ? group < o.group : index < o.index; }
+    auto all() const { return std::make_tuple(group, index, param); }
+    bool operator==(const Place& o) const { return all() == o.all(); }
+    bool operator<(const Place& o) const { return all() < o.all(); }
   };
   using Views = View[kMaxOperands];
   using FreshState = std::vector<std::pair<py::object, py::object>>;  // a dict, and what is put into it
