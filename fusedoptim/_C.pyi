@@ -24,6 +24,7 @@ class Plan:
         torch_parts: Iterable[tuple[str, Any]] = (),
         mode_checks: Iterable[Callable[[], Any]] = (),
         forward_ad: dict[str, Any] = ...,
+        watch_operations: Callable[[], bool] | None = None,
     ) -> None: ...
     def fast_step(
         self,

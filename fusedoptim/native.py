@@ -117,7 +117,7 @@ class NativePlan:
 
     def __init__(self, rule: str, torch_parts: tuple[tuple[str, Any], ...]) -> None:
         self.torch_parts = torch_parts
-        self._plan = _C.Plan(rule, torch_parts, modes.CHECKS, vars(forward_ad))
+        self._plan = _C.Plan(rule, torch_parts, modes.CHECKS, vars(forward_ad), modes.watch_operations)
         self.gather = self._plan.gather
         self.is_skipped_by_host = self._plan.is_skipped_by_host
         self.clear = self._plan.clear

@@ -204,6 +204,8 @@ class ReferencePlan:
             found_inf: None: the host has decided.
             drop_grads_of: Groups whose gradients are dropped in the end, or None.
         """
+        if not self._is_as_seen(state):
+            return False
         grad_scale = None if grad_scale is None else float(grad_scale)
         dropped = [param for group in drop_grads_of or () for param in group["params"]]
         for row in self._rows if zero_grad else ():
@@ -222,6 +224,15 @@ class ReferencePlan:
                 undo.roll_back()
                 raise
         self.clear()
+        return True
+
+    def _is_as_seen(self, state: dict[Tensor, dict[str, Any]]) -> bool:
+        """Whether gradients and state are those that were gathered: options and new state may have run code since."""
+        for row in self._rows:
+            own = state.get(row.param, {})
+            taken = any(own.get(key) is not None for key in row.state) if row.fresh else own is not row.state
+            if (taken and row.state) or row.param.grad is not row.grad:
+                return False
         return True
 
     def _adopt(self, state: dict[Tensor, dict[str, Any]], undo: Undo) -> None:

@@ -182,11 +182,8 @@ class FusedStep(Optimizer):
                 grad_scale = float(grad_scale)
         plan = self._take_plan()
         try:
-            if (
-                found_inf is None
-                and not isinstance(grad_scale, Tensor)
-                and plan.fast_step(self, zero_grad, grad_scale, drop_grads)
-            ):
+            on_host = found_inf is None and not isinstance(grad_scale, Tensor)
+            if on_host and plan.fast_step(self, zero_grad, grad_scale, drop_grads):
                 return drop_grads or zero_grad
             if self._why_torch() is not None:
                 self._torch_step(None)
@@ -194,6 +191,8 @@ class FusedStep(Optimizer):
             if not modes.function_mode_count():
                 return self._general_step(plan, zero_grad, drop_grads, grad_scale, found_inf, nullcontext)
             with modes.without_function_modes():  # no Python code runs while tensors are looked at
+                if on_host and plan.fast_step(self, zero_grad, grad_scale, drop_grads):
+                    return drop_grads or zero_grad
                 outside = modes.with_function_modes
                 return self._general_step(plan, zero_grad, drop_grads, grad_scale, found_inf, outside)
         finally:

@@ -81,8 +81,8 @@ bool Plan::commit(py::dict state, const cpu::InstructionSet& set, int threads, b
   return true;
 }
 
-// Whether memory, gradients, state and step counts are those that were gathered; counts on the host may have risen, by a step that
-// another thread or the handler of a signal has taken since.
+// Whether memory, gradients, state and step counts are those that were gathered; counts on the host may have risen, by
+// a step that another thread or the handler of a signal has taken since.
 bool Plan::is_as_seen(PyObject* state) {
   for (const Seen& seen : seen_) {
     if (!seen.is_still_there()) return false;

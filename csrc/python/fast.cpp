@@ -65,7 +65,8 @@ bool Plan::is_watched() const {
   for (const py::object& check : mode_checks_) {
     const py::object active = py::reinterpret_steal<py::object>(PyObject_CallNoArgs(check.ptr()));
     if (!active) throw py::error_already_set();
-    if (!active.is_none() && !(PyLong_CheckExact(active.ptr()) && PyLong_AsLong(active.ptr()) == 0)) return true;
+    if (active.is_none() || (PyLong_CheckExact(active.ptr()) && PyLong_AsLong(active.ptr()) == 0)) continue;
+    return watch_operations_.is_none() || py::cast<bool>(watch_operations_());
   }
   static PyObject* const name = intern("_current_level").release().ptr();
   PyObject* const level = PyDict_GetItemWithError(forward_ad_.ptr(), name);  // -1 outside of all
@@ -88,7 +89,8 @@ bool Plan::read_groups(py::handle groups) {
   for (Py_ssize_t g = 0; g < PyList_GET_SIZE(groups.ptr()); ++g) {
     const py::object dict = py::reinterpret_borrow<py::object>(PyList_GET_ITEM(groups.ptr(), g));
     const GroupReader reader(dict, int(g));
-    if (!reader.is_transparent() || !reader.has_list() || reader.asks_for_torch()) return false;
+    if (!reader.has_list()) return !(all_general_ = true);  // it may yield its parameters only once
+    if (!reader.is_transparent() || reader.asks_for_torch()) return false;
     Group& group = groups_.emplace_back();
     group.index = int(g);
     group.params = reader.params();

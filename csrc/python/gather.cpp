@@ -46,8 +46,9 @@ void check_dict(const py::object& state) {
 
 }  // namespace
 
-Plan::Plan(const std::string& rule, py::iterable torch_parts, py::iterable mode_checks, py::object forward_ad)
-    : rule_(find_rule(rule)), forward_ad_(std::move(forward_ad)) {
+Plan::Plan(const std::string& rule, py::iterable torch_parts, py::iterable mode_checks, py::object forward_ad,
+           py::object watch_operations)
+    : rule_(find_rule(rule)), forward_ad_(std::move(forward_ad)), watch_operations_(std::move(watch_operations)) {
   for (const py::handle check : mode_checks) mode_checks_.push_back(py::reinterpret_borrow<py::object>(check));
   for (const py::handle part : torch_parts) {
     const auto [name, function] = py::cast<std::pair<py::str, py::object>>(part);

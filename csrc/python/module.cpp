@@ -93,8 +93,9 @@ PYBIND11_MODULE(_C, m) {
       "Those of them that this processor runs, best first.");
 
   py::class_<Plan>(m, "Plan")
-      .def(py::init<const std::string&, py::iterable, py::iterable, py::object>(), "rule"_a,
-           "torch_parts"_a = py::tuple(), "mode_checks"_a = py::tuple(), "forward_ad"_a = py::dict())
+      .def(py::init<const std::string&, py::iterable, py::iterable, py::object, py::object>(), "rule"_a,
+           "torch_parts"_a = py::tuple(), "mode_checks"_a = py::tuple(), "forward_ad"_a = py::dict(),
+           "watch_operations"_a = py::none())
       .def("fast_step", fast_step, "optimizer"_a, "instruction_set"_a, "threads"_a, "zero_grad"_a, "grad_scale"_a,
            "drop_grads"_a)
       .def("gather", gather, "groups"_a, "state"_a, "new_state"_a, "write_grads"_a)

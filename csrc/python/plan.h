@@ -35,8 +35,9 @@ class Plan {
  public:
   // `torch_parts`: pairs of a name and a function, the methods that the step of torch's class calls. `mode_checks`:
   // functions that return 0 or None unless a mode of torch is active. `forward_ad`: the names of torch's module.
+  // `watch_operations`: whether those that are active do more than to choose a device, or None for always.
   explicit Plan(const std::string& rule, py::iterable torch_parts = py::tuple(), py::iterable mode_checks = py::tuple(),
-                py::object forward_ad = py::dict());
+                py::object forward_ad = py::dict(), py::object watch_operations = py::none());
 
   // Takes the whole step of an optimizer at once where all parameters and what belongs to them are plain CPU tensors of
   // one layout, their state is there, and the optimizer overrides none of torch's parts. Else changes nothing and
@@ -177,7 +178,7 @@ class Plan {
   std::vector<py::object> names_;  // of the states, and "step" behind them where the rule counts steps
   std::vector<std::pair<py::object, py::object>> torch_parts_;
   std::vector<py::object> mode_checks_;
-  py::object forward_ad_;
+  py::object forward_ad_, watch_operations_;
 
   // What gather found; cleared after each step, for nothing that the user may change is remembered.
   std::deque<Group> groups_;
