@@ -39,5 +39,5 @@ def watch_operations() -> bool:
         or getattr(_forward_ad, "_current_level", -1) >= 0
         or _functorch_level() is not None
         or _tracing_state() is not None
-        or any(type(mode) is not DeviceContext for mode in _function_modes())
+        or (bool(function_mode_count()) and any(type(mode) is not DeviceContext for mode in _function_modes()))
     )

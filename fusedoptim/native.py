@@ -93,7 +93,6 @@ def _learn_layout() -> str | None:
 
 
 direct_error = _learn_layout()
-_instruction_set = _choose_instruction_set(os.environ.get("FUSEDOPTIM_ISA") or None)
 
 
 def set_instruction_set(name: str | None) -> None:
@@ -108,6 +107,12 @@ def set_instruction_set(name: str | None) -> None:
     """
     global _instruction_set
     _instruction_set = _choose_instruction_set(name)
+    if _C is not None:
+        _C.set_instruction_set(_instruction_set)
+
+
+_instruction_set: Any
+set_instruction_set(os.environ.get("FUSEDOPTIM_ISA") or None)
 
 
 class NativePlan:
@@ -118,17 +123,11 @@ class NativePlan:
     def __init__(self, rule: str, torch_parts: tuple[tuple[str, Any], ...]) -> None:
         self.torch_parts = torch_parts
         self._plan = _C.Plan(rule, torch_parts, modes.CHECKS, vars(forward_ad), modes.watch_operations)
+        self.fast_step = self._plan.fast_step
         self.gather = self._plan.gather
         self.is_skipped_by_host = self._plan.is_skipped_by_host
         self.clear = self._plan.clear
         self.explain = self._plan.explain
-
-    def fast_step(self, optimizer: Any, zero_grad: bool, grad_scale: float | None, drop_grads: bool) -> bool:
-        """Take the whole step in one call, where everything is ordinary; see ``backend.Plan.fast_step``."""
-        taken: bool = self._plan.fast_step(
-            optimizer, _instruction_set, _get_num_threads(), zero_grad, grad_scale, drop_grads
-        )
-        return taken
 
     def commit(
         self,

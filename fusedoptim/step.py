@@ -111,12 +111,12 @@ class FusedStep(Optimizer):
             with torch.enable_grad():
                 loss = closure()
 
-        if zero_grad is not None and self._overrides_zero_grad():
+        if zero_grad is None:
+            self._update(False)
+        elif type(self).zero_grad is not FusedStep.zero_grad or "zero_grad" in self.__dict__:
             self._update(False)
             self.zero_grad(set_to_none=zero_grad == "to_none")
-            return loss
-        all_reset = self._update(zero_grad == "to_zero", zero_grad == "to_none")
-        if zero_grad is not None and not all_reset:
+        elif not self._update(zero_grad == "to_zero", zero_grad == "to_none"):
             self._reset_gradients(set_to_none=zero_grad == "to_none")
         return loss
 
@@ -172,6 +172,7 @@ class FusedStep(Optimizer):
         """Take the step, and return whether it has zeroed or dropped every gradient."""
         attributes = self.__dict__
         found_inf = grad_scale = None
+        on_host = True
         if "found_inf" in attributes or "grad_scale" in attributes:  # set by GradScaler; found_inf sums over devices
             found_inf, grad_scale = attributes.get("found_inf"), attributes.get("grad_scale")
             if found_inf is not None and not native.is_on_cuda(found_inf):
@@ -180,14 +181,16 @@ class FusedStep(Optimizer):
                 found_inf = None
             if grad_scale is not None and not native.is_on_cuda(grad_scale):
                 grad_scale = float(grad_scale)
+            on_host = found_inf is None and not isinstance(grad_scale, Tensor)
         plan = self._take_plan()
         try:
-            on_host = found_inf is None and not isinstance(grad_scale, Tensor)
             if on_host and plan.fast_step(self, zero_grad, grad_scale, drop_grads):
                 return drop_grads or zero_grad
             if self._why_torch() is not None:
                 self._torch_step(None)
                 return False
+            if plan.torch_parts is not self._torch_parts:
+                plan = self._new_plan()
             if not modes.function_mode_count():
                 return self._general_step(plan, zero_grad, drop_grads, grad_scale, found_inf, nullcontext)
             with modes.without_function_modes():  # no Python code runs while tensors are looked at
@@ -230,25 +233,26 @@ class FusedStep(Optimizer):
     def _take_plan(self) -> backend.Plan:
         """The plan kept from the last step, or a new one. Taken out, so that no two threads can share it."""
         plan: backend.Plan | None = self.__dict__.pop("_kept_plan", None)
-        if plan is None or plan.backend != backend.in_use or plan.torch_parts is not self._torch_parts:
-            demanded = any(group["fused"] for group in self.param_groups if "fused" in group)
-            plan = backend.new_plan(self._rule, demanded, self._torch_parts)
-        return plan
+        return self._new_plan() if plan is None or plan.backend != backend.in_use else plan
+
+    def _new_plan(self) -> backend.Plan:
+        demanded = any(group["fused"] for group in self.param_groups if "fused" in group)
+        return backend.new_plan(self._rule, demanded, self._torch_parts)
 
     def _why_torch(self) -> str | None:
         """Why torch's own implementation takes the whole step, or None."""
-        parts = tuple((name, getattr(type(self), name)) for name, _ in self._torch_parts)
-        for (name, part), (_, found) in zip(self._torch_parts, parts, strict=True):
-            if name in self.__dict__ or _innermost(found) is not _innermost(part):
+        wrapped = False
+        for name, part in self._torch_parts:
+            found = getattr(type(self), name)
+            if name in self.__dict__ or (found is not part and _innermost(found) is not _innermost(part)):
                 return f"{name} is overridden, which torch's step calls"
-        if parts != self._torch_parts:  # torch.compile has wrapped them
-            next(cls for cls in type(self).__mro__ if "_torch_parts" in vars(cls))._torch_parts = parts  # type: ignore[attr-defined]
+            wrapped = wrapped or found is not part
+        if wrapped:  # by torch.compile
+            owner = next(cls for cls in type(self).__mro__ if "_torch_parts" in vars(cls))
+            owner._torch_parts = tuple((name, getattr(type(self), name)) for name, _ in self._torch_parts)  # type: ignore[attr-defined]
         if not is_transparent(self.state):
             return f"the optimizer's state is a {type(self.state).__name__}, with methods of its own"
         return "a mode of torch is active, which watches operations" if modes.watch_operations() else None
-
-    def _overrides_zero_grad(self) -> bool:
-        return type(self).zero_grad is not FusedStep.zero_grad or "zero_grad" in self.__dict__
 
     def _new_state(self, param: Tensor, group: dict[str, Any]) -> dict[str, Any]:
         """The state of a parameter that has none, as torch makes it."""

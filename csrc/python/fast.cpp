@@ -15,8 +15,8 @@ constexpr size_t kRowsAhead = 8;
 
 }  // namespace
 
-bool Plan::fast_step(py::handle optimizer, const cpu::InstructionSet& set, int threads, bool zero_grad,
-                     const double* grad_scale, bool drop_grads) {
+bool Plan::fast_step(py::handle optimizer, const cpu::InstructionSet& set, bool zero_grad, const double* grad_scale,
+                     bool drop_grads) {
   all_general_ = Anatomy::get() == nullptr;
   if (all_general_ || in_use_ || !odd_.empty()) return false;
   const py::object attributes = py::reinterpret_steal<py::object>(PyObject_GenericGetDict(optimizer.ptr(), nullptr));
@@ -35,7 +35,7 @@ bool Plan::fast_step(py::handle optimizer, const cpu::InstructionSet& set, int t
     ~Forgotten() { plan.forget(); }
   } const forgotten{*this};
   RunOptions options;
-  options.threads = threads;
+  options.threads = Torch::get().threads();
   options.zero_grad = zero_grad;
   options.unscale = grad_scale != nullptr;
   if (options.unscale) options.grad_scale = usual_if_nan(*grad_scale);

@@ -49,11 +49,16 @@ bool commit(Plan& plan, py::handle state, py::handle set, int threads, bool zero
                      zero_grad, std::move(grad_scale), std::move(found_inf), std::move(drop_grads_of));
 }
 
-bool fast_step(Plan& plan, py::handle optimizer, py::handle set, int threads, bool zero_grad,
-               std::optional<double> grad_scale, bool drop_grads) {
+const InstructionSet* of_fast_steps = nullptr;  // the best that there is, unless another is set
+
+void set_instruction_set(py::handle set) {
   if (!py::isinstance<InstructionSet>(set)) throw py::type_error("instruction_set must be one of supported()");
-  return plan.fast_step(optimizer, py::cast<const InstructionSet&>(set), threads, zero_grad,
-                        grad_scale ? &*grad_scale : nullptr, drop_grads);
+  of_fast_steps = &py::cast<const InstructionSet&>(set);
+}
+
+bool fast_step(Plan& plan, py::handle optimizer, bool zero_grad, std::optional<double> grad_scale, bool drop_grads) {
+  if (of_fast_steps == nullptr) of_fast_steps = fusedoptim::cpu::supported().sets[0];
+  return plan.fast_step(optimizer, *of_fast_steps, zero_grad, grad_scale ? &*grad_scale : nullptr, drop_grads);
 }
 
 bool zero_grads(Plan& plan, py::handle groups, int threads, bool even_if_watched) {
@@ -96,8 +101,7 @@ PYBIND11_MODULE(_C, m) {
       .def(py::init<const std::string&, py::iterable, py::iterable, py::object, py::object>(), "rule"_a,
            "torch_parts"_a = py::tuple(), "mode_checks"_a = py::tuple(), "forward_ad"_a = py::dict(),
            "watch_operations"_a = py::none())
-      .def("fast_step", fast_step, "optimizer"_a, "instruction_set"_a, "threads"_a, "zero_grad"_a, "grad_scale"_a,
-           "drop_grads"_a)
+      .def("fast_step", fast_step, "optimizer"_a, "zero_grad"_a, "grad_scale"_a, "drop_grads"_a)
       .def("gather", gather, "groups"_a, "state"_a, "new_state"_a, "write_grads"_a)
       .def("commit", commit, "state"_a, "instruction_set"_a, "threads"_a, "zero_grad"_a, "grad_scale"_a, "found_inf"_a,
            "drop_grads_of"_a = py::none())
@@ -110,6 +114,7 @@ PYBIND11_MODULE(_C, m) {
       "learn_layout", fusedoptim::python::Anatomy::learn,
       "Learn where torch keeps the words of a tensor, for the fast path, in a thread that is in none of torch's modes; "
       "raises RuntimeError where this torch keeps them otherwise.");
+  m.def("set_instruction_set", set_instruction_set, "instruction_set"_a, "Of the fast path, from now on.");
   m.def("drop_grads", drop_grads, "groups"_a);
   m.def("is_on_cuda", &fusedoptim::python::is_on_cuda, "number"_a,
         "Whether it is one number in a plain tensor on a CUDA device.");

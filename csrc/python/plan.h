@@ -42,8 +42,8 @@ class Plan {
   // Takes the whole step of an optimizer at once where all parameters and what belongs to them are plain CPU tensors of
   // one layout, their state is there, and the optimizer overrides none of torch's parts. Else changes nothing and
   // returns false. `grad_scale`: null for none.
-  bool fast_step(py::handle optimizer, const cpu::InstructionSet& set, int threads, bool zero_grad,
-                 const double* grad_scale, bool drop_grads);
+  bool fast_step(py::handle optimizer, const cpu::InstructionSet& set, bool zero_grad, const double* grad_scale,
+                 bool drop_grads);
 
   // Reads the groups, and what is not for the fast path. `state` is the optimizer's state dict; `new_state(param,
   // group)` makes the state of a parameter that has none, as a dict; `write_grads`: the step will also write to the

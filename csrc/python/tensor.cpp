@@ -93,6 +93,7 @@ Torch::Torch() {
     throw std::runtime_error("torch.Tensor.is_neg is not the C method that it was in torch 2.10 to 2.14");
   is_neg_ = method->ml_meth;
   storage_offset_ = base.attr("storage_offset");
+  get_num_threads_ = torch.attr("get_num_threads");
   runs_function_modes_ = torch.attr("_C").attr("_is_torch_function_mode_enabled");
   // The C function below torch.autograd.graph.increment_version: in Python code a signal's handler could raise.
   increment_version_ = torch.attr("_C").attr("_increment_version");
@@ -123,6 +124,8 @@ bool Torch::requires_grad(py::handle tensor) const {
 bool Torch::is_negative(py::handle tensor) const {
   return owned(is_neg_(tensor.ptr(), nullptr)).is(py::handle(Py_True));
 }
+
+int Torch::threads() const { return int(PyLong_AsLong(owned(PyObject_CallNoArgs(get_num_threads_.ptr())).ptr())); }
 
 bool Torch::runs_function_modes() const { return runs_function_modes_().is(py::handle(Py_True)); }
 
@@ -167,7 +170,8 @@ uint64_t geometry_of(uint64_t type, int ndim, const int64_t* sizes, const int64_
 
 }  // namespace
 
-Seen::Seen(const View& view) : tensor_(view.tensor), place_(find(view.tensor)) {}
+Seen::Seen(const View& view)
+    : tensor_(view.tensor), place_(Anatomy::get() != nullptr ? find(view.tensor) : place_of(view)) {}
 
 bool Seen::is_still_there() const { return find(tensor_) == place_; }
 
@@ -179,8 +183,11 @@ Seen::Place Seen::find(PyObject* tensor) {
               geometry_of(place.type, int(anatomy->ndim(body)), anatomy->sizes(body), anatomy->strides(body))};
   }
   View view;
+  return Torch::get().view(tensor, view) ? place_of(view) : Place{nullptr, 0};
+}
+
+Seen::Place Seen::place_of(const View& view) {
   DType dtype;
-  if (!Torch::get().view(tensor, view)) return {nullptr, 0};
   return {view.data, geometry_of(dtype_of(view, dtype) ? uint64_t(dtype) : uint64_t(kDTypes), view.ndim, view.sizes,
                                  view.strides)};
 }

@@ -51,6 +51,7 @@ class Torch {
   bool is_negative(py::handle tensor) const;  // a lazily negated view, whose memory holds the opposite sign
   // Whether a TorchFunctionMode, which is Python code, would be called with what torch's accessors are asked.
   bool runs_function_modes() const;
+  int threads() const;  // as torch.get_num_threads says
   // False where torch cannot show the memory of a plain tensor (sparse, meta, wrapped by torch.func, without memory,
   // …).
   bool view(PyObject* plain, View& out) const;
@@ -72,7 +73,7 @@ class Torch {
   PyGetSetDef* requires_grad_;
   bool begins_at_null(py::handle plain, const char* data, int64_t item_size) const;
   PyCFunction is_neg_;
-  py::object storage_offset_, full_, float32_, float64_, runs_function_modes_;
+  py::object storage_offset_, full_, float32_, float64_, runs_function_modes_, get_num_threads_;
   py::object increment_version_;
 };
 
@@ -90,6 +91,7 @@ class Seen {
     bool operator==(const Place& o) const { return begin == o.begin && geometry == o.geometry; }
   };
   static Place find(PyObject* tensor);
+  static Place place_of(const View& view);
 
   PyObject* tensor_;  // borrowed
   Place place_;

@@ -49,14 +49,16 @@ bool Plan::zero_grads(py::iterable groups, int threads, bool even_if_watched) {
   if (!even_if_watched && is_watched()) return false;
   const Torch& torch = Torch::get();
   const Use use(*this);
-  std::vector<py::object> grads, kept;  // what is written to, and what keeps it while others run
+  struct Grad {
+    py::object whole, shard;  // owned while others run; the shard is null but of a DTensor
+  };
+  std::vector<Grad> grads;
   // All that may run Python code comes before the first look at memory.
   for_each_grad(groups, [&](py::object grad) {
     DTensor whole;
     const bool plain = torch.is_plain(grad.ptr()), sharded = !plain && whole.open(grad);
     if (!plain || torch.requires_grad(grad)) cut_off(grad);
-    grads.push_back(sharded ? whole.local() : grad);
-    kept.push_back(std::move(grad));
+    grads.push_back({std::move(grad), sharded ? whole.local() : py::object()});
   });
   std::vector<cpu::Span> spans;
   std::vector<cuda::Span> device_spans;
@@ -64,10 +66,11 @@ bool Plan::zero_grads(py::iterable groups, int threads, bool even_if_watched) {
   std::vector<Seen> seen;  // on devices
   std::vector<py::object> others;
   py::list zeroed;
-  for (size_t i = 0; i < grads.size(); ++i) {
+  for (const auto& [whole, shard] : grads) {
     View view;
-    const bool plain = torch.is_plain(grads[i].ptr());
-    const bool flat = plain && torch.view(grads[i].ptr(), view) && view.dense() && !is_negated(grads[i]);
+    const py::handle local = shard ? shard : whole;
+    const bool flat =
+        torch.is_plain(local.ptr()) && torch.view(local.ptr(), view) && view.dense() && !is_negated(local);
     if (flat && view.device.type == dlpack::kCpu) {
       spans.push_back({view.data, view.count * view.item_size()});
     } else if (flat && view.device.type == dlpack::kCuda && driver_.problem(view.device.index) == nullptr) {
@@ -80,10 +83,10 @@ bool Plan::zero_grads(py::iterable groups, int threads, bool even_if_watched) {
         runs.back().capturing = driver_.is_capturing(index, runs.back().stream);
       }
     } else {
-      others.push_back(kept[i]);
+      others.push_back(whole);
       continue;
     }
-    zeroed.append(kept[i]);
+    zeroed.append(whole);
   }
   if (spans.size() + device_spans.size() > 0) {
     if (!device_spans.empty()) with_torchs_memory(runs, [&] { driver_.prepare_zero(device_spans, runs); });
