@@ -162,6 +162,19 @@ void Plan::fetch_ahead(size_t row) const {
   for (Body body : then.bodies) anatomy.prefetch(body);
 }
 
+namespace {
+
+// Whether autograd follows the gradient of a plain parameter, as torch itself says of one that autograd has met: a
+// view, of a bucket of all gradients for one.
+bool is_followed(PyObject* param) {
+  const Torch& torch = Torch::get();
+  if (torch.runs_function_modes()) return true;  // it would run Python code, which could exchange what was seen
+  const NoCollection no_collection;
+  return torch.requires_grad(torch.grad(param));
+}
+
+}  // namespace
+
 const char* Plan::look_at(Group& group, FastRow& row, Task& task, PyObject* state, bool grads_are_written) {
   const Torch& torch = Torch::get();
   const Anatomy& anatomy = *Anatomy::get();
@@ -172,7 +185,8 @@ const char* Plan::look_at(Group& group, FastRow& row, Task& task, PyObject* stat
   if (!anatomy.same_geometry(row.param, row.grad)) return "its gradient has another shape, dtype or strides";
   if (PyObject* seen = anatomy.object(row.grad); seen != nullptr && !torch.is_plain(seen))
     return "its gradient is a tensor subclass";
-  if (grads_are_written && anatomy.may_be_followed(row.grad)) return "autograd may follow its gradient";
+  if (grads_are_written && anatomy.may_be_followed(row.grad) && is_followed(row.object))
+    return "autograd follows its gradient";
   if (!anatomy.is_row_major(row.param) && !is_dense(row.param)) return "its elements do not fill one stretch of memory";
 
   const int variant = rule_.variant(group.options, dtype, false), states = rule_.states_of(variant);
