@@ -153,6 +153,15 @@ class NativePlan:
         return bool(self._plan.zero_grads(groups, _get_num_threads(), even_if_watched))
 
 
+def zeros_like(param: torch.Tensor) -> torch.Tensor:
+    """As torch's, in the param's layout, but in threads that a forked child has as well: torch's hang there."""
+    if _C is not None and param.device.type == "cpu" and type(param) in (torch.Tensor, torch.nn.Parameter):
+        made = torch.empty_like(param, requires_grad=False, memory_format=torch.preserve_format)
+        if _C.zero(made, _get_num_threads()):
+            return made
+    return torch.zeros_like(param, requires_grad=False, memory_format=torch.preserve_format)
+
+
 def drop_grads(groups: list[dict[str, Any]]) -> None:
     """Drop the gradients of all parameters of ``groups`` in one call."""
     _C.drop_grads(groups)

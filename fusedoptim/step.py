@@ -265,7 +265,7 @@ class FusedStep(Optimizer):
                 device=param.device if on_device else "cpu",
             )
             if name == "step"
-            else torch.zeros_like(param, requires_grad=False, memory_format=torch.preserve_format)
+            else native.zeros_like(param)
             for name in reference.RULES[self._rule].state_names(group)
         }
 

@@ -24,7 +24,7 @@ CALLS: list[tuple[tuple[Any, ...], dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize("module", MODULES)
-@pytest.mark.parametrize(("args", "kwargs"), CALLS, ids=str)
+@pytest.mark.parametrize(("args", "kwargs"), CALLS, ids=range(len(CALLS)))
 def test_hooks_see_what_the_caller_passed(module: Any, args: Any, kwargs: Any, hooks: Hooks) -> None:
     optimizer = optimizer_of(module.Adam)
     hooks.register(optimizer)
@@ -42,7 +42,7 @@ def test_hooks_see_our_own_argument(kwargs: dict[str, Any], hooks: Hooks) -> Non
 
 
 @pytest.mark.parametrize("module", MODULES)
-@pytest.mark.parametrize("given", [((), {}), ((closure,), {}), ((), {"closure": closure})], ids=str)
+@pytest.mark.parametrize("given", [((), {}), ((closure,), {}), ((), {"closure": closure})], ids=range(3))
 @pytest.mark.parametrize("by_name", [True, False])
 @pytest.mark.parametrize("is_global", [True, False])
 def test_a_pre_hook_may_pass_other_arguments_on(

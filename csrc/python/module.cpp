@@ -115,6 +115,8 @@ PYBIND11_MODULE(_C, m) {
       "Learn where torch keeps the words of a tensor, for the fast path, in a thread that is in none of torch's modes; "
       "raises RuntimeError where this torch keeps them otherwise.");
   m.def("set_instruction_set", set_instruction_set, "instruction_set"_a, "Of the fast path, from now on.");
+  m.def("zero", fusedoptim::python::zero, "tensor"_a, "threads"_a,
+        "Write zeros over a new tensor and return True, or return False if it is not plain memory of the CPU.");
   m.def("drop_grads", drop_grads, "groups"_a);
   m.def("is_on_cuda", &fusedoptim::python::is_on_cuda, "number"_a,
         "Whether it is one number in a plain tensor on a CUDA device.");

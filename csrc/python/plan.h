@@ -224,6 +224,10 @@ class Plan {
 // Drops the gradients of all parameters, as torch.optim.Optimizer.zero_grad does.
 void drop_grads(py::iterable groups);
 
+// Writes zeros over a new tensor, as torch's own filling does, but in threads that a forked child has as well; or
+// returns false, if it is not plain memory of the CPU.
+bool zero(py::handle tensor, int threads);
+
 // Stops autograd from following a gradient that is about to be zeroed, as Optimizer.zero_grad does.
 void cut_off(py::handle grad);
 

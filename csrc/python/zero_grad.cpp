@@ -45,6 +45,15 @@ void drop_grads(py::iterable groups) {
   });
 }
 
+bool zero(py::handle tensor, int threads) {
+  View view;
+  if (!Torch::get().is_plain(tensor.ptr()) || !Torch::get().view(tensor.ptr(), view) || !view.dense() ||
+      view.device.type != dlpack::kCpu || is_negated(tensor))
+    return false;
+  cpu::zero({{view.data, view.count * view.item_size()}}, threads);
+  return true;
+}
+
 bool Plan::zero_grads(py::iterable groups, int threads, bool even_if_watched) {
   if (!even_if_watched && is_watched()) return false;
   const Torch& torch = Torch::get();
