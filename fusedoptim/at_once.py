@@ -12,10 +12,19 @@ from functools import partial
 from operator import methodcaller
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from fusedoptim.private import private
+
 _call = methodcaller("__call__")
+
+
+def _copy_one_by_one(tensors: list[Tensor], copies: list[Tensor]) -> None:
+    for tensor, copy in zip(tensors, copies, strict=True):
+        tensor.copy_(copy)
+
+
+_copy_each: Callable[..., Any] = private("torch._foreach_copy_", _copy_one_by_one)  # in one call, if it can be
 
 
 class Undo:
@@ -35,7 +44,7 @@ class Undo:
     def copy(self, tensors: list[Tensor]) -> None:
         """Copy tensors that are about to be written, to be written back."""
         if tensors:
-            self.add(partial(torch._foreach_copy_, tensors, [x.clone() for x in tensors]))
+            self.add(partial(_copy_each, tensors, [x.clone() for x in tensors]))
 
     def finish(self, last: Iterable[Callable[[], Any]]) -> None:
         """Call functions written in C; from then on nothing is written back."""

@@ -6,11 +6,10 @@ The kernels write memory that these never see, so while one is active torch's ow
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
-import torch
 from torch.autograd import forward_ad as _forward_ad
-from torch.utils._device import DeviceContext
 
 from fusedoptim.private import private
 
@@ -22,8 +21,9 @@ _functorch_level: Callable[[], Any] = private("torch._C._functorch.peek_interpre
 _tracing_state: Callable[[], Any] = private("torch._C._get_tracing_state", lambda: None)
 
 _function_modes: Callable[[], list[Any]] = private("torch.overrides._get_current_function_mode_stack", list)
-without_function_modes: Callable[[], Any] = torch._C.DisableTorchFunction
-with_function_modes: Callable[[], Any] = private("torch._C._EnableTorchFunction", torch._C.DisableTorchFunction)
+_DeviceContext: Any = private("torch.utils._device.DeviceContext", type(None))
+without_function_modes: Callable[[], Any] = private("torch._C.DisableTorchFunction", nullcontext)
+with_function_modes: Callable[[], Any] = private("torch._C._EnableTorchFunction", nullcontext)
 
 # Functions that return 0 or None where nothing of their kind is active, for the module to ask.
 CHECKS: tuple[Callable[[], Any], ...] = (function_mode_count, _dispatch_mode_count, _functorch_level, _tracing_state)
@@ -39,5 +39,5 @@ def watch_operations() -> bool:
         or getattr(_forward_ad, "_current_level", -1) >= 0
         or _functorch_level() is not None
         or _tracing_state() is not None
-        or (bool(function_mode_count()) and any(type(mode) is not DeviceContext for mode in _function_modes()))
+        or (bool(function_mode_count()) and any(type(mode) is not _DeviceContext for mode in _function_modes()))
     )

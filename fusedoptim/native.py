@@ -42,12 +42,18 @@ def available() -> bool:
 def why_missing() -> str:
     """The cause of a missing compiled module and its cure, in one line."""
     cure = _CURE
-    if (_SOURCE / "csrc").is_dir():
+    causes, error = [], load_error
+    while error is not None:  # the first says where it failed, and the last why
+        causes.append(str(error))
+        error = error.__cause__  # type: ignore[assignment]
+    if load_error is not None and not isinstance(load_error, ModuleNotFoundError):
+        cure = "it is there, and what this names is missing or of another version: mend that, or reinstall fusedoptim"
+    elif (_SOURCE / "csrc").is_dir():
         cure = (
             f"this is the package in its source folder {_SOURCE}, which Python finds first: start from another folder "
             f"if fusedoptim is installed, or {_CURE}"
         )
-    return f"the compiled module fusedoptim._C could not be loaded ({load_error}); {cure}"
+    return f"the compiled module fusedoptim._C could not be loaded ({': '.join(causes)}); {cure}"
 
 
 def _choose_instruction_set(name: str | None) -> Any:

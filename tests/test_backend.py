@@ -183,3 +183,12 @@ def test_reference_on_purpose_does_not_warn() -> None:
         f"{BLOCKED}\nfusedoptim.SGD([p], fused=True).step(); print('quiet')", FUSEDOPTIM_BACKEND="reference"
     )
     assert shown == "quiet\n"
+
+
+def test_a_module_that_is_there_and_fails_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    error = ImportError("initialization failed")
+    error.__cause__ = AttributeError("module 'torch' has no attribute 'full'")
+    monkeypatch.setattr(native, "load_error", error)
+    said = native.why_missing()
+    assert "initialization failed: module 'torch' has no attribute 'full'" in said
+    assert "compiler" not in said

@@ -94,9 +94,10 @@ Torch::Torch() {
   is_neg_ = method->ml_meth;
   storage_offset_ = base.attr("storage_offset");
   get_num_threads_ = torch.attr("get_num_threads");
-  runs_function_modes_ = torch.attr("_C").attr("_is_torch_function_mode_enabled");
+  runs_function_modes_ = py::getattr(torch.attr("_C"), "_is_torch_function_mode_enabled", py::none());
   // The C function below torch.autograd.graph.increment_version: in Python code a signal's handler could raise.
-  increment_version_ = torch.attr("_C").attr("_increment_version");
+  increment_version_ = py::getattr(torch.attr("_C"), "_increment_version", py::none());
+  if (increment_version_.is_none()) increment_version_ = torch.attr("autograd").attr("graph").attr("increment_version");
 }
 
 const Torch& Torch::get() {
@@ -127,7 +128,9 @@ bool Torch::is_negative(py::handle tensor) const {
 
 int Torch::threads() const { return int(PyLong_AsLong(owned(PyObject_CallNoArgs(get_num_threads_.ptr())).ptr())); }
 
-bool Torch::runs_function_modes() const { return runs_function_modes_().is(py::handle(Py_True)); }
+bool Torch::runs_function_modes() const {
+  return runs_function_modes_.is_none() || runs_function_modes_().is(py::handle(Py_True));
+}
 
 bool Torch::view(PyObject* plain, View& out) const {
   dlpack::Tensor t;
