@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from helpers import need_kernels, run_python
 
 pytestmark = need_kernels
@@ -159,6 +160,20 @@ torch.set_default_dtype(torch.float64)
 """
     shown = run_python(code + PRELUDE + "torch.set_default_device('cpu'); compare(make, 'Adam', {}); print('done')")
     assert shown == "done\n"
+
+
+# Where a program may import this package first. The tensors by which torch's objects are learned are to be usual ones.
+IMPORTED_WITHIN = {
+    "inference mode": "with torch.inference_mode():\n    import fusedoptim",
+    "fake tensors": "with torch._subclasses.FakeTensorMode():\n    import fusedoptim",
+    "torch.func": "def f(x):\n    import fusedoptim\n    return x\ntorch.func.grad(f)(torch.tensor(1.0))",
+}
+
+
+@pytest.mark.parametrize("within", IMPORTED_WITHIN)
+def test_an_import_within_a_mode_of_torch_does_not_mislead_it(within: str) -> None:
+    code = f"import sys, torch\n{IMPORTED_WITHIN[within]}\nassert 'fusedoptim' in sys.modules\n{PRELUDE}"
+    assert run_python(code + "compare(make, 'Adam', {}); print('done')") == "done\n"
 
 
 def test_tests_of_the_other_path() -> None:
