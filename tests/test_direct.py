@@ -73,6 +73,12 @@ def test_it_can_be_turned_off() -> None:
     assert run_python(code, FUSEDOPTIM_DIRECT="0") == "turned off by FUSEDOPTIM_DIRECT=0\n"
 
 
+def test_a_release_of_torch_on_which_it_was_not_tested() -> None:
+    code = "import torch; torch.__version__ = '1.2.3+cpu'; import fusedoptim as o; print(o.build_info()['direct_error'])"
+    assert run_python(code).startswith("torch 1.2.3 is none of those that it was tested on")
+    assert run_python(code, FUSEDOPTIM_DIRECT="1") == "None\n"
+
+
 def test_ordinary_steps_are_direct_and_have_the_bits_of_the_reference() -> None:
     code = """
 for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
