@@ -172,7 +172,7 @@ def test_gradients_beside_one_of_another_layout(has_grad: bool) -> None:
     ours, expected = trained(), trained()
     grads = [p.grad for p in params_of(ours) if p.grad is not None]
     versions = [grad._version for grad in grads]
-    grads[0].requires_grad_()
+    grads[0].requires_grad_(has_grad)
     ours.grad_scale = torch.tensor(8.0)
     ours.step(zero_grad="to_zero")
     for p in params_of(expected):
