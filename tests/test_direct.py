@@ -8,7 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers import need_kernels, run_python
+from helpers import count_calls, make_params, need_kernels, params_of, run_python, set_grads
+
+import fusedoptim
+from fusedoptim.step import FusedStep
 
 pytestmark = need_kernels
 TESTS = Path(__file__).parent
@@ -189,3 +192,17 @@ def test_tests_of_the_other_path() -> None:
     environment = {**os.environ, "FUSEDOPTIM_DIRECT": "0"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+
+
+def test_a_step_is_direct_again_once_no_memory_is_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    optimizer = fusedoptim.Adam(make_params([(4,), (4,)]))
+    first, second = params_of(optimizer)
+    set_grads(optimizer, 1)
+    optimizer.step()
+    own, general = optimizer.state[second], count_calls(monkeypatch, FusedStep, "_general_step")
+    kept, own["exp_avg"] = own["exp_avg"], optimizer.state[first]["exp_avg"]
+    optimizer.step()
+    assert len(general) == 1
+    own["exp_avg"] = kept
+    optimizer.step()
+    assert len(general) == 1

@@ -8,6 +8,8 @@ from typing import Any
 import helpers
 import hook_notes
 import pytest
+import torch
+from helpers import count_calls
 from hook_notes import KINDS, MODULES, Hooks, calls_super, closure, optimizer_of, steps_taken
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
@@ -123,6 +125,19 @@ def test_hooks_registered_during_a_step(hooks: Hooks, late: list[str]) -> None:
         optimizer.step()
         kinds.append(hooks.kinds())
     assert kinds[0] == kinds[1] == late
+
+
+@pytest.mark.parametrize("hooked", [False, True])
+def test_torchs_profiler_is_shown_each_step(hooks: Hooks, hooked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = count_calls(monkeypatch, torch.optim.Optimizer, "_optimizer_step_code")
+    for module in MODULES:
+        optimizer = optimizer_of(module.Adam)
+        if hooked:
+            hooks.register(optimizer)
+        optimizer.step()
+        assert len(shown) == 1
+        shown.clear()
+        hooks.remove()
 
 
 # Steps within steps.
