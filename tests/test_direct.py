@@ -206,3 +206,25 @@ def test_a_step_is_direct_again_once_no_memory_is_shared(monkeypatch: pytest.Mon
     own["exp_avg"] = kept
     optimizer.step()
     assert len(general) == 1
+
+
+@pytest.mark.parametrize("shared", ["gradient", "count of steps"])
+def test_what_is_shared_is_updated_in_turn(shared: str) -> None:
+    """Also where the step before it, from the same memory, could be direct."""
+    counts, results = [], []
+    for backend in ("native", "reference"):
+        with fusedoptim.set_backend(backend):
+            optimizer = fusedoptim.Adam(make_params([(4,), (4,)]))
+            first, second = params_of(optimizer)
+            set_grads(optimizer, 1)
+            optimizer.step()
+            if shared == "gradient":
+                second.grad = first.grad
+            else:
+                optimizer.state[second]["step"] = optimizer.state[first]["step"]
+            optimizer.step()
+            optimizer.step(zero_grad="to_zero")
+            results.append([*first.tolist(), *second.tolist()])
+            counts.append([float(own["step"]) for own in optimizer.state.values()])
+    assert results[0] == results[1]
+    assert counts[0] == counts[1]
