@@ -10,6 +10,7 @@ from typing import Any
 
 import helpers
 import pytest
+import torch
 from helpers import assert_optimizers_match, make_params, params_of, set_grads
 
 import fusedoptim
@@ -164,3 +165,16 @@ def test_a_step_within_a_step(where: str, before: int, in_signal: bool) -> None:
     expected = optimizer_of(steps=sum(taken))
     assert_counted(optimizer, sum(taken))
     assert_optimizers_match(optimizer, expected, exact=True)
+
+
+def test_a_count_made_negative_within_a_step() -> None:
+    if fusedoptim.get_backend() == "reference":
+        pytest.skip("it does not look at the count again")
+    optimizer = optimizer_of(steps=1)
+    before = [p.detach().clone() for p in params_of(optimizer)]
+    count = optimizer.state[params_of(optimizer)[0]]["step"]
+    optimizer.param_groups[1]["lr"] = Rate(lambda: count.fill_(-3))
+    with pytest.raises(RuntimeError, match=r"step must be at least 0, got -3\.0"):
+        optimizer.step()
+    assert count == -3
+    assert all(torch.equal(p, value) for p, value in zip(params_of(optimizer), before, strict=True))

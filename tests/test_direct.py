@@ -7,7 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-from helpers import need_kernels, run_python
+import pytest
+from helpers import count_calls, make_params, need_kernels, params_of, run_python, set_grads
+
+import fusedoptim
+from fusedoptim.step import FusedStep
 
 pytestmark = need_kernels
 TESTS = Path(__file__).parent
@@ -70,6 +74,13 @@ def test_it_can_be_turned_off() -> None:
     code = "import fusedoptim; print(fusedoptim.build_info()['direct_error'])"
     assert run_python(code) == "None\n"
     assert run_python(code, FUSEDOPTIM_DIRECT="0") == "turned off by FUSEDOPTIM_DIRECT=0\n"
+
+
+def test_a_release_of_torch_on_which_it_was_not_tested() -> None:
+    shows = "import fusedoptim; print(fusedoptim.build_info()['direct_error'])"
+    code = "import torch; torch.__version__ = '1.2.3+cpu'; " + shows
+    assert run_python(code).startswith("torch 1.2.3 is none of those that it was tested on")
+    assert run_python(code, FUSEDOPTIM_DIRECT="1") == "None\n"
 
 
 def test_ordinary_steps_are_direct_and_have_the_bits_of_the_reference() -> None:
@@ -161,9 +172,59 @@ torch.set_default_dtype(torch.float64)
     assert shown == "done\n"
 
 
+# Where a program may import this package first. The tensors by which torch's objects are learned are to be usual ones.
+IMPORTED_WITHIN = {
+    "inference mode": "with torch.inference_mode():\n    import fusedoptim",
+    "fake tensors": "with torch._subclasses.FakeTensorMode():\n    import fusedoptim",
+    "torch.func": "def f(x):\n    import fusedoptim\n    return x\ntorch.func.grad(f)(torch.tensor(1.0))",
+}
+
+
+@pytest.mark.parametrize("within", IMPORTED_WITHIN)
+def test_an_import_within_a_mode_of_torch_does_not_mislead_it(within: str) -> None:
+    code = f"import sys, torch\n{IMPORTED_WITHIN[within]}\nassert 'fusedoptim' in sys.modules\n{PRELUDE}"
+    assert run_python(code + "compare(make, 'Adam', {}); print('done')") == "done\n"
+
+
 def test_tests_of_the_other_path() -> None:
     files = [str(TESTS / f"test_{name}.py") for name in FILES]
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *files]
     environment = {**os.environ, "FUSEDOPTIM_DIRECT": "0"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+
+
+def test_a_step_is_direct_again_once_no_memory_is_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    optimizer = fusedoptim.Adam(make_params([(4,), (4,)]))
+    first, second = params_of(optimizer)
+    set_grads(optimizer, 1)
+    optimizer.step()
+    own, general = optimizer.state[second], count_calls(monkeypatch, FusedStep, "_general_step")
+    kept, own["exp_avg"] = own["exp_avg"], optimizer.state[first]["exp_avg"]
+    optimizer.step()
+    assert len(general) == 1
+    own["exp_avg"] = kept
+    optimizer.step()
+    assert len(general) == 1
+
+
+@pytest.mark.parametrize("shared", ["gradient", "count of steps"])
+def test_what_is_shared_is_updated_in_turn(shared: str) -> None:
+    """Also where the step before it, from the same memory, could be direct."""
+    counts, results = [], []
+    for backend in ("native", "reference"):
+        with fusedoptim.set_backend(backend):
+            optimizer = fusedoptim.Adam(make_params([(4,), (4,)]))
+            first, second = params_of(optimizer)
+            set_grads(optimizer, 1)
+            optimizer.step()
+            if shared == "gradient":
+                second.grad = first.grad
+            else:
+                optimizer.state[second]["step"] = optimizer.state[first]["step"]
+            optimizer.step()
+            optimizer.step(zero_grad="to_zero")
+            results.append([*first.tolist(), *second.tolist()])
+            counts.append([float(own["step"]) for own in optimizer.state.values()])
+    assert results[0] == results[1]
+    assert counts[0] == counts[1]

@@ -5,6 +5,7 @@ Values that are loaded when asked for, scheduled or kept elsewhere: read past th
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -122,3 +123,14 @@ def test_where_all_entries_have_behaviour_of_their_own() -> None:
             optimizer.state[p] = Forgetful(optimizer.state[p])
 
     assert_trials_match("Adam", change, 2, "step")
+
+
+def test_new_state_is_seen_by_an_ordered_dict() -> None:
+    """Which has the order of its keys beside the dict that it is."""
+    optimizer: Any = fusedoptim.Adam(make_params([(4, 3), (5,)]))
+    first, second = params_of(optimizer)
+    optimizer.state = OrderedDict({second: OrderedDict()})
+    set_grads_of([first, second], 1)
+    optimizer.step()
+    assert [id(p) for p in optimizer.state] == [id(second), id(first)]
+    assert sorted(optimizer.state[second]) == ["exp_avg", "exp_avg_sq", "step"]

@@ -8,6 +8,8 @@ from typing import Any
 import helpers
 import hook_notes
 import pytest
+import torch
+from helpers import count_calls
 from hook_notes import KINDS, MODULES, Hooks, calls_super, closure, optimizer_of, steps_taken
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
@@ -112,16 +114,30 @@ def test_pre_hooks_run_before_the_update_and_post_hooks_after_it(hooks: Hooks) -
     assert seen == [1, 1, "closure", 2, 2]
 
 
-def test_hooks_registered_during_a_step(hooks: Hooks) -> None:
+@pytest.mark.parametrize("late", [["post", "global post"], ["post"], ["global post"]], ids=" and ".join)
+def test_hooks_registered_during_a_step(hooks: Hooks, late: list[str]) -> None:
     """Torch looks for them when it comes to them; of ours also the first ones run, though there were none before."""
     kinds = []
     for module in MODULES:
         optimizer = optimizer_of(module.Adam)
-        optimizer.step(lambda o=optimizer: hooks.register(o, ["post", "global post"]))
+        optimizer.step(lambda o=optimizer: hooks.register(o, late))
         optimizer.step(hooks.remove)
         optimizer.step()
         kinds.append(hooks.kinds())
-    assert kinds[0] == kinds[1] == ["post", "global post"]
+    assert kinds[0] == kinds[1] == late
+
+
+@pytest.mark.parametrize("hooked", [False, True])
+def test_torchs_profiler_is_shown_each_step(hooks: Hooks, hooked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = count_calls(monkeypatch, torch.optim.Optimizer, "_optimizer_step_code")
+    for module in MODULES:
+        optimizer = optimizer_of(module.Adam)
+        if hooked:
+            hooks.register(optimizer)
+        optimizer.step()
+        assert len(shown) == 1
+        shown.clear()
+        hooks.remove()
 
 
 # Steps within steps.
@@ -149,7 +165,10 @@ def test_a_closure_that_steps_the_same_optimizer(hooks: Hooks) -> None:
         assert steps_taken(optimizer) == [2]
         kinds.append(hooks.kinds())
         hooks.remove()
-    assert kinds[0] == kinds[1] == [*KINDS[:2], *KINDS, *KINDS[2:]]
+    optimizer = optimizer_of(calls_super(fusedoptim.Adam))
+    hooks.register(optimizer)
+    optimizer.step(lambda: optimizer.step(closure))
+    assert kinds[0] == kinds[1] == hooks.kinds() == [*KINDS[:2], *KINDS, *KINDS[2:]]
 
 
 def test_another_thread_steps_the_same_optimizer_meanwhile(hooks: Hooks) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import helpers
 import pytest
 import torch
-from helpers import Twins, assert_optimizers_match, make_params, params_of, randn
+from helpers import Twins, assert_optimizers_match, make_params, params_of, randn, set_grads
 from torch import Tensor
 from torch.nn import Parameter
 
@@ -153,3 +153,31 @@ def test_closure_sees_the_gradients_of_its_own_backward() -> None:
 
     losses = [optimizer.step(closure, zero_grad="to_zero").item() for _ in range(3)]
     assert losses == [2.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("has_grad", [True, False])
+def test_gradients_beside_one_of_another_layout(has_grad: bool) -> None:
+    """Those on the fast path are unscaled, zeroed, cut off and versioned as those beside them on the general path."""
+
+    def trained() -> Any:
+        optimizer = fusedoptim.Adam(make_params([(4, 3), (3, 4), (5,)]))
+        odd = params_of(optimizer)[1]
+        for seed in range(3):
+            set_grads(optimizer, seed)
+            odd.grad = odd.grad.t().contiguous().t() if seed < 2 or has_grad else None
+            if seed < 2:
+                optimizer.step()
+        return optimizer
+
+    ours, expected = trained(), trained()
+    grads = [p.grad for p in params_of(ours) if p.grad is not None]
+    versions = [grad._version for grad in grads]
+    grads[0].requires_grad_(has_grad)
+    ours.grad_scale = torch.tensor(8.0)
+    ours.step(zero_grad="to_zero")
+    for p in params_of(expected):
+        p.grad = None if p.grad is None else p.grad / 8
+    expected.step()
+    assert_optimizers_match(ours, expected, exact=True)
+    assert not any(grad.any() or grad.requires_grad for grad in grads)
+    assert all(grad._version > version for grad, version in zip(grads, versions, strict=True))
