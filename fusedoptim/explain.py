@@ -44,7 +44,7 @@ def explain_step(optimizer: Optimizer) -> Explanation:
         optimizer: One of this package's optimizers.
 
     Raises:
-        TypeError: ``optimizer`` is not one of this package's.
+        TypeError: ``optimizer`` is not one of this package's, or its params can be read only once.
 
     Example:
         >>> import torch, fusedoptim
@@ -62,14 +62,19 @@ bfloat16 or float16
             f"optimizer must be one of fusedoptim's, got {type(optimizer).__name__}; fusedoptim.from_torch makes one "
             "of torch's SGD, Adam or AdamW"
         )
-    why_torch = optimizer._why_torch()
     groups: list[dict[str, Any]] = optimizer.param_groups
+    for g, group in enumerate(groups):
+        if iter(group["params"]) is group["params"]:
+            raise TypeError(f"params of group {g} can be read once only, which is the step's: make them a list")
+    places = [(g, i) for g, group in enumerate(groups) for i, p in enumerate(group["params"]) if p.grad is not None]
+    why_torch = optimizer._why_torch()
     if why_torch is not None:
-        places = [(g, i, p) for g, group in enumerate(groups) for i, p in enumerate(group["params"])]
-        found = [(g, i, "torch", why_torch) for g, i, p in places if p.grad is not None]
+        found = [(g, i, "torch", why_torch) for g, i in places]
     else:
-        plan = optimizer._take_plan()
-        found = plan.explain(groups, optimizer.state, optimizer._new_state)
+        try:
+            found = optimizer._new_plan().explain(groups, optimizer.state, optimizer._new_state)
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:  # options that no step can be taken with
+            found = [(g, i, "nobody", str(error)) for g, i in places]
     return Explanation(
-        Explained(name_of(groups[g]["params"][i], groups[g], g, i), who, why) for g, i, who, why in found
+        Explained(name_of(list(groups[g]["params"])[i], groups[g], g, i), who, why) for g, i, who, why in found
     )

@@ -159,11 +159,11 @@ class ReferencePlan:
                 try:
                     one = {**group, "params": [param], "fused": None if group.get("fused") else group.get("fused")}
                     if self.gather([one], state, new_state, False) is not None:
-                        asked = is_torchs(group)
-                        why = (
-                            "its group asks for torch's own implementation" if asked else refusal(param) or "its state"
-                        )
-                        who = "torch"
+                        who, why = "torch", refusal(param) or "its state is not a plain tensor or dict"
+                        if is_torchs(group):
+                            why = "its group asks for torch's own implementation"
+                        elif group.get("fused") and why not in _FOR_TORCH_ALONE:
+                            who, why = "nobody", f"fused=True, but {why}"
                 except (RuntimeError, TypeError, KeyError, ValueError) as error:
                     who, why = "nobody", str(error)
                 finally:
@@ -233,6 +233,8 @@ class ReferencePlan:
             taken = any(own.get(key) is not None for key in row.state) if row.fresh else own is not row.state
             if (taken and row.state) or row.param.grad is not row.grad:
                 return False
+            if "step" in row.state and float(row.state["step"]) <= -1:
+                return False
         return True
 
     def _adopt(self, state: dict[Tensor, dict[str, Any]], undo: Undo) -> None:
@@ -242,12 +244,11 @@ class ReferencePlan:
                 continue
             if row.param not in state:
                 undo.add(partial(state.pop, row.param, None))
-                state.setdefault(row.param, {})
-            own = state[row.param]
-            for key, value in row.state.items():
-                if own.get(key) is None:
-                    undo.add(partial(own.__setitem__, key, None) if key in own else partial(own.pop, key, None))
-                    own[key] = value
+            own = state.setdefault(row.param, dict(row.state))  # whole at once: another thread may be looking
+            missing = {key: value for key, value in row.state.items() if own.get(key) is None}
+            for key in missing:
+                undo.add(partial(own.__setitem__, key, None) if key in own else partial(own.pop, key, None))
+            own.update(missing)
             row.fresh = all(own[key] is value for key, value in row.state.items())
             row.state = own
 

@@ -168,8 +168,6 @@ def test_a_step_within_a_step(where: str, before: int, in_signal: bool) -> None:
 
 
 def test_a_count_made_negative_within_a_step() -> None:
-    if fusedoptim.get_backend() == "reference":
-        pytest.skip("it does not look at the count again")
     optimizer = optimizer_of(steps=1)
     before = [p.detach().clone() for p in params_of(optimizer)]
     count = optimizer.state[params_of(optimizer)[0]]["step"]

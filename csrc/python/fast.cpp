@@ -317,6 +317,7 @@ py::list Plan::explain(py::iterable groups, py::object state, py::object new_sta
   all_general_ = true;
   gather(std::move(groups), state, std::move(new_state), false);
   const Anatomy* anatomy = Anatomy::get();
+  const bool is_shared = extents_.are_shared(false);
   FastRow row;
   Task task;
   py::list found;
@@ -332,6 +333,7 @@ py::list Plan::explain(py::iterable groups, py::object state, py::object new_sta
         positions_.begin();
         fast_count_ = 0;
         why_not_fast = look_at(*group, row, task, state.ptr(), false);
+        if (why_not_fast == nullptr && is_shared) why_not_fast = "tensors of the step share memory";
       }
     }
     const bool is_error = !each.error.empty();

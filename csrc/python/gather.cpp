@@ -107,7 +107,10 @@ py::object Plan::gather(py::iterable groups, py::object state, py::object new_st
           PyErr_SetString(error.type, (error.text + " in " + describe(dict, g, i, param)).c_str());
           throw py::error_already_set();
         }
-        if (reasons_ != nullptr) reasons_->push_back({g, i, reason, ""});
+        if (reasons_ != nullptr) {
+          const bool refused = reason != nullptr && group->strict && !is_for_torch_alone(reason);
+          reasons_->push_back({g, i, reason, refused ? std::string("fused=True, but ") + reason : ""});
+        }
         if (reason == nullptr || reasons_ != nullptr) continue;
         if (group->strict && !is_for_torch_alone(reason)) {
           throw std::runtime_error(

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cstdint>
 #include <numeric>
-#include <tuple>
 
 #include "python/anatomy.h"
 
@@ -266,17 +265,12 @@ bool is_known_dict(PyObject* mapping) {
 bool is_transparent(PyObject* mapping) {
   if (is_known_dict(mapping)) return true;
   if (!PyDict_Check(mapping)) return false;
-  PyTypeObject* const type = Py_TYPE(mapping);
-  const auto looks_up_as_dict = [](PyTypeObject* any) {
-    return std::make_tuple(any->tp_as_mapping->mp_subscript, any->tp_as_mapping->mp_length, any->tp_iter);
-  };
-  if (looks_up_as_dict(type) != looks_up_as_dict(&PyDict_Type)) return false;
-  const auto inherits = [&](const char* name, py::handle wanted) {
-    return py::getattr(reinterpret_cast<PyObject*>(type), name, wanted).is(wanted);
-  };
-  const auto dicts = [](const char* name) { return py::handle(reinterpret_cast<PyObject*>(&PyDict_Type)).attr(name); };
-  return inherits("__missing__", default_dict().attr("__missing__")) && inherits("get", dicts("get")) &&
-         inherits("__contains__", dicts("__contains__"));
+  const py::handle type = reinterpret_cast<PyObject*>(Py_TYPE(mapping)), dict = reinterpret_cast<PyObject*>(&PyDict_Type);
+  for (const char* name : {"__getitem__", "__len__", "__iter__", "__contains__", "get"}) {
+    if (!type.attr(name).is(dict.attr(name))) return false;
+  }
+  const py::object plain_default = default_dict().attr("__missing__");
+  return py::getattr(type, "__missing__", plain_default).is(plain_default);
 }
 
 std::string shape_text(const View& view) {
