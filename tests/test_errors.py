@@ -129,8 +129,6 @@ FOREIGN: dict[str, tuple[Callable[[], Tensor], str]] = {
     "complex": (lambda: _leaf(Parameter(torch.ones(3, dtype=torch.complex64)), torch.ones(3) + 0j), "dtype"),
     "integer": (lambda: _leaf(torch.ones(3, dtype=torch.int64), torch.ones(3, dtype=torch.int64)), "dtype"),
     "meta": (lambda: _leaf(Parameter(torch.ones(3, device="meta")), torch.ones(3, device="meta")), "device|memory"),
-    "subclass": (lambda: _leaf(Tagged([1.0, 2]).requires_grad_(), torch.ones(2)), "subclass"),
-    "gradient a subclass": (lambda: _leaf(Parameter(torch.ones(2)), Tagged([1.0, 2])), "subclass"),
 }
 
 
@@ -142,6 +140,19 @@ def test_fused_true_refuses_what_the_kernels_cannot_take(name: str, make: Callab
     optimizer.param_groups[1]["params"][1] = make()
     assert_nothing_written(optimizer, RuntimeError, f"fused=True.*parameter 1 of group 1.*({reason})")
     assert not optimizer.state, "no state appears either"
+
+
+@pytest.mark.parametrize("name", ["SGD", "Adam"])
+@pytest.mark.parametrize("kind", ["parameter", "gradient"])
+def test_fused_true_leaves_subclasses_to_torchs_fused_implementation(name: str, kind: str) -> None:
+    results = []
+    for module in (fusedoptim, torch.optim):
+        cls = Tagged if kind == "gradient" else torch.Tensor
+        param = Parameter(torch.ones(2)) if kind == "gradient" else Tagged([1.0, 2]).requires_grad_()
+        optimizer = getattr(module, name)([_leaf(param, torch.ones(2).as_subclass(cls))], fused=True, lr=0.1)
+        optimizer.step()
+        results.append(param.detach().as_subclass(torch.Tensor))
+    torch.testing.assert_close(*results, rtol=0, atol=0)
 
 
 def test_the_name_of_a_parameter_is_told() -> None:

@@ -150,7 +150,7 @@ const char* Plan::add(Group& group, py::handle param, py::object grad, PyObject*
   int variant = rule_.variant(group.options, dtype, false);
   const int states = rule_.states_of(variant);
   if (states > 0 || rule_.counts_steps) {
-    if (state != nullptr && !is_transparent(state) && PyMapping_Check(state)) return kStateOfItsOwn;
+    if (state != nullptr && !is_transparent(state) && PyObject_HasAttrString(state, "keys")) return kStateOfItsOwn;
     PyObject* entries[kMaxStates + 1];
     row.states = states;
     find_entries(state, states, entries);
