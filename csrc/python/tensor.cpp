@@ -265,7 +265,8 @@ bool is_known_dict(PyObject* mapping) {
 bool is_transparent(PyObject* mapping) {
   if (is_known_dict(mapping)) return true;
   if (!PyDict_Check(mapping)) return false;
-  const py::handle type = reinterpret_cast<PyObject*>(Py_TYPE(mapping)), dict = reinterpret_cast<PyObject*>(&PyDict_Type);
+  const py::handle type = reinterpret_cast<PyObject*>(Py_TYPE(mapping)),
+                   dict = reinterpret_cast<PyObject*>(&PyDict_Type);
   for (const char* name : {"__getitem__", "__len__", "__iter__", "__contains__", "get"}) {
     if (!type.attr(name).is(dict.attr(name))) return false;
   }
