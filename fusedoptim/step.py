@@ -80,8 +80,9 @@ class FusedStep(Optimizer):
 
         Raises:
             ValueError: ``zero_grad`` is none of these, or one of ``betas`` lies outside of [0, 1).
-            RuntimeError: A group has ``fused=True`` and a parameter that the kernels cannot take; the message names
-                both the parameter and the reason. Or elements of a parameter share memory, or those of a gradient
+            RuntimeError: A group has ``fused=True`` and a parameter that the kernels cannot take, other than a tensor
+                subclass, which torch's fused implementation takes; the message names both the parameter and the
+                reason. Or elements of a parameter share memory, or those of a gradient
                 that is to be zeroed or unscaled. Or the options of a group give a number that the arithmetic cannot
                 hold, or a step count is negative.
             KeyError: The state of a parameter is incomplete.

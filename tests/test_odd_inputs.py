@@ -164,6 +164,17 @@ def test_a_torch_function_subclass_sees_torchs_operations(name: str, monkeypatch
 
 
 @of_names
+def test_so_it_does_where_a_default_device_is_set(name: str) -> None:
+    p = randn((3, 2), 1).as_subclass(Functional).requires_grad_()
+    p.grad = randn((3, 2), 5)
+    optimizer = getattr(fusedoptim, name)([p, *make_params([(4,)])], **OPTIONS[name])
+    Functional.called = []
+    with torch.device("cpu"):
+        optimizer.step()
+    assert {"add_", "addcdiv_"} & set(Functional.called)
+
+
+@of_names
 def test_a_subclass_that_is_a_parameter_is_left_to_torch(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     class Marked(Parameter):
         """As model-parallel libraries mark parameters."""
