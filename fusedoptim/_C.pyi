@@ -33,6 +33,7 @@ class Plan:
         grad_scale: float | None,
         drop_grads: bool,
     ) -> bool: ...
+    def is_ours(self, optimizer: Any) -> bool: ...
     def gather(
         self,
         groups: list[dict[str, Any]],

@@ -24,6 +24,9 @@ class Plan(Protocol):
     def fast_step(self, optimizer: Any, zero_grad: bool, grad_scale: float | None, drop_grads: bool) -> bool:
         """Take the whole step, gradients and all, and return True; or change nothing and return False."""
 
+    def is_ours(self, optimizer: Any) -> bool:
+        """Whether neither the optimizer nor a mode of torch asks for torch's own step, as far as is quickly known."""
+
     def gather(
         self, groups: list[Any], state: dict[Any, Any], new_state: Any, write_grads: bool
     ) -> list[list[Any]] | None:

@@ -59,6 +59,10 @@ class ReferencePlan:
         """Never: the reference always takes the step in its two halves."""
         return False
 
+    def is_ours(self, optimizer: Any) -> bool:
+        """False: it is found out in Python."""
+        return False
+
     def gather(
         self,
         groups: list[dict[str, Any]],

@@ -187,7 +187,7 @@ class FusedStep(Optimizer):
         try:
             if on_host and plan.fast_step(self, zero_grad, grad_scale, drop_grads):
                 return drop_grads or zero_grad
-            if self._why_torch() is not None:
+            if not plan.is_ours(self) and self._why_torch() is not None:
                 self._torch_step(None)
                 return False
             if plan.torch_parts is not self._torch_parts:
@@ -278,11 +278,12 @@ class FusedStep(Optimizer):
         if params is None:
             step(self)
             return
-        groups = [_group_of(group, subset) for group, subset in zip(self.param_groups, params, strict=True)]
         other = object.__new__(type(self))  # no group is changed, even for a moment: an interrupt would leave it so
-        other.__dict__ = {**self.__dict__, "param_groups": groups}
+        other.__dict__.update(self.__dict__)
+        other.param_groups = [_group_of(group, some) for group, some in zip(self.param_groups, params) if some]
         step(other)
-        self.__dict__.update({**other.__dict__, "param_groups": self.param_groups})
+        other.param_groups = self.param_groups
+        self.__dict__.update(other.__dict__)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

@@ -44,16 +44,18 @@ bool Plan::commit(py::dict state, const cpu::InstructionSet& set, int threads, b
     fast_count_ = 0;
     if (!is_as_seen(state.ptr())) return false;
     if (!all_general_) {
-      if (!look(state.ptr(), grads_are_written)) return false;
+      if (!look(state.ptr(), zero_grad)) return false;
       all_general_ = extents_.are_shared(grads_are_written);
       if (all_general_) return false;
     }
     if (options.in_order && device_tasks_.empty()) count_shared_steps();
     // Every other step runs backwards: it begins with what the last step left in the caches.
     options.backwards = (turn_back_ = !turn_back_) && !options.in_order;
-    tasks_.insert(tasks_.end(), fast_tasks_.begin(), fast_tasks_.begin() + fast_count_);
-    schedule_.plan(tasks_.data(), tasks_.size(), options);
-    others_run = fast_count_ == 0 || schedule_.elements() >= kElementsPerRelease * int64_t(tasks_.size());
+    const bool all_are_fast = tasks_.empty();
+    if (!all_are_fast) tasks_.insert(tasks_.end(), fast_tasks_.begin(), fast_tasks_.begin() + fast_count_);
+    const size_t task_count = all_are_fast ? fast_count_ : tasks_.size();
+    schedule_.plan(all_are_fast ? fast_tasks_.data() : tasks_.data(), task_count, options);
+    others_run = fast_count_ == 0 || schedule_.elements() >= kElementsPerRelease * int64_t(task_count);
     if (others_run && !own_fast_rows()) return false;
     // A launch can fail: before anything is written on the host.
     if (!device_tasks_.empty()) driver_.launch();
@@ -73,9 +75,9 @@ bool Plan::commit(py::dict state, const cpu::InstructionSet& set, int threads, b
       if (row.on_device) row.grad.attr("zero_")();
     }
   }
-  Torch::get().bump_versions(written);
+  if (!rows_.empty()) Torch::get().bump_versions(written);
   finish_fast_rows(grads_are_written);
-  if (!all_general_) forget_odd(state.ptr(), grads_are_written);
+  if (!all_general_) forget_odd(state.ptr(), zero_grad);
   if (!drop_grads_of.is_none()) drop_grads(drop_grads_of);
   forget();
   return true;

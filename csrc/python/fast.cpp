@@ -19,16 +19,10 @@ bool Plan::fast_step(py::handle optimizer, const cpu::InstructionSet& set, bool 
                      bool drop_grads) {
   all_general_ = Anatomy::get() == nullptr;
   if (all_general_ || in_use_ || !odd_.empty()) return false;
-  const py::object attributes = py::reinterpret_steal<py::object>(PyObject_GenericGetDict(optimizer.ptr(), nullptr));
-  if (!attributes) throw py::error_already_set();
-  static PyObject* const keys[] = {intern("param_groups").release().ptr(), intern("state").release().ptr()};
-  const auto attribute = [&](int k) {
-    return py::reinterpret_borrow<py::object>(PyDict_GetItemWithError(attributes.ptr(), keys[k]));
-  };
-  const py::object groups = attribute(0), state = attribute(1);
-  if (!groups || !state || !PyList_CheckExact(groups.ptr()) || !is_transparent(state.ptr()) ||
-      !has_torchs_parts(optimizer, attributes) || is_watched())
-    return false;
+  const Attributes attributes(optimizer);
+  const py::object& groups = attributes.groups;
+  const py::object& state = attributes.state;
+  if (!groups || !PyList_CheckExact(groups.ptr()) || !is_ours(optimizer, attributes)) return false;
   const Use use(*this);
   struct Forgotten {  // however this ends
     Plan& plan;
@@ -43,7 +37,7 @@ bool Plan::fast_step(py::handle optimizer, const cpu::InstructionSet& set, bool 
   if (!read_groups(groups)) return false;
 
   extents_.begin();
-  if (!look(state.ptr(), grads_are_written)) return false;
+  if (!look(state.ptr(), zero_grad)) return false;
   if (extents_.are_shared(grads_are_written)) return all_general_ = true, false;
   options.backwards = turn_back_ = !turn_back_;
   schedule_.plan(fast_tasks_.data(), fast_count_, options);
@@ -59,6 +53,19 @@ bool Plan::fast_step(py::handle optimizer, const cpu::InstructionSet& set, bool 
   finish_fast_rows(grads_are_written);
   if (drop_grads) python::drop_grads(py::reinterpret_borrow<py::iterable>(groups));
   return true;
+}
+
+Plan::Attributes::Attributes(py::handle optimizer)
+    : all(py::reinterpret_steal<py::object>(PyObject_GenericGetDict(optimizer.ptr(), nullptr))) {
+  if (!all) throw py::error_already_set();
+  static PyObject* const keys[] = {intern("param_groups").release().ptr(), intern("state").release().ptr()};
+  groups = py::reinterpret_borrow<py::object>(PyDict_GetItemWithError(all.ptr(), keys[0]));
+  state = py::reinterpret_borrow<py::object>(PyDict_GetItemWithError(all.ptr(), keys[1]));
+}
+
+bool Plan::is_ours(py::handle optimizer, const Attributes& attributes) const {
+  return attributes.state && is_transparent(attributes.state.ptr()) && has_torchs_parts(optimizer, attributes.all) &&
+         !is_watched();
 }
 
 bool Plan::is_watched() const {
@@ -103,7 +110,7 @@ bool Plan::read_groups(py::handle groups) {
 }
 
 // In the order in which torch takes them. Whether it has found nothing that was not known to be odd.
-bool Plan::look(PyObject* state, bool grads_are_written) {
+bool Plan::look(PyObject* state, bool zero_grad) {
   const Torch& torch = Torch::get();
   const Anatomy& anatomy = *Anatomy::get();
   fast_count_ = 0;
@@ -132,7 +139,7 @@ bool Plan::look(PyObject* state, bool grads_are_written) {
       row.object = items[i];
       row.param = param;
       row.grad = grad;
-      if (look_at(group, row, fast_tasks_[fast_count_], state, grads_are_written) == nullptr) {
+      if (look_at(group, row, fast_tasks_[fast_count_], state, zero_grad) == nullptr) {
         ++fast_count_;
       } else {
         found.push_back(place);
@@ -165,17 +172,18 @@ void Plan::fetch_ahead(size_t row) const {
 namespace {
 
 // Whether autograd follows the gradient of a plain parameter, as torch itself says of one that autograd has met: a
-// view, of a bucket of all gradients for one.
-bool is_followed(PyObject* param) {
+// view, of a bucket of all gradients for one. `grad`: its object, if it has one yet.
+bool is_followed(PyObject* param, PyObject* grad) {
   const Torch& torch = Torch::get();
   if (torch.runs_function_modes()) return true;  // it would run Python code, which could exchange what was seen
+  if (grad != nullptr) return torch.requires_grad(grad);
   const NoCollection no_collection;
   return torch.requires_grad(torch.grad(param));
 }
 
 }  // namespace
 
-const char* Plan::look_at(Group& group, FastRow& row, Task& task, PyObject* state, bool grads_are_written) {
+const char* Plan::look_at(Group& group, FastRow& row, Task& task, PyObject* state, bool zero_grad) {
   const Torch& torch = Torch::get();
   const Anatomy& anatomy = *Anatomy::get();
   DType dtype;
@@ -185,7 +193,7 @@ const char* Plan::look_at(Group& group, FastRow& row, Task& task, PyObject* stat
   if (!anatomy.same_geometry(row.param, row.grad)) return "its gradient has another shape, dtype or strides";
   if (PyObject* seen = anatomy.object(row.grad); seen != nullptr && !torch.is_plain(seen))
     return "its gradient is a tensor subclass";
-  if (grads_are_written && anatomy.may_be_followed(row.grad) && is_followed(row.object))
+  if (zero_grad && anatomy.may_be_followed(row.grad) && is_followed(row.object, anatomy.object(row.grad)))
     return "autograd follows its gradient";
   if (!anatomy.is_row_major(row.param) && !is_dense(row.param)) return "its elements do not fill one stretch of memory";
 
@@ -351,7 +359,7 @@ py::list Plan::explain(py::iterable groups, py::object state, py::object new_sta
 }
 
 // After a step, what has become ordinary by it, as a parameter is after its first.
-void Plan::forget_odd(PyObject* state, bool grads_are_written) {
+void Plan::forget_odd(PyObject* state, bool zero_grad) {
   const Anatomy& anatomy = *Anatomy::get();
   positions_.begin();  // for new state has come
   FastRow row;
@@ -362,7 +370,7 @@ void Plan::forget_odd(PyObject* state, bool grads_are_written) {
     row.object = param;
     row.param = anatomy.body(param);
     row.grad = anatomy.grad(row.param);
-    return row.grad && look_at(group, row, task, state, grads_are_written) == nullptr;
+    return row.grad && look_at(group, row, task, state, zero_grad) == nullptr;
   };
   std::vector<Place> left;
   for (const Place& place : odd_) {

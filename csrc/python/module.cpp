@@ -102,6 +102,7 @@ PYBIND11_MODULE(_C, m) {
            "torch_parts"_a = py::tuple(), "mode_checks"_a = py::tuple(), "forward_ad"_a = py::dict(),
            "watch_operations"_a = py::none())
       .def("fast_step", fast_step, "optimizer"_a, "zero_grad"_a, "grad_scale"_a, "drop_grads"_a)
+      .def("is_ours", py::overload_cast<py::handle>(&Plan::is_ours, py::const_), "optimizer"_a)
       .def("gather", gather, "groups"_a, "state"_a, "new_state"_a, "write_grads"_a)
       .def("commit", commit, "state"_a, "instruction_set"_a, "threads"_a, "zero_grad"_a, "grad_scale"_a, "found_inf"_a,
            "drop_grads_of"_a = py::none())

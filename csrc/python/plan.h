@@ -45,6 +45,9 @@ class Plan {
   bool fast_step(py::handle optimizer, const cpu::InstructionSet& set, bool zero_grad, const double* grad_scale,
                  bool drop_grads);
 
+  // Whether neither the optimizer nor a mode that is active asks for torch's own step.
+  bool is_ours(py::handle optimizer) const { return is_ours(optimizer, Attributes(optimizer)); }
+
   // Reads the groups, and what is not for the fast path. `state` is the optimizer's state dict; `new_state(param,
   // group)` makes the state of a parameter that has none, as a dict; `write_grads`: the step will also write to the
   // gradients. Returns None, or, where some parameters are not for the kernels, one list per group of those that torch
@@ -106,6 +109,10 @@ class Plan {
     Body bodies[kMaxStates + 1];
     Step step;
   };
+  struct Attributes {  // of an optimizer
+    explicit Attributes(py::handle optimizer);
+    py::object all, groups, state;
+  };
   struct Place {  // of a parameter
     int group;
     Py_ssize_t index;
@@ -139,18 +146,19 @@ class Plan {
   const char* view_step(PyObject* tensor, const View& param, Step& out);
 
   // The fast path. Some of these return why a parameter is not for it, or null.
+  bool is_ours(py::handle optimizer, const Attributes& attributes) const;
   bool is_watched() const;  // by a mode of torch
   bool has_torchs_parts(py::handle optimizer, py::handle attributes) const;
   bool read_groups(py::handle groups);
-  bool look(PyObject* state, bool grads_are_written);  // at all that is not odd; what turns out to be is added to odd_
-  const char* look_at(Group& group, FastRow& row, Task& task, PyObject* state, bool grads_are_written);
+  bool look(PyObject* state, bool zero_grad);  // at all that is not odd; what turns out to be is added to odd_
+  const char* look_at(Group& group, FastRow& row, Task& task, PyObject* state, bool zero_grad);
   const char* look_at_step(PyObject* object, Body& tensor, Step& out);
   void fetch_ahead(size_t row) const;
   bool find_named(PyObject* own, int states, PyObject** entries) const;
   bool own_fast_rows();
   void finish_fast_rows(bool grads_are_written);
   bool is_odd(const Place& place, size_t& next) const;  // `next`: in odd_, as places are asked for in their order
-  void forget_odd(PyObject* state, bool grads_are_written);
+  void forget_odd(PyObject* state, bool zero_grad);
 
   bool is_new(PyObject* const* entries, int count) const;
   void find_entries(PyObject* state, int count, PyObject** entries);
