@@ -14,6 +14,7 @@ from fusedoptim.adam import AdamW as AdamW
 from fusedoptim.adopt import from_torch as from_torch
 from fusedoptim.backend import get_backend as get_backend
 from fusedoptim.backend import set_backend as set_backend
+from fusedoptim.clip import clip_grad_norm_ as clip_grad_norm_
 from fusedoptim.convert import convert_state_dict as convert_state_dict
 from fusedoptim.explain import explain_step as explain_step
 from fusedoptim.freed_memory import keep_freed_memory as keep_freed_memory
@@ -24,6 +25,7 @@ from fusedoptim.verification import verify as verify
 __all__ = [
     *_torch_optim.__all__,
     "build_info",
+    "clip_grad_norm_",
     "convert_state_dict",
     "explain_step",
     "from_torch",

@@ -21,14 +21,16 @@ class Plan(Protocol):
     backend: str
     torch_parts: tuple[tuple[str, Any], ...]
 
-    def fast_step(self, optimizer: Any, zero_grad: bool, grad_scale: float | None, drop_grads: bool) -> bool:
+    def fast_step(
+        self, optimizer: Any, zero_grad: bool, grad_scale: float | None, drop_grads: bool, clips: Any = ()
+    ) -> bool:
         """Take the whole step, gradients and all, and return True; or change nothing and return False."""
 
     def is_ours(self, optimizer: Any) -> bool:
         """Whether neither the optimizer nor a mode of torch asks for torch's own step, as far as is quickly known."""
 
     def gather(
-        self, groups: list[Any], state: dict[Any, Any], new_state: Any, write_grads: bool
+        self, groups: list[Any], state: dict[Any, Any], new_state: Any, write_grads: bool, clips: Any = ()
     ) -> list[list[Any]] | None:
         """Return None, or for each group the parameters that torch's own implementation must take."""
 

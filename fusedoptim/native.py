@@ -169,6 +169,29 @@ def zeros_like(param: torch.Tensor) -> torch.Tensor:
     return torch.zeros_like(param, requires_grad=False, memory_format=torch.preserve_format)
 
 
+class _Grads:
+    """``_C.Grads``, in as many threads as torch is told to use."""
+
+    def __init__(self, lists: list[list[torch.Tensor]]) -> None:
+        self._grads = _C.Grads(lists)
+        self.others, self.samples = self._grads.others, self._grads.samples
+        self.are_as_found = self._grads.are_as_found
+
+    def __len__(self) -> int:
+        return len(self._grads)
+
+    def sum_squares(self, of_others: list[float], grad_scale: float | None) -> float:
+        return float(self._grads.sum_squares(of_others, grad_scale, _get_num_threads()))
+
+    def scale(self, factor: float) -> None:
+        self._grads.scale(factor, _get_num_threads())
+
+
+def grads(lists: list[list[torch.Tensor]]) -> Any:
+    """The gradients of lists of parameters, to be measured and scaled together."""
+    return _Grads(lists)
+
+
 def drop_grads(groups: list[dict[str, Any]]) -> None:
     """Drop the gradients of all parameters of ``groups`` in one call."""
     _C.drop_grads(groups)

@@ -29,6 +29,8 @@ from fusedoptim.ieee import as_scalar, fma, power, sqrt
 
 State = Mapping[str, Tensor | None]
 
+_SUM_LANES, _SUM_UNIT = 128, 4096
+
 
 def sgd(
     param: Tensor,
@@ -187,15 +189,45 @@ class Rule:
 RULES: dict[str, Rule] = {"sgd": Rule(sgd, _sgd_state), "adam": Rule(adam, _adam_state)}
 
 
-def prepare_grad(grad: Tensor, *, maximize: bool = False, grad_scale: float | None = None) -> Tensor:
-    """Return the gradient as a rule wants it: divided by ``grad_scale``, negated if ``maximize``.
+def prepare_grad(grad: Tensor, *, maximize: bool = False, grad_scale: float | None = None, clip: float = 1.0) -> Tensor:
+    """Return the gradient as a rule wants it: divided by ``grad_scale``, times ``clip``, negated if ``maximize``.
 
-    A bfloat16 or float16 gradient comes back as float32: only what is stored is rounded to less.
+    A bfloat16 or float16 gradient comes back as float32: only what is stored is rounded to less. What is clipped is
+    rounded to the dtype of the gradient all the same, as if it had been stored.
     """
     (g,) = _load(_arithmetic_dtype(grad), grad)
     if grad_scale is not None:
         g = g / as_scalar(grad_scale, g)
+    if clip != 1.0:
+        g = (g * as_scalar(clip, g)).to(grad.dtype).to(g.dtype)
     return -g if maximize else g
+
+
+def ordered_sum(values: Tensor) -> Tensor:
+    """Add float64 values along the last dimension, in the order that a norm's bits depend on.
+
+    The i-th value is added, in order, to lane ``i % 128``; then the upper half of the lanes to the lower, until one is
+    left.
+    """
+    rows = -(-values.shape[-1] // _SUM_LANES)
+    padded = torch.nn.functional.pad(values, (0, rows * _SUM_LANES - values.shape[-1]))
+    lanes = torch.zeros_like(padded[..., :_SUM_LANES]) if rows else values.new_zeros(*values.shape[:-1], _SUM_LANES)
+    for row in range(rows):
+        lanes = lanes + padded[..., row * _SUM_LANES : (row + 1) * _SUM_LANES]
+    while lanes.shape[-1] > 1:
+        lanes = lanes[..., : lanes.shape[-1] // 2] + lanes[..., lanes.shape[-1] // 2 :]
+    return lanes[..., 0]
+
+
+def sum_of_squares(grad: Tensor) -> Tensor:
+    """Add the squares of a gradient's elements, each rounded to float64, in the order of its dimensions.
+
+    ``ordered_sum`` adds those of each 4096 elements, and then what these have given.
+    """
+    wide = grad.detach().reshape(-1).double()
+    units = -(-wide.numel() // _SUM_UNIT)
+    squares = torch.nn.functional.pad(wide * wide, (0, units * _SUM_UNIT - wide.numel()))
+    return ordered_sum(ordered_sum(squares.reshape(units, _SUM_UNIT)))
 
 
 @functools.cache

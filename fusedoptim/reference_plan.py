@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -42,6 +42,7 @@ class _Row:
     fresh: bool
     options: dict[str, Any]
     maximize: bool
+    clip: float = 1.0
 
 
 class ReferencePlan:
@@ -69,6 +70,7 @@ class ReferencePlan:
         state: dict[Tensor, dict[str, Any]],
         new_state: Callable[[Tensor, dict[str, Any]], dict[str, Any]],
         write_grads: bool,
+        clips: Sequence[float] = (),
     ) -> list[list[Tensor]] | None:
         """Read and check all parameters that have a gradient.
 
@@ -77,6 +79,7 @@ class ReferencePlan:
             state: The optimizer's state.
             new_state: Makes the state of a parameter that has none.
             write_grads: The step will also write to the gradients, which must be possible.
+            clips: What the gradients of each group are multiplied by; none for 1.
 
         Returns:
             None, or for each group the parameters that torch's own implementation must take.
@@ -100,6 +103,8 @@ class ReferencePlan:
                     if write_grads and _shares_elements(local_of(param.grad)):
                         raise RuntimeError(f"{_SHARED} a gradient to be zeroed or unscaled in {name}")
                     reason = self._add(param, group, options, state.get(param, {}), new_state, name)
+                    if reason is None and clips:
+                        self._rows[-1].clip = clips[index]
                 if reason is None:
                     continue
                 if options is not None and group.get("fused") and reason not in _FOR_TORCH_ALONE:
@@ -269,7 +274,7 @@ class ReferencePlan:
             own_state = {name: local_of(value) for name, value in row.state.items()}
             if grad_scale is not None:
                 own_grad.copy_(reference.prepare_grad(own_grad, grad_scale=grad_scale))
-            grad = reference.prepare_grad(own_grad, maximize=row.maximize)
+            grad = reference.prepare_grad(own_grad, maximize=row.maximize, clip=row.clip)
             old = {} if row.fresh and "step" not in row.state else own_state  # a new momentum buffer is not read
             step = 1.0
             if "step" in row.state:

@@ -280,7 +280,9 @@ class FusedStep(Optimizer):
             return
         other = object.__new__(type(self))  # no group is changed, even for a moment: an interrupt would leave it so
         other.__dict__.update(self.__dict__)
-        other.param_groups = [_group_of(group, some) for group, some in zip(self.param_groups, params) if some]
+        other.param_groups = [
+            _group_of(group, some) for group, some in zip(self.param_groups, params, strict=True) if some
+        ]
         step(other)
         other.param_groups = self.param_groups
         self.__dict__.update(other.__dict__)

@@ -48,6 +48,7 @@ struct Task {
   int64_t count = 0;               // elements
   const Layout* layout = nullptr;  // null: every operand is contiguous in one common order of elements
   bool maximize = false;
+  double clip = 1;     // grad is multiplied by it, and rounded as grad is stored; what is stored stays as it is
   int device = kHost;  // or the number of a CUDA device, on which everything below may lie
   // Not null: the constants are folded on the device from these; `constants` is null.
   const DeviceOptions* device_options = nullptr;

@@ -2,18 +2,13 @@
 #include <utility>
 
 #include "cpu/instruction_set.h"
-#include "cpu/pack.h"
+#include "cpu/squares.h"
 
 namespace fusedoptim {
 namespace FUSEDOPTIM_ISA {
 
 using cpu::InstructionSet;
 using cpu::Kernel;
-
-// How many bytes ahead of the work operands are fetched. The processor's own prefetcher stops at the end of each page
-// of 4 KiB; on ResNet-50 this takes Adam's step from 0.87 to 0.98 of the streaming limit.
-constexpr int kAhead = 2048;
-constexpr int kLine = 64;
 
 template <template <class> class Rule, class S, int variant>
 struct Loop {
@@ -23,10 +18,10 @@ struct Loop {
 
   // `load` and `store` take an operand and say how many elements move: body and tail are this one text.
   template <class V, class Load, class Store>
-  FUSEDOPTIM_SIMD static void update(const Rule<T>& rule, S* const* at, T sign, Load load, Store store) {
+  FUSEDOPTIM_SIMD static void update(const Rule<T>& rule, S* const* at, T factor, Load load, Store store) {
     V state[kStates + 1];
     V param = load(at[0]);
-    const V grad = flip_sign(load(at[1]), sign);
+    const V grad = load(at[1]) * V(factor);
     for (int k = 0; k < kStates; ++k) state[k] = load(at[2 + k]);
     rule.template operator()<variant>(param, grad, state);
     store(at[0], param);
@@ -42,7 +37,7 @@ struct Loop {
   // As many whole V as there are. Where V takes several lines, those after the first are fetched when it is done:
   // fetched together, they make a step from memory 4 % slower.
   template <class V>
-  FUSEDOPTIM_SIMD static void walk(const Rule<T>& rule, S** at, int64_t& left, T sign) {
+  FUSEDOPTIM_SIMD static void walk(const Rule<T>& rule, S** at, int64_t& left, T factor) {
     for (; left >= V::kLanes; left -= V::kLanes) {
       fetch_line(at, 0);
       const auto load = [](const S* from) {
@@ -50,24 +45,24 @@ struct Loop {
         load_into(v, from);
         return v;
       };
-      update<V>(rule, at, sign, load, [](S* to, const V& v) { store(to, v); });
+      update<V>(rule, at, factor, load, [](S* to, const V& v) { store(to, v); });
       for (int line = 1; line < V::kLanes * int(sizeof(S)) / kLine; ++line) fetch_line(at, line);
       for (int k = 0; k < 2 + kStates; ++k) at[k] += V::kLanes;
     }
   }
 
-  static void run(const void* rule_, void* const* operands, int64_t begin, int64_t count, bool maximize) {
+  static void run(const void* rule_, void* const* operands, int64_t begin, int64_t count, double factor_) {
     const Rule<T> rule = *static_cast<const Rule<T>*>(rule_);
-    const T sign = maximize ? T(-0.0) : T(0.0);
+    const T factor = T(factor_);
     S* at[2 + kStates];
     for (int k = 0; k < 2 + kStates; ++k) at[k] = static_cast<S*>(operands[k]) + begin;
     int64_t left = count;
-    if constexpr (kSideBySide<S> > 1) walk<PackOf<S>>(rule, at, left, sign);
-    walk<Vec<T>>(rule, at, left, sign);
+    if constexpr (kSideBySide<S> > 1) walk<PackOf<S>>(rule, at, left, factor);
+    walk<Vec<T>>(rule, at, left, factor);
     if (left > 0) {
       const int part = int(left);
       update<Vec<T>>(
-          rule, at, sign, [part](const S* p) { return load_part(p, part); },
+          rule, at, factor, [part](const S* p) { return load_part(p, part); },
           [part](S* p, Vec<T> v) { store_part(p, v, part); });
     }
   }
@@ -82,6 +77,16 @@ void unscale(void* grad, int64_t begin, int64_t count, double scale) {
   if (count > 0) store_part(at, load_part(at, int(count)) / divisor, int(count));
 }
 
+template <class S>
+void scale(const void* from_, void* to_, int64_t count, double factor_) {
+  using V = Vec<Arithmetic<S>>;
+  const V factor{Arithmetic<S>(factor_)};
+  const S* from = static_cast<const S*>(from_);
+  S* to = static_cast<S*>(to_);
+  for (; count >= V::kLanes; count -= V::kLanes, from += V::kLanes, to += V::kLanes) store(to, load(from) * factor);
+  if (count > 0) store_part(to, load_part(from, int(count)) * factor, int(count));
+}
+
 // ---- the table of all of them -------------------------------------------------------------------------------------
 template <template <class> class Rule, int... variants>
 constexpr void fill_rule(Kernel (&kernels)[kMaxVariants][kDTypes], std::integer_sequence<int, variants...>) {
@@ -94,7 +99,11 @@ constexpr void fill_rule(Kernel (&kernels)[kMaxVariants][kDTypes], std::integer_
 
 template <template <class> class... Rules>
 constexpr InstructionSet fill(const char* name, RuleList<Rules...>) {
-  InstructionSet set{name, {}, {unscale<double>, unscale<float>, unscale<BFloat16>, unscale<Half>}};
+  InstructionSet set{name,
+                     {},
+                     {unscale<double>, unscale<float>, unscale<BFloat16>, unscale<Half>},
+                     {scale<double>, scale<float>, scale<BFloat16>, scale<Half>},
+                     {squares<double>, squares<float>, squares<BFloat16>, squares<Half>}};
   int rule = 0;
   (fill_rule<Rules>(set.kernels[rule++], std::make_integer_sequence<int, Rules<float>::kVariants>()), ...);
   return set;

@@ -78,11 +78,6 @@ struct Pack {
   }
 };
 
-template <class T, int count, bool spares_divider>
-FUSEDOPTIM_SIMD Pack<T, count, spares_divider> flip_sign(Pack<T, count, spares_divider> x, T mask) {
-  return x.each([mask](Vec<T> part) { return flip_sign(part, mask); }, x);
-}
-
 // ---- how many, and where they lie ---------------------------------------------------------------------------------
 // Two where that was measured to be faster: of three, and of most with the 16 registers of AVX2, some wait in memory.
 #if defined(__AVX512F__)

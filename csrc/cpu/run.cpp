@@ -27,7 +27,7 @@ class Runner {
       });
     } else {
       // With a second pass over grad the chunk is walked in blocks, so that this pass finds it in the cache.
-      const bool passes = options_.unscale || options_.zero_grad;
+      const bool passes = options_.unscale || options_.zero_grad || is_clipped_apart(task);
       for_blocks(chunk, passes ? kBlock : kChunk, [&](int64_t at, int64_t n) { update(task, task.operands, at, n); });
     }
   }
@@ -41,12 +41,31 @@ class Runner {
   }
 
   void update(const Task& task, void* const* operands, int64_t begin, int64_t count) const {
+    const double sign = task.maximize ? -1 : 1;
     if (options_.unscale) set_.unscale[int(task.dtype)](operands[1], begin, count, options_.grad_scale);
-    set_.kernels[task.rule][task.variant][int(task.dtype)](task.constants, operands, begin, count, task.maximize);
+    if (is_clipped_apart(task)) {
+      clipped_apart(task, operands, begin, count, sign);
+    } else {
+      kernel(task)(task.constants, operands, begin, count, sign * task.clip);
+    }
     if (options_.zero_grad) {
       const size_t size = size_of(task.dtype);
       std::memset(static_cast<char*>(operands[1]) + begin * size, 0, count * size);
     }
+  }
+
+  cpu::Kernel kernel(const Task& task) const { return set_.kernels[task.rule][task.variant][int(task.dtype)]; }
+
+  // Of 16 bits, a product is rounded to storage before the rule sees it: in a buffer, for grad stays as it is.
+  static bool is_clipped_apart(const Task& task) { return task.clip != 1 && size_of(task.dtype) == 2; }
+
+  void clipped_apart(const Task& task, void* const* operands, int64_t begin, int64_t count, double sign) const {
+    alignas(64) uint16_t clipped[kBlock];
+    void* at[kMaxOperands];
+    for (int k = 0; k < task.operand_count; ++k) at[k] = static_cast<uint16_t*>(operands[k]) + begin;
+    set_.scale[int(task.dtype)](at[1], clipped, count, task.clip);
+    at[1] = clipped;
+    kernel(task)(task.constants, at, 0, count, sign);
   }
 
   template <class Element>
@@ -55,12 +74,12 @@ class Runner {
     void* operands[kMaxOperands];
     for (int k = 0; k < task.operand_count; ++k) {
       operands[k] = scratch[k];
-      gather(task, k, begin, count, scratch[k]);
+      gather(*task.layout, k, static_cast<const Element*>(task.operands[k]), begin, count, scratch[k]);
     }
     update(task, operands, 0, count);
     for (int k = 0; k < task.operand_count; ++k) {
       const bool written = k != 1 || options_.zero_grad || options_.unscale;
-      if (written) scatter(task, k, begin, count, scratch[k]);
+      if (written) scatter(*task.layout, k, static_cast<Element*>(task.operands[k]), begin, count, scratch[k]);
     }
   }
 

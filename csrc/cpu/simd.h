@@ -123,11 +123,4 @@ struct Vec {
   friend FUSEDOPTIM_SIMD Vec max(Vec a, Vec b) { return Vec(R(raw_max(a.raw, b.raw))); }
 };
 
-// Flips the sign of every lane where `mask` is -0.0, and of none where it is 0.0.
-template <class T>
-FUSEDOPTIM_SIMD Vec<T> flip_sign(Vec<T> x, T mask) {
-  using Bits = decltype(x.raw == x.raw);
-  return Vec<T>((typename Vec<T>::R)((Bits)x.raw ^ (Bits)Vec<T>(mask).raw));
-}
-
 }  // namespace fusedoptim::FUSEDOPTIM_ISA

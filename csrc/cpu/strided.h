@@ -32,16 +32,14 @@ void for_each_offset(const Layout& layout, int operand, int64_t begin, int64_t c
 
 // Copied as bytes, for a tensor over foreign memory may begin at any byte.
 template <class Element>
-void gather(const Task& task, int operand, int64_t begin, int64_t count, Element* to) {
-  const Element* from = static_cast<const Element*>(task.operands[operand]);
-  for_each_offset(*task.layout, operand, begin, count,
+void gather(const Layout& layout, int operand, const Element* from, int64_t begin, int64_t count, Element* to) {
+  for_each_offset(layout, operand, begin, count,
                   [&](int64_t i, int64_t at) { std::memcpy(to + i, from + at, sizeof(Element)); });
 }
 
 template <class Element>
-void scatter(const Task& task, int operand, int64_t begin, int64_t count, const Element* from) {
-  Element* to = static_cast<Element*>(task.operands[operand]);
-  for_each_offset(*task.layout, operand, begin, count,
+void scatter(const Layout& layout, int operand, Element* to, int64_t begin, int64_t count, const Element* from) {
+  for_each_offset(layout, operand, begin, count,
                   [&](int64_t i, int64_t at) { std::memcpy(to + at, from + i, sizeof(Element)); });
 }
 

@@ -23,7 +23,7 @@ __device__ __forceinline__ void update(const Rule<T>& rule, S* const* at, const 
     for (int i = 0; i < width; ++i) {
       if (launch.grad_scale != nullptr) operands[1].at[i] = narrow<S>(widen(operands[1].at[i]) / grad_scale);
       T param = widen(operands[0].at[i]), grad = widen(operands[1].at[i]), state[kStates + 1];
-      if (launch.maximize) grad = -grad;
+      if (launch.factor != 1) grad = widen(narrow<S>(grad * T(launch.factor)));
 #pragma unroll
       for (int k = 0; k < kStates; ++k) state[k] = widen(operands[2 + k].at[i]);
       rule.template operator()<variant>(param, grad, state);

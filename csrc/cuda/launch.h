@@ -43,7 +43,8 @@ struct StepLaunch {
   const float* found_inf;   // null, or: the step is taken only if it is 0
   const float* grad_scale;  // null, or: grad is divided by it first, and stored
   int32_t chunk_count, counts_count;
-  bool maximize, zero_grad;
+  double factor;  // grad is multiplied by it, and rounded as grad is stored: 1, -1 to maximize, or clipped
+  bool zero_grad;
   bool fold_on_device;  // `fold` holds the rule's options and not its constants
   int32_t number_count;
   double step;  // the step count, after its increment, of rows that have none on the device

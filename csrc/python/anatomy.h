@@ -126,6 +126,12 @@ class Anatomy {
     __builtin_prefetch(tensor.at() + keys());
   }
 
+  // How often torch has counted a write; -1 of an inference tensor, which has no count.
+  int64_t version(Body tensor) const {
+    const Body counter = tensor.follow(version_);
+    return counter ? int64_t(counter.read<uint32_t>(kVersion)) : -1;
+  }
+
   // As torch.autograd.graph.increment_version, for a tensor that is ordinary.
   void bump_version(Body tensor) const {
     char* counter = tensor.read<char*>(version_);

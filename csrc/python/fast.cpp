@@ -16,7 +16,7 @@ constexpr size_t kRowsAhead = 8;
 }  // namespace
 
 bool Plan::fast_step(py::handle optimizer, const cpu::InstructionSet& set, bool zero_grad, const double* grad_scale,
-                     bool drop_grads) {
+                     bool drop_grads, const std::vector<double>& clips) {
   all_general_ = Anatomy::get() == nullptr;
   if (all_general_ || in_use_ || !odd_.empty()) return false;
   const Attributes attributes(optimizer);
@@ -34,7 +34,7 @@ bool Plan::fast_step(py::handle optimizer, const cpu::InstructionSet& set, bool 
   options.unscale = grad_scale != nullptr;
   if (options.unscale) options.grad_scale = usual_if_nan(*grad_scale);
   const bool grads_are_written = zero_grad || options.unscale;
-  if (!read_groups(groups)) return false;
+  if (!read_groups(groups, clips)) return false;
 
   extents_.begin();
   if (!look(state.ptr(), zero_grad)) return false;
@@ -92,7 +92,7 @@ bool Plan::has_torchs_parts(py::handle optimizer, py::handle attributes) const {
 }
 
 // Only this part may run Python code, as reading a learning rate from a tensor does; no tensor has been looked at yet.
-bool Plan::read_groups(py::handle groups) {
+bool Plan::read_groups(py::handle groups, const std::vector<double>& clips) {
   for (Py_ssize_t g = 0; g < PyList_GET_SIZE(groups.ptr()); ++g) {
     const py::object dict = py::reinterpret_borrow<py::object>(PyList_GET_ITEM(groups.ptr(), g));
     const GroupReader reader(dict, int(g));
@@ -103,6 +103,7 @@ bool Plan::read_groups(py::handle groups) {
     group.params = reader.params();
     group.dict = dict;
     group.maximize = reader.flag("maximize");
+    group.clip = clip_of(clips, g);
     rule_.read(GroupReader(dict, int(g), &group.on_device), group.options);
     if (!group.on_device.empty()) return false;
   }
@@ -206,6 +207,7 @@ const char* Plan::look_at(Group& group, FastRow& row, Task& task, PyObject* stat
   task.count = count;
   task.layout = nullptr;
   task.maximize = group.maximize;
+  task.clip = group.clip;
   const auto add = [&](int k, Body tensor) {
     char* data = anatomy.data(tensor, item_size);
     if (data == nullptr && bytes > 0) return false;

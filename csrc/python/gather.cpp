@@ -58,7 +58,8 @@ Plan::Plan(const std::string& rule, py::iterable torch_parts, py::iterable mode_
   if (rule_.counts_steps) names_.push_back(intern("step"));
 }
 
-py::object Plan::gather(py::iterable groups, py::object state, py::object new_state, bool write_grads) {
+py::object Plan::gather(py::iterable groups, py::object state, py::object new_state, bool write_grads,
+                        const std::vector<double>& clips) {
   const Use use(*this);
   forget();
   extents_.begin();
@@ -79,6 +80,7 @@ py::object Plan::gather(py::iterable groups, py::object state, py::object new_st
       group->dict = dict;
       group->params = params;
       group->maximize = reader.flag("maximize");
+      group->clip = clip_of(clips, g);
       group->strict = reader.flag("fused");
       rule_.read(GroupReader(dict, g, &group->on_device), group->options);
     }
@@ -321,7 +323,7 @@ void Plan::add_task(Row& row, const Views& views, DType dtype, int variant, int 
   std::vector<Task>& tasks = row.on_device ? device_tasks_ : tasks_;
   row.task = tasks.size();
   Task& task = tasks.emplace_back(
-      Task{rule_.index, variant, dtype, operands, nullptr, {}, param.count, nullptr, group.maximize});
+      Task{rule_.index, variant, dtype, operands, nullptr, {}, param.count, nullptr, group.maximize, group.clip});
   task.next_step = row.step.next;
   if (row.on_device) task.device = param.device.index;
   if (row.step.on_device) task.step = {row.step.at, row.step.is_double, 0};

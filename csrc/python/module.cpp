@@ -4,6 +4,7 @@
 #include <optional>
 
 #include "cuda/info.h"
+#include "python/grads.h"
 #include "python/plan.h"
 
 #if defined(_OPENMP)
@@ -14,6 +15,7 @@ namespace py = pybind11;
 using namespace pybind11::literals;
 using fusedoptim::cpu::InstructionSet;
 using fusedoptim::cpu::InstructionSets;
+using fusedoptim::python::Grads;
 using fusedoptim::python::Plan;
 
 namespace {
@@ -38,8 +40,9 @@ T checked(py::handle value, const char* name, const char* type) {
 
 py::iterable as_groups(py::handle value) { return checked<py::iterable>(value, "groups", "a list of dicts"); }
 
-py::object gather(Plan& plan, py::handle groups, py::object state, py::object new_state, bool write_grads) {
-  return plan.gather(as_groups(groups), std::move(state), std::move(new_state), write_grads);
+py::object gather(Plan& plan, py::handle groups, py::object state, py::object new_state, bool write_grads,
+                  const std::vector<double>& clips) {
+  return plan.gather(as_groups(groups), std::move(state), std::move(new_state), write_grads, clips);
 }
 
 bool commit(Plan& plan, py::handle state, py::handle set, int threads, bool zero_grad, py::object grad_scale,
@@ -56,9 +59,19 @@ void set_instruction_set(py::handle set) {
   of_fast_steps = &py::cast<const InstructionSet&>(set);
 }
 
-bool fast_step(Plan& plan, py::handle optimizer, bool zero_grad, std::optional<double> grad_scale, bool drop_grads) {
+const InstructionSet& chosen_set() {
   if (of_fast_steps == nullptr) of_fast_steps = fusedoptim::cpu::supported().sets[0];
-  return plan.fast_step(optimizer, *of_fast_steps, zero_grad, grad_scale ? &*grad_scale : nullptr, drop_grads);
+  return *of_fast_steps;
+}
+
+bool fast_step(Plan& plan, py::handle optimizer, bool zero_grad, std::optional<double> grad_scale, bool drop_grads,
+               const std::vector<double>& clips) {
+  return plan.fast_step(optimizer, chosen_set(), zero_grad, grad_scale ? &*grad_scale : nullptr, drop_grads, clips);
+}
+
+double sum_squares(const Grads& grads, const std::vector<double>& of_others, std::optional<double> grad_scale,
+                   int threads) {
+  return grads.sum_squares(of_others, grad_scale ? &*grad_scale : nullptr, threads, chosen_set());
 }
 
 bool zero_grads(Plan& plan, py::handle groups, int threads, bool even_if_watched) {
@@ -101,15 +114,28 @@ PYBIND11_MODULE(_C, m) {
       .def(py::init<const std::string&, py::iterable, py::iterable, py::object, py::object>(), "rule"_a,
            "torch_parts"_a = py::tuple(), "mode_checks"_a = py::tuple(), "forward_ad"_a = py::dict(),
            "watch_operations"_a = py::none())
-      .def("fast_step", fast_step, "optimizer"_a, "zero_grad"_a, "grad_scale"_a, "drop_grads"_a)
+      .def("fast_step", fast_step, "optimizer"_a, "zero_grad"_a, "grad_scale"_a, "drop_grads"_a,
+           "clips"_a = std::vector<double>())
       .def("is_ours", py::overload_cast<py::handle>(&Plan::is_ours, py::const_), "optimizer"_a)
-      .def("gather", gather, "groups"_a, "state"_a, "new_state"_a, "write_grads"_a)
+      .def("gather", gather, "groups"_a, "state"_a, "new_state"_a, "write_grads"_a, "clips"_a = std::vector<double>())
       .def("commit", commit, "state"_a, "instruction_set"_a, "threads"_a, "zero_grad"_a, "grad_scale"_a, "found_inf"_a,
            "drop_grads_of"_a = py::none())
       .def("is_skipped_by_host", &Plan::is_skipped_by_host)
       .def("explain", explain, "groups"_a, "state"_a, "new_state"_a)
       .def("zero_grads", zero_grads, "groups"_a, "threads"_a, "even_if_watched"_a = false)
       .def("clear", &Plan::clear);
+
+  py::class_<Grads>(m, "Grads")
+      .def(py::init([](py::handle lists) { return Grads(checked<py::iterable>(lists, "lists", "lists of tensors")); }),
+           "lists"_a)
+      .def("__len__", &Grads::count)
+      .def("others", &Grads::others)
+      .def("samples", &Grads::samples)
+      .def("sum_squares", sum_squares, "of_others"_a, "grad_scale"_a, "threads"_a)
+      .def(
+          "scale", [](Grads& grads, double factor, int threads) { grads.scale(factor, threads, chosen_set()); },
+          "factor"_a, "threads"_a)
+      .def("are_as_found", &Grads::are_as_found);
 
   m.def(
       "learn_layout", fusedoptim::python::Anatomy::learn,

@@ -41,9 +41,9 @@ class Plan {
 
   // Takes the whole step of an optimizer at once where all parameters and what belongs to them are plain CPU tensors of
   // one layout, their state is there, and the optimizer overrides none of torch's parts. Else changes nothing and
-  // returns false. `grad_scale`: null for none.
+  // returns false. `grad_scale`: null for none. `clips`: what the gradients of each group are multiplied by, or empty.
   bool fast_step(py::handle optimizer, const cpu::InstructionSet& set, bool zero_grad, const double* grad_scale,
-                 bool drop_grads);
+                 bool drop_grads, const std::vector<double>& clips);
 
   // Whether neither the optimizer nor a mode that is active asks for torch's own step.
   bool is_ours(py::handle optimizer) const { return is_ours(optimizer, Attributes(optimizer)); }
@@ -52,7 +52,8 @@ class Plan {
   // group)` makes the state of a parameter that has none, as a dict; `write_grads`: the step will also write to the
   // gradients. Returns None, or, where some parameters are not for the kernels, one list per group of those that torch
   // must take. A group with fused=True raises for such a parameter, unless only torch can know what it means.
-  py::object gather(py::iterable groups, py::object state, py::object new_state, bool write_grads);
+  py::object gather(py::iterable groups, py::object state, py::object new_state, bool write_grads,
+                    const std::vector<double>& clips = {});
 
   // Whether what was gathered can only be skipped by the host, not by a number on a device. A parameter on the host is
   // one reason, a step count there another, and a rule whose first step is another one.
@@ -80,6 +81,7 @@ class Plan {
   struct Group {
     py::object dict, params;
     int index;
+    double clip = 1;
     bool maximize, strict, all_general = false;
     Options options;
     std::vector<OptionOnDevice> on_device;                        // what is missing in `options`
@@ -149,7 +151,7 @@ class Plan {
   bool is_ours(py::handle optimizer, const Attributes& attributes) const;
   bool is_watched() const;  // by a mode of torch
   bool has_torchs_parts(py::handle optimizer, py::handle attributes) const;
-  bool read_groups(py::handle groups);
+  bool read_groups(py::handle groups, const std::vector<double>& clips);
   bool look(PyObject* state, bool zero_grad);  // at all that is not odd; what turns out to be is added to odd_
   const char* look_at(Group& group, FastRow& row, Task& task, PyObject* state, bool zero_grad);
   const char* look_at_step(PyObject* object, Body& tensor, Step& out);

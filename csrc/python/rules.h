@@ -21,6 +21,11 @@ struct Constants {
 // x, and for any NaN the usual one, as whatever the kernels compute with must be: see nearest_bf16.
 double usual_if_nan(double x);
 
+// Of a group, from one for each or none.
+inline double clip_of(const std::vector<double>& clips, Py_ssize_t group) {
+  return size_t(group) < clips.size() ? usual_if_nan(clips[size_t(group)]) : 1;
+}
+
 // An option that was left on its CUDA device: a tensor in place of a double of the rule's options.
 struct OptionOnDevice {
   pybind11::object tensor;

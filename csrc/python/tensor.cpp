@@ -81,6 +81,7 @@ Torch::Torch() {
   }
   grad_ = getset(base, "grad");
   requires_grad_ = getset(base, "requires_grad");
+  version_ = getset(base, "_version");
   full_ = torch.attr("full");
   float32_ = torch.attr("float32");
   float64_ = torch.attr("float64");
@@ -119,6 +120,13 @@ void Torch::clear_grad(py::handle tensor) const {
 
 bool Torch::requires_grad(py::handle tensor) const {
   return owned(requires_grad_->get(tensor.ptr(), requires_grad_->closure)).is(py::handle(Py_True));
+}
+
+int64_t Torch::version(py::handle tensor) const {
+  PyObject* const found = version_->get(tensor.ptr(), version_->closure);
+  if (found != nullptr) return PyLong_AsLongLong(py::reinterpret_steal<py::object>(found).ptr());
+  PyErr_Clear();
+  return -1;
 }
 
 bool Torch::is_negative(py::handle tensor) const {

@@ -48,6 +48,7 @@ class Torch {
   py::object grad(py::handle tensor) const;
   void clear_grad(py::handle tensor) const;
   bool requires_grad(py::handle tensor) const;
+  int64_t version(py::handle tensor) const;   // counts the writes that torch knows of; -1 of an inference tensor
   bool is_negative(py::handle tensor) const;  // a lazily negated view, whose memory holds the opposite sign
   // Whether a TorchFunctionMode, which is Python code, would be called with what torch's accessors are asked.
   bool runs_function_modes() const;
@@ -71,6 +72,7 @@ class Torch {
   const dlpack::ExchangeApi* api_;
   PyGetSetDef* grad_;
   PyGetSetDef* requires_grad_;
+  PyGetSetDef* version_;
   bool begins_at_null(py::handle plain, const char* data, int64_t item_size) const;
   PyCFunction is_neg_;
   py::object storage_offset_, full_, float32_, float64_, runs_function_modes_, get_num_threads_;

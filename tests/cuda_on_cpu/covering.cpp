@@ -10,7 +10,7 @@
 //   strided  layouts x zero_grad x grad_scale, as a strided row takes another way through the loop.
 //
 // All else turns with the number of the launch, by counts that share no factor, so that across the 64 kernels every
-// pair of it occurs: found_inf absent or 0, -0; the fold; the grid from one block to more blocks than chunks.
+// pair of it occurs: found_inf absent or 0, -0; the clip; the fold; the grid from one block to more blocks than chunks.
 #include "covering.h"
 
 #include <cmath>
@@ -175,6 +175,8 @@ class Design {
     const std::optional<float> not_found[] = {std::nullopt, 0.0f, -0.0f};
     step.found_inf = not_found[launch_ % 3];
     set_flags(step, int(launch_ % 7));
+    constexpr double kClips[] = {1, 0.3, 1, 1, 0.7, 1, 1, 1e-3, 1, 0, 1};
+    step.clip = kClips[launch_ % std::size(kClips)];
     step.grid = 0;
     return step;
   }

@@ -233,7 +233,7 @@ class Check {
     launch.grad_scale = step_.grad_scale.has_value() ? grad_scale.at<float>() : nullptr;
     launch.chunk_count = int(chunks_.size());
     launch.counts_count = int(counts_.size());
-    launch.maximize = step_.maximize;
+    launch.factor = step_.maximize ? -step_.clip : step_.clip;
     launch.zero_grad = step_.zero_grad;
     launch.fold_on_device = on_device();
     // Only of rows without a step count on the device; nothing may read it elsewhere.
@@ -281,6 +281,7 @@ class Check {
         task.layout = &layouts[i];
       }
       task.maximize = step_.maximize;
+      task.clip = step_.clip;
       tasks.push_back(task);
     }
     if (skips()) {
@@ -359,10 +360,11 @@ std::string describe(const StepCase& step) {
                                     "the device, counting on the host"};
   const auto optional = [](const std::optional<float>& x) { return x.has_value() ? std::to_string(*x) : "none"; };
   return all_rules()[step.rule].name + " variant " + std::to_string(step.variant) + " " + name_of(step.dtype) +
-         (step.maximize ? ", maximize" : "") + (step.zero_grad ? ", zero_grad" : "") + ", grad_scale " +
-         optional(step.grad_scale) + ", found_inf " + optional(step.found_inf) + ", folded on " +
-         kFolds[int(step.fold)] + ", " + std::to_string(step.device_numbers) + " device numbers, grid " +
-         std::to_string(step.grid) + ", seed " + std::to_string(step.seed);
+         (step.maximize ? ", maximize" : "") + (step.zero_grad ? ", zero_grad" : "") + ", clip " +
+         std::to_string(step.clip) + ", grad_scale " + optional(step.grad_scale) + ", found_inf " +
+         optional(step.found_inf) + ", folded on " + kFolds[int(step.fold)] + ", " +
+         std::to_string(step.device_numbers) + " device numbers, grid " + std::to_string(step.grid) + ", seed " +
+         std::to_string(step.seed);
 }
 
 int64_t check(const StepCase& step, int guard) {

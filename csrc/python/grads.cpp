@@ -1,0 +1,123 @@
+#include "python/grads.h"
+
+#include "core/sum.h"
+#include "python/anatomy.h"
+#include "python/checks.h"
+#include "python/rules.h"
+
+namespace fusedoptim::python {
+
+Grads::Grads(py::iterable lists) {
+  const Torch& torch = Torch::get();
+  for (const py::handle each : lists) {
+    const py::list params(py::reinterpret_borrow<py::object>(each));
+    found_.reserve(found_.size() + params.size());
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(params.ptr()); ++i) {
+      Found found;
+      found.param = py::reinterpret_borrow<py::object>(PyList_GET_ITEM(params.ptr(), i));
+      found.grad = torch.grad(found.param);
+      if (!found.grad.is_none()) found_.push_back(std::move(found));
+    }
+  }
+  // All that may run Python code is done.
+  const NoCollection no_collection;
+  grads_.reserve(found_.size());
+  for (Found& found : found_) {
+    found.data =
+        torch.is_plain(found.grad.ptr()) && view(found.grad) ? static_cast<char*>(grads_.back().data) : nullptr;
+    found.version = version_of(found.grad);
+  }
+}
+
+int64_t Grads::version_of(py::handle grad) {
+  const Anatomy* const anatomy = Anatomy::get();
+  return anatomy != nullptr && Torch::get().is_plain(grad.ptr()) ? anatomy->version(anatomy->body(grad.ptr()))
+                                                                 : Torch::get().version(grad);
+}
+
+bool Grads::view(py::handle grad) {
+  const Anatomy* const anatomy = Anatomy::get();
+  DType dtype;
+  if (anatomy != nullptr) {
+    const Body body = anatomy->body(grad.ptr());
+    if (anatomy->is_ordinary(body) && anatomy->dtype(body, dtype) && anatomy->is_row_major(body)) {
+      const int64_t size = int64_t(size_of(dtype)), count = anatomy->count(body);
+      char* const data = anatomy->data(body, size);
+      if (data == nullptr) return false;
+      grads_.push_back({data, count, dtype, nullptr});
+      extents_.add(data, data + count * size, true);
+      return true;
+    }
+  }
+  View view;
+  if (!Torch::get().view(grad.ptr(), view) || view.device.type != dlpack::kCpu || !dtype_of(view, dtype) ||
+      is_negated(grad) || (!view.row_major && !view.disjoint()))
+    return false;
+  const Layout* layout = nullptr;
+  if (!view.row_major) {
+    std::vector<int64_t>& numbers = layout_numbers_.emplace_back(view.sizes, view.sizes + view.ndim);
+    numbers.insert(numbers.end(), view.strides, view.strides + view.ndim);
+    layout = &layouts_.emplace_back(Layout{view.ndim, numbers.data(), numbers.data() + view.ndim});
+  }
+  grads_.push_back({view.data, view.count, dtype, layout});
+  if (view.count > 0) extents_.add(view.data, view.end, true);
+  return true;
+}
+
+py::list Grads::others() const {
+  py::list others;
+  for (const Found& found : found_) {
+    if (found.data == nullptr) others.append(found.grad);
+  }
+  return others;
+}
+
+py::list Grads::samples() const {
+  py::list samples;
+  unsigned seen = 0;  // a bit for each dtype
+  size_t next = 0;
+  for (const Found& found : found_) {
+    if (found.data != nullptr) {
+      const unsigned bit = 1u << int(grads_[next++].dtype);
+      if ((seen & bit) != 0) continue;
+      seen |= bit;
+    }
+    samples.append(found.grad);
+  }
+  return samples;
+}
+
+double Grads::sum_squares(const std::vector<double>& of_others, const double* grad_scale, int threads,
+                          const cpu::InstructionSet& set) const {
+  std::vector<double> sums(grads_.size()), all;
+  {
+    const py::gil_scoped_release released;
+    cpu::sum_squares(grads_, grad_scale, threads, set, sums.data());
+  }
+  size_t own = 0, other = 0;
+  for (const Found& found : found_) all.push_back(found.data != nullptr ? sums[own++] : of_others.at(other++));
+  return ordered_sum(all.data(), int64_t(all.size()));
+}
+
+void Grads::scale(double factor, int threads, const cpu::InstructionSet& set) {
+  py::list written;
+  for (const Found& found : found_) {
+    if (found.data != nullptr) written.append(found.grad);
+  }
+  const bool are_shared = extents_.are_shared(true);  // then one after the other, as a loop over them would
+  {
+    const py::gil_scoped_release released;
+    cpu::scale(grads_, usual_if_nan(factor), are_shared ? 1 : threads, set);
+  }
+  Torch::get().bump_versions(written);
+}
+
+bool Grads::are_as_found() const {
+  const Torch& torch = Torch::get();
+  for (const Found& found : found_) {
+    if (!torch.grad(found.param).is(found.grad) || version_of(found.grad) != found.version) return false;
+  }
+  return true;
+}
+
+}  // namespace fusedoptim::python

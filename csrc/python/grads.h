@@ -1,0 +1,54 @@
+// The gradients of many parameters at once: their norm, and their clipping where they are to be stored clipped.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <deque>
+#include <vector>
+
+#include "cpu/grads.h"
+#include "python/extents.h"
+#include "python/tensor.h"
+
+namespace fusedoptim::python {
+
+// Looked at once, and owned from then on: an address that is looked at again later cannot be that of another tensor.
+class Grads {
+ public:
+  // `lists`: of parameters, of which those that have no gradient are passed by. No mode of torch may be active.
+  explicit Grads(py::iterable lists);
+
+  int64_t count() const { return int64_t(found_.size()); }
+  // Those that are not plain memory of the CPU, which only Python can measure and scale, in their order.
+  py::list others() const;
+  // The first of each dtype and device, in their order.
+  py::list samples() const;
+
+  // The sum of all squares, in the order of core/sum.h. `of_others`: those of `others()`, as doubles. `grad_scale`:
+  // null, or what each element is divided by first, and rounded.
+  double sum_squares(const std::vector<double>& of_others, const double* grad_scale, int threads,
+                     const cpu::InstructionSet& set) const;
+
+  // Multiplies all but the others, in place.
+  void scale(double factor, int threads, const cpu::InstructionSet& set);
+
+  // Whether each parameter has the gradient that was found, and it has not been written since, as torch counts writes.
+  bool are_as_found() const;
+
+ private:
+  struct Found {
+    py::object param, grad;
+    int64_t version;
+    const char* data;  // null where it is one of the others
+  };
+  bool view(py::handle grad);  // adds it to grads_, or returns false
+  static int64_t version_of(py::handle grad);
+
+  std::vector<Found> found_;
+  std::vector<cpu::Grad> grads_;
+  std::deque<Layout> layouts_;
+  std::deque<std::vector<int64_t>> layout_numbers_;
+  Extents extents_;
+};
+
+}  // namespace fusedoptim::python
