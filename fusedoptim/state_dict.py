@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from fusedoptim import reference
+from fusedoptim.settings import DEFAULTS
 from fusedoptim.state_checks import ENTRY, PLAIN, check_entry, check_group, nothing_loaded, shown
 from fusedoptim.state_glance import are_counts, is_usual
 from fusedoptim.state_groups import KEPT, IncompatibleKeys, by_index, by_name, check_form
@@ -144,6 +145,7 @@ def _with_quick_look_up(state_dict: Mapping[str, Any]) -> dict[str, Any]:
 def _replace(optimizer: Optimizer, state_dict: dict[str, Any], torch_load: Callable[[Any], None]) -> None:
     """Let torch put the new state and groups in, and keep what is this optimizer's own."""
     kept = [{key: group[key] for key in KEPT if key in group} for group in optimizer.param_groups]
+    settings = [{key: group[key] for key in DEFAULTS if key in group} for group in optimizer.param_groups]
     scaled = {_TAKES_SCALE: optimizer.__dict__[_TAKES_SCALE]} if _TAKES_SCALE in optimizer.__dict__ else {}
     hooks = {name: getattr(optimizer, name) for name in _HOOKS}
     optimizer.__dict__.update({name: OrderedDict() for name in _HOOKS})  # they are called by ``load``
@@ -151,8 +153,8 @@ def _replace(optimizer: Optimizer, state_dict: dict[str, Any], torch_load: Calla
         torch_load(state_dict)
     finally:
         optimizer.__dict__.update(hooks)
-    for group, own in zip(optimizer.param_groups, kept, strict=True):
-        group.update(own)
+    for group, own, asked in zip(optimizer.param_groups, kept, settings, strict=True):
+        group.update({**asked, **group, **own})  # a file that knows no such setting does not turn it off
     optimizer.__dict__.pop(_TAKES_SCALE, None)  # which the flags of the file have set
     optimizer.__dict__.update(scaled)
     _place_steps(optimizer)

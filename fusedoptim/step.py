@@ -6,7 +6,7 @@ import functools
 import inspect
 import threading
 from collections import ChainMap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any, ClassVar
 
@@ -15,8 +15,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from fusedoptim import backend, modes, native, reference
+from fusedoptim.clip import clipped
 from fusedoptim.mappings import is_transparent
 from fusedoptim.private import private
+from fusedoptim.settings import clip_next_step, constructor, has_settings, set_up, take_clips
 from fusedoptim.state_dict import load
 
 _ZERO_GRAD = (None, "to_zero", "to_none")
@@ -52,6 +54,12 @@ class FusedStep(Optimizer):
     _rule: ClassVar[str]
     _torch_class: ClassVar[type[Optimizer]]
 
+    grad_norm: Tensor | None = None
+    """The norm of all gradients before the last step clipped them, 0-dimensional; None before the first."""
+
+    skipped_steps: int = 0
+    """How many steps ``skip_nonfinite`` has left out."""
+
     _torch_parts: ClassVar[tuple[tuple[str, Any], ...]]
     """The methods that torch's own ``step`` calls, by name: who overrides one wants it to be called."""
 
@@ -59,8 +67,16 @@ class FusedStep(Optimizer):
         super().__init_subclass__(**kwargs)
         torchs = cls.__dict__.get("_torch_class")
         if torchs is not None:
+            if "__init__" not in cls.__dict__:
+                cls.__init__ = constructor(cls, torchs)  # type: ignore[method-assign]
             names = inspect.unwrap(torchs.step).__code__.co_names
             cls._torch_parts = tuple((x, getattr(torchs, x)) for x in names if callable(getattr(torchs, x, None)))
+
+    def __init__(
+        self, *args: Any, max_grad_norm: float | None = None, skip_nonfinite: bool = False, **kwargs: Any
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        set_up(self, max_grad_norm=max_grad_norm, skip_nonfinite=skip_nonfinite)
 
     # Takes whatever it is called with, for hooks are to see what the caller has passed.
     def step(self, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]  # noqa: D417
@@ -148,7 +164,29 @@ class FusedStep(Optimizer):
 
         return step
 
+    @_disable_dynamo
+    def clip_grad_norm_(self, max_norm: float, norm_type: float = 2.0, error_if_nonfinite: bool = False) -> Tensor:
+        """Measure the gradients of all parameters, and clip them within the next ``step()``.
+
+        In place of ``torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)``. Until that step, which updates as
+        if it had read clipped gradients, and after it, ``p.grad`` is not clipped. It serves that one step:
+        ``zero_grad`` ends it, and so does a gradient that is written or replaced in between, with a warning.
+
+        Args:
+            max_norm: The largest norm that is left, in the unit of the gradients.
+            norm_type: p of the p-norm, ``math.inf`` for the largest magnitude. All but 2 are measured by torch.
+            error_if_nonfinite: Raise if the norm is infinite or NaN.
+
+        Returns:
+            The norm before clipping, 0-dimensional, on the device of the first gradient.
+
+        Raises:
+            RuntimeError: The norm is not finite, and ``error_if_nonfinite`` is set.
+        """
+        return clip_next_step(self, max_norm, norm_type, error_if_nonfinite)
+
     def _reset_gradients(self, set_to_none: bool) -> None:
+        self.__dict__.pop("_next_clip", None)
         if not native.available():
             super().zero_grad(set_to_none)
         elif set_to_none:
@@ -183,24 +221,32 @@ class FusedStep(Optimizer):
             if grad_scale is not None and not native.is_on_cuda(grad_scale):
                 grad_scale = float(grad_scale)
             on_host = found_inf is None and not isinstance(grad_scale, Tensor)
+        clips: Sequence[Any] = ()
+        if "_next_clip" in attributes or has_settings(self.param_groups):
+            taken = take_clips(self, grad_scale)
+            if taken is None:
+                return False
+            clips = taken
         plan = self._take_plan()
         try:
-            if on_host and plan.fast_step(self, zero_grad, grad_scale, drop_grads):
+            if on_host and plan.fast_step(self, zero_grad, grad_scale, drop_grads, clips):
                 return drop_grads or zero_grad
             if not plan.is_ours(self) and self._why_torch() is not None:
-                self._torch_step(None)
+                self._torch_step(None, clips)
                 return False
             if plan.torch_parts is not self._torch_parts:
                 plan = self._new_plan()
             if not modes.function_mode_count():
-                return self._general_step(plan, zero_grad, drop_grads, grad_scale, found_inf, nullcontext)
+                return self._general_step(plan, zero_grad, drop_grads, grad_scale, found_inf, clips, nullcontext)
             with modes.without_function_modes():  # no Python code runs while tensors are looked at
-                if on_host and plan.fast_step(self, zero_grad, grad_scale, drop_grads):
+                if on_host and plan.fast_step(self, zero_grad, grad_scale, drop_grads, clips):
                     return drop_grads or zero_grad
                 outside = modes.with_function_modes
-                return self._general_step(plan, zero_grad, drop_grads, grad_scale, found_inf, outside)
+                return self._general_step(plan, zero_grad, drop_grads, grad_scale, found_inf, clips, outside)
         finally:
             attributes["_kept_plan"] = plan
+            if clips:
+                attributes.pop("_next_clip", None)
 
     def _general_step(
         self,
@@ -209,6 +255,7 @@ class FusedStep(Optimizer):
         drop_grads: bool,
         grad_scale: float | Tensor | None,
         found_inf: Tensor | None,
+        clips: Sequence[float],
         for_torch: Callable[[], Any],
     ) -> bool:
         """Take the step in two halves; what neither kernels nor reference take, in torch, in the context given."""
@@ -216,17 +263,22 @@ class FusedStep(Optimizer):
         try:
             for _ in range(_TRIES):
                 write_grads = zero_grad or grad_scale is not None
-                left = plan.gather(self.param_groups, self.state, self._new_state, write_grads)
+                left = plan.gather(self.param_groups, self.state, self._new_state, write_grads, clips)
                 if found_inf is not None and (left is not None or plan.is_skipped_by_host()):
                     if float(found_inf) != 0:
                         return False
                     found_inf = None
                 if left is not None and not torch_has_stepped:
                     with for_torch():
-                        self._torch_step(left)
+                        self._torch_step(left, clips)
                     torch_has_stepped = True
                 if plan.commit(self.state, zero_grad, grad_scale, found_inf, self.param_groups if drop_grads else None):
                     return drop_grads or (zero_grad and left is None)
+                if clips:  # a gradient may have been exchanged
+                    again = take_clips(self, grad_scale)
+                    if again is None:
+                        return False
+                    clips = again
             raise RuntimeError(_EXCHANGED)
         finally:
             plan.clear()
@@ -270,11 +322,15 @@ class FusedStep(Optimizer):
             for name in reference.RULES[self._rule].state_names(group)
         }
 
-    def _torch_step(self, params: list[list[Tensor]] | None) -> None:
+    def _torch_step(self, params: list[list[Tensor]] | None, clips: Sequence[Any] = ()) -> None:
         """Let torch's own implementation take the step for the given parameters of each group, or for all."""
         step: Any = self._torch_class.step
         if getattr(step, "hooked", False):  # torch wraps it to call the hooks, which our own step has called
             step = step.__wrapped__
+        if clips:
+            with clipped([group["params"] for group in self.param_groups] if params is None else params, clips):
+                self._torch_step(params)
+            return
         if params is None:
             step(self)
             return
