@@ -130,6 +130,29 @@ def test_memory_exchanged_during_a_step(name: str, trigger: str) -> None:
     in_child_each(lambda action, each: trial(name, trigger, action, *each), ACTIONS, TRIALS)
 
 
+@pytest.mark.parametrize("name", OPTIONS)
+def test_what_is_left_to_torch_steps_once(name: str) -> None:
+    """However often the rest of the step is prepared anew."""
+    results = []
+    for exchanges in (0, 3):
+        phase = Parameter(torch.ones(3, dtype=torch.complex64))
+        first, second = Parameter(torch.ones(3)), Parameter(torch.ones(3))
+        optimizer = getattr(fusedoptim, name)([{"params": [phase, first]}, {"params": [second]}], **OPTIONS[name])
+        for p in (phase, first, second):
+            p.grad = torch.ones_like(p)
+        left = iter(range(exchanges))
+
+        def exchange(p: Any = first, left: Any = left) -> None:
+            if next(left, None) is not None:
+                p.grad = p.grad.clone()
+
+        with TRIGGERS["second rate"](exchange, optimizer):
+            optimizer.step()
+        assert next(left, None) is None
+        results.append([x for p in (phase, first, second) for x in (p.detach(), *state_of(optimizer, p).values())])
+    torch.testing.assert_close(*results, rtol=0, atol=0)
+
+
 # Torch's own implementation, which takes the step where there is a mode, holds the tensors of the step.
 
 
