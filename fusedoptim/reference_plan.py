@@ -156,8 +156,8 @@ class ReferencePlan:
                 if param.grad is None:
                     continue
                 who, why = "reference", ""
+                one = {**group, "params": [param], "fused": None if group.get("fused") else group.get("fused")}
                 try:
-                    one = {**group, "params": [param], "fused": None if group.get("fused") else group.get("fused")}
                     if self.gather([one], state, new_state, False) is not None:
                         who, why = "torch", refusal(param) or "its state is not a plain tensor or dict"
                         if is_torchs(group):
@@ -165,7 +165,11 @@ class ReferencePlan:
                         elif group.get("fused") and why not in _FOR_TORCH_ALONE:
                             who, why = "nobody", f"fused=True, but {why}"
                 except (RuntimeError, TypeError, KeyError, ValueError) as error:
-                    who, why = "nobody", str(error)
+                    # Without its place, which is another among all groups.
+                    who, why = (
+                        "nobody",
+                        str(error.args[0] if error.args else error).replace(f" in {name_of(param, one, 0, 0)}", ""),
+                    )
                 finally:
                     self.clear()
                 found.append((index, position, who, why))
