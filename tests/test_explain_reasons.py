@@ -105,7 +105,7 @@ CASES = {
         state(step=lambda own: own["step"].as_subclass(Sub)), TORCH,
         "its step is not a plain tensor", "its state is not a plain tensor or dict",
     ),
-    "integer count": Case(state(step=lambda _: torch.tensor(1)), TORCH, "its step is not float32 or float64"),
+    "short count": Case(state(step=lambda _: torch.tensor(1.0).half()), TORCH, "its step is not float32 or float64"),
 }  # fmt: skip
 
 
