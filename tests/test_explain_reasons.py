@@ -145,9 +145,10 @@ def test_the_reason_is_named(case: Case, backend: str, monkeypatch: pytest.Monke
     ("change", "reason"),
     [
         (lambda _, own: own.pop("exp_avg"), "the state has no 'exp_avg'"),
+        (state(exp_avg=lambda own: own["exp_avg"][:1]), "exp_avg has shape (1, 3), which does not fit"),
         (state(step=lambda _: torch.tensor(-3.0)), "step must be at least 0, got -3.0"),
     ],
-    ids=["incomplete state", "negative count"],
+    ids=["incomplete state", "state of another shape", "negative count"],
 )
 def test_an_error_is_told_of_the_parameter_that_it_is_of(change: Any, reason: str) -> None:
     explained = fusedoptim.explain_step(trained(torch.ones(2, 3), change))[1]
