@@ -66,6 +66,13 @@ def strided_gradient() -> Any:
     return optimizer
 
 
+def row_with_another_stride() -> Any:
+    """Of the dimension that has one place only, where no stride matters."""
+    optimizer = trained(Parameter(torch.ones(1, 3)))
+    params_of(optimizer)[1].grad = torch.ones(3).as_strided((1, 3), (1, 1))
+    return optimizer
+
+
 def opaque_state() -> Any:
     optimizer = trained(plain())
     optimizer.state = FromFile(optimizer.state)
@@ -99,6 +106,7 @@ def native(first: str, second: str, reference: str = "") -> dict[str, tuple[str,
 
 CASES = {
     "fast": Case(lambda: trained(plain()), KERNELS, KERNELS, both("", "")),
+    "stride of no matter": Case(row_with_another_stride, KERNELS, KERNELS, both("", "")),
     "first step": Case(lambda: trained(plain(), 0), GENERAL, GENERAL, native("no state yet", "no state yet")),
     "complex": Case(
         lambda: trained(Parameter(torch.ones(2, dtype=torch.complex64))),

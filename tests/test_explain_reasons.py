@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -151,8 +152,11 @@ def test_the_reason_is_named(case: Case, backend: str, monkeypatch: pytest.Monke
     ids=["incomplete state", "state of another shape", "negative count"],
 )
 def test_an_error_is_told_of_the_parameter_that_it_is_of(change: Any, reason: str) -> None:
-    explained = fusedoptim.explain_step(trained(torch.ones(2, 3), change))[1]
+    optimizer = trained(torch.ones(2, 3), change)
+    explained = fusedoptim.explain_step(optimizer)[1]
     assert explained.param.startswith("parameter 0 of group 1 ")
     assert explained.taken_by == "nobody"
     assert explained.reason.startswith(reason)
     assert "group 0" not in explained.reason
+    with pytest.raises((RuntimeError, KeyError), match=re.escape(reason)):
+        optimizer.step()
