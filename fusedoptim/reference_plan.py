@@ -235,7 +235,7 @@ class ReferencePlan:
         for row in self._rows:
             own = state.get(row.param, {})
             taken = any(own.get(key) is not None for key in row.state) if row.fresh else own is not row.state
-            if (taken and row.state) or row.param.grad is not row.grad:
+            if taken or row.param.grad is not row.grad:
                 return False
             if "step" in row.state and float(row.state["step"]) <= -1:
                 return False
