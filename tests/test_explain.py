@@ -177,3 +177,19 @@ def test_parameters_without_gradients_are_not_listed() -> None:
 def test_torchs_optimizer_is_refused() -> None:
     with pytest.raises(TypeError, match=r"one of fusedoptim's, got Adam; fusedoptim\.from_torch makes one"):
         fusedoptim.explain_step(torch.optim.Adam(make_params()))
+
+
+def test_options_that_no_step_can_be_taken_with() -> None:
+    optimizer = trained(plain())
+    optimizer.param_groups[1]["lr"] = None
+    _, second = fusedoptim.explain_step(optimizer)
+    assert second.taken_by == "nobody"
+    assert "lr" in second.reason
+
+
+def test_params_that_can_be_read_once_are_the_steps() -> None:
+    optimizer = trained(plain())
+    optimizer.param_groups[1]["params"] = iter(optimizer.param_groups[1]["params"])
+    with pytest.raises(TypeError, match="params of group 1 can be read once only"):
+        fusedoptim.explain_step(optimizer)
+    assert len(list(optimizer.param_groups[1]["params"])) == 1
