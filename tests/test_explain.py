@@ -73,6 +73,13 @@ def row_with_another_stride() -> Any:
     return optimizer
 
 
+def shared_count() -> Any:
+    optimizer = trained(plain())
+    first, second = (optimizer.state[p] for p in params_of(optimizer))
+    second["step"] = first["step"]
+    return optimizer
+
+
 def opaque_state() -> Any:
     optimizer = trained(plain())
     optimizer.state = FromFile(optimizer.state)
@@ -107,6 +114,7 @@ def native(first: str, second: str, reference: str = "") -> dict[str, tuple[str,
 CASES = {
     "fast": Case(lambda: trained(plain()), KERNELS, KERNELS, both("", "")),
     "stride of no matter": Case(row_with_another_stride, KERNELS, KERNELS, both("", "")),
+    "shared count": Case(shared_count, GENERAL, GENERAL, native(*["tensors of the step share memory"] * 2)),
     "first step": Case(lambda: trained(plain(), 0), GENERAL, GENERAL, native("no state yet", "no state yet")),
     "complex": Case(
         lambda: trained(Parameter(torch.ones(2, dtype=torch.complex64))),
@@ -193,3 +201,19 @@ def test_params_that_can_be_read_once_are_the_steps() -> None:
     with pytest.raises(TypeError, match="params of group 1 can be read once only"):
         fusedoptim.explain_step(optimizer)
     assert len(list(optimizer.param_groups[1]["params"])) == 1
+
+
+@pytest.mark.parametrize(
+    ("second", "taker", "reason"),
+    [
+        (Parameter(torch.ones(2, dtype=torch.complex64)), "nobody", "fused=True, but its dtype is not"),
+        (torch.ones(2).as_subclass(Sub).requires_grad_(), "torch", "it "),
+    ],
+    ids=["complex", "subclass"],
+)
+def test_what_fused_demands(second: Tensor, taker: str, reason: str) -> None:
+    optimizer = trained(second)
+    optimizer.param_groups[1]["fused"] = True
+    explained = fusedoptim.explain_step(optimizer)[1]
+    assert explained.taken_by == taker
+    assert explained.reason.startswith(reason)
