@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import OrderedDict, defaultdict
 from typing import Any
 
-_METHODS = ("__getitem__", "__len__", "__iter__", "__contains__", "get")
+_METHODS = ("__getitem__", "__setitem__", "__len__", "get")  # which torch's steps call
 
 
 def is_transparent(mapping: Any) -> bool:
-    """Whether a mapping is a dict that looks entries up as dict does, as ``csrc/python/tensor.cpp`` has it.
+    """Whether a mapping is a dict that finds and takes entries as dict does, as ``csrc/python/tensor.cpp`` has it.
 
     Any other may make its values when they are asked for, keep them elsewhere or change them with time, so it is asked
     through its own methods.

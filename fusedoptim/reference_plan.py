@@ -165,8 +165,8 @@ class ReferencePlan:
                 if param.grad is None:
                     continue
                 who, why = "reference", ""
+                one = {**group, "params": [param], "fused": None if group.get("fused") else group.get("fused")}
                 try:
-                    one = {**group, "params": [param], "fused": None if group.get("fused") else group.get("fused")}
                     if self.gather([one], state, new_state, False) is not None:
                         who, why = "torch", refusal(param) or "its state is not a plain tensor or dict"
                         if is_torchs(group):
@@ -174,7 +174,11 @@ class ReferencePlan:
                         elif group.get("fused") and why not in _FOR_TORCH_ALONE:
                             who, why = "nobody", f"fused=True, but {why}"
                 except (RuntimeError, TypeError, KeyError, ValueError) as error:
-                    who, why = "nobody", str(error)
+                    # Without its place, which is another among all groups.
+                    who, why = (
+                        "nobody",
+                        str(error.args[0] if error.args else error).replace(f" in {name_of(param, one, 0, 0)}", ""),
+                    )
                 finally:
                     self.clear()
                 found.append((index, position, who, why))
@@ -240,7 +244,7 @@ class ReferencePlan:
         for row in self._rows:
             own = state.get(row.param, {})
             taken = any(own.get(key) is not None for key in row.state) if row.fresh else own is not row.state
-            if (taken and row.state) or row.param.grad is not row.grad:
+            if taken or row.param.grad is not row.grad:
                 return False
             if "step" in row.state and float(row.state["step"]) <= -1:
                 return False

@@ -49,6 +49,13 @@ class SaysEmpty(dict):  # type: ignore[type-arg]
         return 0
 
 
+class Changes(dict):  # type: ignore[type-arg]
+    """Keeps something else than what is put in."""
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        super().__setitem__(key, value + 1 if isinstance(value, Tensor) else value)
+
+
 class FromFile(dict):  # type: ignore[type-arg]
     """State that is there as soon as somebody asks."""
 
@@ -208,6 +215,7 @@ CHANGES: dict[str, Change] = {
     "own read-only": own(types.MappingProxyType),
     "own Forgetful": own(Forgetful),
     "own ForgetfulByGet": own(ForgetfulByGet),
+    "own Changes": own(Changes),
     "own SaysEmpty": own(SaysEmpty),
     "own Generous": own(lambda s: Generous()),
     "own None": own(lambda s: None),

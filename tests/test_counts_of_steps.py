@@ -167,6 +167,22 @@ def test_a_step_within_a_step(where: str, before: int, in_signal: bool) -> None:
     assert_optimizers_match(optimizer, expected, exact=True)
 
 
+def test_state_with_a_negative_count_put_in_within_a_first_step() -> None:
+    optimizer = optimizer_of()
+    first = params_of(optimizer)[0]
+    before = first.detach().clone()
+
+    def put() -> None:
+        optimizer.state[first] = {
+            "step": torch.tensor(-3.0), "exp_avg": torch.zeros_like(first), "exp_avg_sq": torch.zeros_like(first)
+        }  # fmt: skip
+
+    optimizer.param_groups[1]["lr"] = Rate(put)
+    with pytest.raises(RuntimeError, match=r"step must be at least 0, got -3\.0"):
+        optimizer.step()
+    assert torch.equal(first, before)
+
+
 def test_a_count_made_negative_within_a_step() -> None:
     optimizer = optimizer_of(steps=1)
     before = [p.detach().clone() for p in params_of(optimizer)]

@@ -23,6 +23,7 @@ from exchanges import (
     ERRORS,
     OPTIONS,
     TRIGGERS,
+    Rate,
     optimizer_of,
     unmap_what_is_freed,
 )
@@ -130,6 +131,44 @@ def test_memory_exchanged_during_a_step(name: str, trigger: str) -> None:
     in_child_each(lambda action, each: trial(name, trigger, action, *each), ACTIONS, TRIALS)
 
 
+@pytest.mark.parametrize("name", OPTIONS)
+def test_a_parameter_that_moves_up_in_its_list_takes_its_step(name: str) -> None:
+    """To the place of one that was out of the ordinary, when that is taken out in the middle of a step."""
+    usual, optimizer = (optimizer_of(fusedoptim, name, 1, strided=True) for _ in range(2))
+    for each in (usual, optimizer):
+        each.step()  # after which it is known which one that is
+    first = optimizer.param_groups[0]["params"]
+    last = first[2]
+    with TRIGGERS["second rate"](lambda: first.__delitem__(slice(1, -1)), optimizer):
+        optimizer.step()
+    usual.step()
+    assert len(first) == 2
+    assert torch.equal(last, params_of(usual)[2])
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_what_is_left_to_torch_steps_once(name: str) -> None:
+    """However often the rest of the step is prepared anew."""
+    results = []
+    for exchanges in (0, 3):
+        phase = Parameter(torch.ones(3, dtype=torch.complex64))
+        first, second = Parameter(torch.ones(3)), Parameter(torch.ones(3))
+        optimizer = getattr(fusedoptim, name)([{"params": [phase, first]}, {"params": [second]}], **OPTIONS[name])
+        for p in (phase, first, second):
+            p.grad = torch.ones_like(p)
+        left = iter(range(exchanges))
+
+        def exchange(p: Any = first, left: Any = left) -> None:
+            if next(left, None) is not None:
+                p.grad = p.grad.clone()
+
+        with TRIGGERS["second rate"](exchange, optimizer):
+            optimizer.step()
+        assert next(left, None) is None
+        results.append([x for p in (phase, first, second) for x in (p.detach(), *state_of(optimizer, p).values())])
+    torch.testing.assert_close(*results, rtol=0, atol=0)
+
+
 # Torch's own implementation, which takes the step where there is a mode, holds the tensors of the step.
 
 
@@ -167,6 +206,35 @@ def test_exchanged_in_a_mode(name: str) -> None:
         torch.testing.assert_close(*results, rtol=0, atol=0)
 
     in_child_each(check, ACTIONS, [0, 1])
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_exchanged_in_a_mode_that_is_entered_while_a_rate_is_read(name: str) -> None:
+    """With parameters so large that they are kept alive for the step, by a getter of torch's that runs the mode."""
+    usual, optimizer = (getattr(fusedoptim, name)([Parameter(torch.ones(50_000))], **OPTIONS[name]) for _ in range(2))
+    for each in (usual, optimizer):
+        params_of(each)[0].grad = torch.ones(50_000)
+        each.step()
+    usual.step()
+    (p,), group = params_of(optimizer), optimizer.param_groups[0]
+    before, memory = p.detach().clone(), p.detach()
+
+    def enter() -> None:
+        group["lr"] = OPTIONS[name]["lr"]
+        mode.__enter__()
+
+    mode = Meddling(lambda: setattr(p, "data", p.data.clone()), "__get__")
+    group["lr"] = Rate(enter, group["lr"])
+    expected = params_of(usual)[0]
+    try:
+        optimizer.step()
+    except RuntimeError as error:
+        assert "was exchanged while the step was being prepared" in str(error)  # noqa: PT017
+        expected = before
+    finally:
+        mode.__exit__(None, None, None)
+    torch.testing.assert_close(p, expected)
+    assert torch.equal(memory, before)
 
 
 def test_the_state_is_cleared_around_all_that_a_mode_sees() -> None:

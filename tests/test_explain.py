@@ -66,6 +66,20 @@ def strided_gradient() -> Any:
     return optimizer
 
 
+def row_with_another_stride() -> Any:
+    """Of the dimension that has one place only, where no stride matters."""
+    optimizer = trained(Parameter(torch.ones(1, 3)))
+    params_of(optimizer)[1].grad = torch.ones(3).as_strided((1, 3), (1, 1))
+    return optimizer
+
+
+def shared_count() -> Any:
+    optimizer = trained(plain())
+    first, second = (optimizer.state[p] for p in params_of(optimizer))
+    second["step"] = first["step"]
+    return optimizer
+
+
 def opaque_state() -> Any:
     optimizer = trained(plain())
     optimizer.state = FromFile(optimizer.state)
@@ -99,6 +113,8 @@ def native(first: str, second: str, reference: str = "") -> dict[str, tuple[str,
 
 CASES = {
     "fast": Case(lambda: trained(plain()), KERNELS, KERNELS, both("", "")),
+    "stride of no matter": Case(row_with_another_stride, KERNELS, KERNELS, both("", "")),
+    "shared count": Case(shared_count, GENERAL, GENERAL, native(*["tensors of the step share memory"] * 2)),
     "first step": Case(lambda: trained(plain(), 0), GENERAL, GENERAL, native("no state yet", "no state yet")),
     "complex": Case(
         lambda: trained(Parameter(torch.ones(2, dtype=torch.complex64))),
@@ -169,3 +185,35 @@ def test_parameters_without_gradients_are_not_listed() -> None:
 def test_torchs_optimizer_is_refused() -> None:
     with pytest.raises(TypeError, match=r"one of fusedoptim's, got Adam; fusedoptim\.from_torch makes one"):
         fusedoptim.explain_step(torch.optim.Adam(make_params()))
+
+
+def test_options_that_no_step_can_be_taken_with() -> None:
+    optimizer = trained(plain())
+    optimizer.param_groups[1]["lr"] = None
+    _, second = fusedoptim.explain_step(optimizer)
+    assert second.taken_by == "nobody"
+    assert "lr" in second.reason
+
+
+def test_params_that_can_be_read_once_are_the_steps() -> None:
+    optimizer = trained(plain())
+    optimizer.param_groups[1]["params"] = iter(optimizer.param_groups[1]["params"])
+    with pytest.raises(TypeError, match="params of group 1 can be read once only"):
+        fusedoptim.explain_step(optimizer)
+    assert len(list(optimizer.param_groups[1]["params"])) == 1
+
+
+@pytest.mark.parametrize(
+    ("second", "taker", "reason"),
+    [
+        (Parameter(torch.ones(2, dtype=torch.complex64)), "nobody", "fused=True, but its dtype is not"),
+        (torch.ones(2).as_subclass(Sub).requires_grad_(), "torch", "it "),
+    ],
+    ids=["complex", "subclass"],
+)
+def test_what_fused_demands(second: Tensor, taker: str, reason: str) -> None:
+    optimizer = trained(second)
+    optimizer.param_groups[1]["fused"] = True
+    explained = fusedoptim.explain_step(optimizer)[1]
+    assert explained.taken_by == taker
+    assert explained.reason.startswith(reason)

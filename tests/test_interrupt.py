@@ -14,6 +14,7 @@ import torch
 from helpers import assert_optimizers_match, make_params, of_settings, params_of, set_grads
 
 import fusedoptim
+from fusedoptim.reference_plan import ReferencePlan
 
 backend = helpers.backend
 pytestmark = [pytest.mark.usefixtures("backend", "one_thread"), pytest.mark.timeout(600)]
@@ -170,6 +171,29 @@ def test_signals_at_random_moments(name: str, options: dict[str, Any], kind: sig
     ours.step()
     uninterrupted.step()
     assert_optimizers_match(ours, uninterrupted, exact=True)
+
+
+@pytest.mark.parametrize("own", [{}, dict.fromkeys(("step", "exp_avg", "exp_avg_sq"))], ids=["empty", "of None"])
+def test_stopped_when_all_is_written(own: dict[str, None], monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the reference path, which writes in Python: scaled gradients, and state that was there and held nothing."""
+    write = ReferencePlan._write
+
+    def write_and_stop(self: Any, *args: Any) -> None:
+        write(self, *args)
+        raise Stop
+
+    monkeypatch.setattr(ReferencePlan, "_write", write_and_stop)
+    optimizer: Any = fusedoptim.Adam(make_params([(3,)]))
+    set_grads(optimizer, 1)
+    (p,) = params_of(optimizer)
+    optimizer.state[p] = dict(own)
+    optimizer.grad_scale = torch.tensor(2.0)
+    before = [p.detach().clone(), p.grad.clone()]
+    with fusedoptim.set_backend("reference"), pytest.raises(Stop):
+        optimizer.step()
+    assert optimizer.state[p] == own
+    assert torch.equal(p, before[0])
+    assert torch.equal(p.grad, before[1])
 
 
 def test_groups_are_whole_while_torch_takes_a_part() -> None:

@@ -18,6 +18,7 @@ from outcomes import OPTIONS
 from torch.nn import Parameter
 
 import fusedoptim
+from fusedoptim.mappings import is_transparent
 
 path = helpers.path
 pytestmark = pytest.mark.usefixtures("path", "one_thread")
@@ -134,3 +135,11 @@ def test_new_state_is_seen_by_an_ordered_dict() -> None:
     optimizer.step()
     assert [id(p) for p in optimizer.state] == [id(second), id(first)]
     assert sorted(optimizer.state[second]) == ["exp_avg", "exp_avg_sq", "step"]
+
+
+def test_what_is_no_dict_has_a_meaning_of_its_own() -> None:
+    class Borrows:
+        __getitem__, __setitem__, __len__, get = dict.__getitem__, dict.__setitem__, dict.__len__, dict.get
+
+    assert not is_transparent(Borrows())
+    assert not is_transparent(None)

@@ -146,6 +146,24 @@ def test_a_mode_of_another_thread(mode: type[Any], monkeypatch: pytest.MonkeyPat
     assert without_questions(noted.names) == []
 
 
+def test_a_device_with_a_behaviour_of_its_own() -> None:
+    """A subclass of the mode that is the default device may watch."""
+
+    class Watching(torch.utils._device.DeviceContext):  # type: ignore[name-defined,misc]
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            noted.append(getattr(func, "__name__", str(func)))
+            return super().__torch_function__(func, types, args, kwargs)
+
+    seen = []
+    for make in makers("Adam", {}):
+        noted: list[str] = []
+        optimizer, _ = optimizer_of(make)
+        with Watching(torch.device("cpu")):
+            optimizer.step()
+        seen.append(without_questions(noted))
+    assert seen[0] == seen[1] != []
+
+
 # The default device is a mode as well, of factory functions: it changes nothing in a step.
 
 

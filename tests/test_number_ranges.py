@@ -182,6 +182,17 @@ def test_a_negative_count_of_steps(dtype: torch.dtype, count: float) -> None:
     assert_refused(ours, rf"(?s)(?=.*step)(?=.*{count:g})(?=.*parameter 1 of group 1)")
 
 
+def test_a_count_of_several_elements() -> None:
+    """It is torch's error; the kernels would read the first."""
+    optimizer = optimizer_of(fusedoptim, "Adam", [torch.float32] * 2, 1)
+    param = optimizer.param_groups[1]["params"][1]
+    optimizer.state[param]["step"] = torch.ones(2)
+    before = param.detach().clone()
+    with pytest.raises((RuntimeError, ValueError), match=r"elements? .*converted to .*[Ss]calar"):
+        optimizer.step()
+    assert torch.equal(param, before)
+
+
 # Betas: torch takes some that its constructor refuses, and divides by zero or goes on with complex numbers for others.
 
 

@@ -72,10 +72,12 @@ def test_forward_mode(name: str, steps_before: int) -> None:
         forward_ad.make_dual(torch.ones(1), torch.ones(1)).add_(1)  # torch warns of what it imports when first used
 
     def scenario(make: Any) -> list[Any]:
-        optimizer, weight = optimizer_of(make, steps_before)
+        optimizer, weight = optimizer_of(make, 0)
         other = Parameter(torch.ones(5))
         optimizer.param_groups[0]["params"].append(other)
         other.grad = torch.ones(5)
+        for _ in range(steps_before):  # after one, but for the mode all is ordinary
+            optimizer.step()
         with forward_ad.dual_level():
             weight.grad = forward_ad.make_dual(torch.ones(5), torch.full((5,), 2.0))
             optimizer.step()

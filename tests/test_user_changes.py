@@ -277,3 +277,16 @@ def test_zeroing_in_the_step_raises_the_version_of_the_gradient() -> None:
     assert [grad._version for grad in grads] == versions
     twins.ours.step(zero_grad="to_zero")
     assert all(grad._version > version for grad, version in zip(grads, versions, strict=True))
+
+
+def test_gradients_that_become_strided_from_the_last_parameter_to_the_first() -> None:
+    """What is out of the ordinary is noted from step to step, in the order of the list."""
+    twins = Twins("SGD", {"lr": 0.1}, lambda: make_params([(3, 4)] * 3))
+    twins.step()
+    for first in (2, 1, 0):
+        for optimizer in twins:
+            set_grads(optimizer, 10 + first)
+            for p in params_of(optimizer)[first:]:
+                p.grad = p.grad.t().contiguous().t()
+            optimizer.step()
+        helpers.assert_optimizers_match(*twins)

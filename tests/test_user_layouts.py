@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import itertools
 import mmap
 import warnings
 from collections.abc import Callable
@@ -10,11 +12,13 @@ from typing import Any
 import pytest
 import torch
 from cases import (
+    DTYPES,
     Case,
     best_instruction_set,
     everything,
     of_cases,
     of_dtypes,
+    of_instruction_sets,
     one_per_class,
 )
 from helpers import in_child
@@ -258,3 +262,24 @@ def test_a_gradient_in_memory_that_cannot_be_written(rows: int) -> None:
         everything()[0].make([param]).step()
 
     in_child(step)
+
+
+@of_instruction_sets
+def test_nothing_beyond_the_last_element_is_read(instruction_set: str) -> None:
+    """Gradients of all small sizes that end where the next page may not even be read."""
+
+    def steps() -> None:
+        memory = mmap.mmap(-1, 2 * mmap.PAGESIZE)
+        end = ctypes.addressof(ctypes.c_char.from_buffer(memory)) + mmap.PAGESIZE
+        assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(end), mmap.PAGESIZE, 0) == 0
+        case = everything()[0]
+        with backend(instruction_set):
+            for dtype, count in itertools.product(DTYPES, range(1, 68)):
+                (param,) = parameters([count], dtype)
+                offset = mmap.PAGESIZE - count * dtype.itemsize
+                param.grad = torch.frombuffer(memory, dtype=dtype, count=count, offset=offset)
+                optimizer = case.make([param])
+                optimizer.step()
+                optimizer.step(zero_grad="to_zero")
+
+    in_child(steps)

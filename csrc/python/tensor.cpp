@@ -275,7 +275,7 @@ bool is_transparent(PyObject* mapping) {
   if (!PyDict_Check(mapping)) return false;
   const py::handle type = reinterpret_cast<PyObject*>(Py_TYPE(mapping)),
                    dict = reinterpret_cast<PyObject*>(&PyDict_Type);
-  for (const char* name : {"__getitem__", "__len__", "__iter__", "__contains__", "get"}) {
+  for (const char* name : {"__getitem__", "__setitem__", "__len__", "get"}) {
     if (!type.attr(name).is(dict.attr(name))) return false;
   }
   const py::object plain_default = default_dict().attr("__missing__");

@@ -123,7 +123,7 @@ PyObject* find_by_identity(PyObject* dict, PyObject* key);
 PyObject* find_by_hash(PyObject* dict, PyObject* key, Py_hash_t hash);
 Py_hash_t hash_of(PyObject* tensor);  // of a subclass, by Python code
 
-// Whether a mapping shows just what it stores, as a dict does and the subclasses that look entries up as a dict does
+// Whether a mapping shows just what it stores, as a dict does and the subclasses that find and take entries as it does
 // (defaultdict, OrderedDict). Any other may have a meaning of its own, which only its own methods know.
 bool is_transparent(PyObject* mapping);
 bool is_known_dict(PyObject* mapping);  // exactly dict, defaultdict or OrderedDict; looks at nothing else
