@@ -56,7 +56,7 @@ bool Plan::commit(py::dict state, const cpu::InstructionSet& set, int threads, b
     const size_t task_count = all_are_fast ? fast_count_ : tasks_.size();
     schedule_.plan(all_are_fast ? fast_tasks_.data() : tasks_.data(), task_count, options);
     others_run = fast_count_ == 0 || schedule_.elements() >= kElementsPerRelease * int64_t(task_count);
-    if (others_run && !own_fast_rows()) return false;
+    if (others_run && fast_count_ > 0 && !own_fast_rows()) return false;
     // A launch can fail: before anything is written on the host.
     if (!device_tasks_.empty()) driver_.launch();
     put_in(fresh);
