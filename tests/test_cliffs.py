@@ -22,7 +22,7 @@ def test_what_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cliffs, "SITUATIONS", dict.fromkeys((cliffs.PLAIN, "below", "above", "left"), odd))
     ours = {cliffs.PLAIN: [10.0, 100.0, 10.0], "below": [14, 140, 400], "above": [16, 160, 1], "left": [23, 158, 23]}
     times = {(title, who): values for title, values in ours.items() for who in ("ours", "torch")}
-    times["left", "alone"] = [9.0] * 3
+    times["left", "with"] = [19.0, 109.0, 19.0]
     results = cliffs.results_of(times)
     assert [r["situation"] for r in results if r["over"]] == ["above"]
     assert results[3]["allowed"]["median"] == pytest.approx(2.4)

@@ -99,7 +99,13 @@ STRIDED = [
 
 ARITHMETIC = [
     Planted("the factor forgotten", STEP, "if (launch.factor != 1) grad =", "if (false) grad =", "maximize"),
-    Planted("a clipped gradient not rounded", STEP, "widen(narrow<S>(grad * T(launch.factor)))", "grad * T(launch.factor)", "clip 0.3"),
+    Planted(
+        "a clipped gradient not rounded",
+        STEP,
+        "widen(narrow<S>(grad * T(launch.factor)))",
+        "grad * T(launch.factor)",
+        "clip 0.3",
+    ),
     Planted("states swapped on the way back", STEP, "narrow<S>(state[k])", "narrow<S>(state[kStates - 1 - k])", "adam"),
     Planted(
         "param and grad swapped",
