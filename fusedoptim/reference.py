@@ -203,6 +203,14 @@ def prepare_grad(grad: Tensor, *, maximize: bool = False, grad_scale: float | No
     return -g if maximize else g
 
 
+def average(old: Tensor | None, param: Tensor, decay: float) -> Tensor:
+    """Return the exponential moving average of a parameter, ``lerp(old, param, 1 - decay)``; at first the parameter."""
+    if old is None:
+        return _store(param.detach(), param)
+    a, p = _load(_arithmetic_dtype(param), old, param)
+    return _store(_lerp(a, p, 1 - decay), old)
+
+
 def ordered_sum(values: Tensor) -> Tensor:
     """Add float64 values along the last dimension, in the order that a norm's bits depend on.
 

@@ -42,6 +42,9 @@ class _Row:
     fresh: bool
     options: dict[str, Any]
     maximize: bool
+    average: Tensor | None  # of a DTensor where the parameter is one; None if there is none
+    average_is_new: bool
+    decay: float
     clip: float = 1.0
 
 
@@ -121,15 +124,21 @@ class ReferencePlan:
         self, param: Tensor, group: Any, options: Any, existing: dict[str, Any], new_state: Any, name: str
     ) -> str | None:
         """Note a parameter for ``commit``, or return why its state cannot be taken."""
-        names = self._rule.state_names(options)
+        own_names = self._rule.state_names(options)
+        decay = average_decay(group)
+        names = own_names if decay is None else (*own_names, "ema")
         if names and isinstance(existing, Mapping) and not is_transparent(existing):
             return _STATE_OF_ITS_OWN
         if names and not isinstance(existing, dict):
             raise TypeError(f"the state must be a dict in {name}")
-        fresh = all(existing.get(key) is None for key in names)
-        if fresh and param not in self._fresh:
+        fresh = all(existing.get(key) is None for key in own_names)
+        average_is_new = decay is not None and existing.get("ema") is None
+        if (fresh or average_is_new) and param not in self._fresh:
             self._fresh[param] = new_state(param, group)
-        state = self._fresh[param] if fresh else existing
+        state = dict(self._fresh[param] if fresh else existing)
+        average = None
+        if decay is not None:
+            average = state["ema"] = self._fresh[param]["ema"] if average_is_new else existing["ema"]
         for key in names:
             if state.get(key) is None:
                 raise KeyError(f"the state has no '{key}' in {name}")
@@ -147,12 +156,14 @@ class ReferencePlan:
         step = float(state["step"]) + 1 if "step" in names else 1.0
         try:  # on one element, since the numbers that the arithmetic cannot hold are the same for all
             zero = torch.zeros((), dtype=param.dtype)
-            self._rule.update(zero, zero, {key: zero for key in names if key != "step"}, step, **options)
+            self._rule.update(zero, zero, {key: zero for key in own_names if key != "step"}, step, **options)
         except OutOfRangeError as error:
             raise OutOfRangeError(f"{error}, in {name} with {options}") from None
         grad = param.grad
         assert grad is not None
-        self._rows.append(_Row(param, grad, state, fresh, options, bool(group.get("maximize"))))
+        state = self._fresh[param] if fresh else existing
+        maximize = bool(group.get("maximize"))
+        self._rows.append(_Row(param, grad, state, fresh, options, maximize, average, average_is_new, decay or 0.0))
         return None
 
     def explain(
@@ -243,16 +254,22 @@ class ReferencePlan:
         """Whether gradients and state are those that were gathered: options and new state may have run code since."""
         for row in self._rows:
             own = state.get(row.param, {})
-            taken = any(own.get(key) is not None for key in row.state) if row.fresh else own is not row.state
+            others = [own.get(key) for key in row.state if key != "ema"]
+            taken = any(x is not None for x in others) if row.fresh else own is not row.state
             if taken or row.param.grad is not row.grad:
                 return False
             if "step" in row.state and float(row.state["step"]) <= -1:
+                return False
+            if row.average is not None and own.get("ema") is not (None if row.average_is_new else row.average):
                 return False
         return True
 
     def _adopt(self, state: dict[Tensor, dict[str, Any]], undo: Undo) -> None:
         """Put new state where the optimizer keeps it; where another step has been there first, go on with its."""
         for row in self._rows:
+            if row.average_is_new and not row.fresh:
+                undo.add(partial(row.state.pop, "ema", None))
+                row.state["ema"] = row.average
             if not row.fresh or not row.state:
                 continue
             if row.param not in state:
@@ -262,7 +279,7 @@ class ReferencePlan:
             for key in missing:
                 undo.add(partial(own.__setitem__, key, None) if key in own else partial(own.pop, key, None))
             own.update(missing)
-            row.fresh = all(own[key] is value for key, value in row.state.items())
+            row.fresh = all(own[key] is value for key, value in row.state.items() if key != "ema")
             row.state = own
 
     def _written(self, grads_are_written: bool) -> list[Tensor]:
@@ -270,6 +287,7 @@ class ReferencePlan:
         for row in self._rows:
             tensors += [row.param, *(row.state[name] for name in self._rule.state_names(row.options))]
             tensors += [row.grad] if grads_are_written else []
+            tensors += [row.average] if row.average is not None else []
         return [local_of(tensor) for tensor in tensors]
 
     def _write(self, zero_grad: bool, grad_scale: float | None) -> None:
@@ -288,6 +306,9 @@ class ReferencePlan:
             own_param.copy_(new_param)
             for name, value in new_state.items():
                 own_state[name].copy_(value)
+            if row.average is not None:
+                average = local_of(row.average)
+                average.copy_(reference.average(None if row.average_is_new else average, own_param, row.decay))
             if is_dtensor(row.param):  # its own version counter is what autograd looks at
                 increment_version([row.param] if grad_scale is None else [row.param, row.grad])
         if zero_grad:
@@ -320,6 +341,20 @@ def is_torchs(group: dict[str, Any]) -> bool:
 
 def _shown(value: Any) -> str:
     return f"a tensor of shape {tuple(value.shape)}" if type(value) in _PLAIN else repr(value)
+
+
+def average_decay(group: Mapping[str, Any]) -> float | None:
+    """The decay of a group's averages, or None.
+
+    Raises:
+        ValueError: It is not from 0 to 1.
+    """
+    decay = group.get("ema_decay")
+    if decay is None:
+        return None
+    if not 0 <= float(decay) <= 1:
+        raise ValueError(f"ema_decay must be None or from 0 to 1, got {float(decay)}")
+    return float(decay)
 
 
 def _as_numbers(options: dict[str, Any], group: int) -> dict[str, Any]:

@@ -16,9 +16,10 @@ from torch.nn.utils import get_total_norm
 
 from fusedoptim import modes
 from fusedoptim.clip import GradNorm
+from fusedoptim.reference_plan import average_decay
 
 # By name, what each is unless it is asked for: only then is it in the groups, so that a state dict is torch's.
-DEFAULTS: dict[str, Any] = {"max_grad_norm": None, "skip_nonfinite": False}
+DEFAULTS: dict[str, Any] = {"max_grad_norm": None, "skip_nonfinite": False, "ema_decay": None}
 
 
 def constructor(cls: type[Any], torchs: type[Any]) -> Callable[..., None]:
@@ -49,6 +50,7 @@ def _check(groups: Iterable[Mapping[str, Any]]) -> None:
         limit = group.get("max_grad_norm")
         if limit is not None and not float(limit) >= 0:
             raise ValueError(f"max_grad_norm must be None or at least 0, got {limit!r} in parameter group {index}")
+        average_decay(group)
 
 
 def has_settings(groups: list[Any]) -> bool:

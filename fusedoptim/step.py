@@ -6,15 +6,16 @@ import functools
 import inspect
 import threading
 from collections import ChainMap
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from fusedoptim import backend, modes, native, reference
+from fusedoptim import backend, modes, native
+from fusedoptim.averages import averaged, copy_averages, state_names, update_averages
 from fusedoptim.clip import clipped
 from fusedoptim.mappings import is_transparent
 from fusedoptim.private import private
@@ -73,10 +74,15 @@ class FusedStep(Optimizer):
             cls._torch_parts = tuple((x, getattr(torchs, x)) for x in names if callable(getattr(torchs, x, None)))
 
     def __init__(
-        self, *args: Any, max_grad_norm: float | None = None, skip_nonfinite: bool = False, **kwargs: Any
+        self,
+        *args: Any,
+        max_grad_norm: float | None = None,
+        skip_nonfinite: bool = False,
+        ema_decay: float | None = None,
+        **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        set_up(self, max_grad_norm=max_grad_norm, skip_nonfinite=skip_nonfinite)
+        set_up(self, max_grad_norm=max_grad_norm, skip_nonfinite=skip_nonfinite, ema_decay=ema_decay)
 
     # Takes whatever it is called with, for hooks are to see what the caller has passed.
     def step(self, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]  # noqa: D417
@@ -181,6 +187,40 @@ class FusedStep(Optimizer):
         """
         return clip_next_step(self, max_norm, norm_type, error_if_nonfinite)
 
+    def averaged_parameters(self) -> AbstractContextManager[None]:
+        """Give the parameters the values of their averages for a block, and their own back after it.
+
+        The averages come of ``ema_decay``. Parameters that have none keep their values. The copies of those that have
+        take as much memory as these. No step may be taken within the block.
+
+        Example:
+            >>> import torch
+            >>> import fusedoptim
+            >>> p = torch.nn.Parameter(torch.zeros(1))
+            >>> optimizer = fusedoptim.SGD([p], lr=1.0, ema_decay=0.5)
+            >>> for _ in range(2):
+            ...     p.grad = torch.ones(1)
+            ...     optimizer.step()
+            >>> with optimizer.averaged_parameters():
+            ...     p.item()
+            -1.5
+            >>> p.item()
+            -2.0
+        """
+        return averaged(self)
+
+    def copy_averages_to(self, target: torch.nn.Module | Iterable[Tensor]) -> None:
+        """Copy the averages into other parameters; where there is no average yet, the parameter itself.
+
+        Args:
+            target: A module, such as a copy of the model, or parameters: as many as the optimizer has, in its order and
+                of the same shapes. Of a module, parameters are found by name if the optimizer was made with names.
+
+        Raises:
+            ValueError: They do not fit; nothing was copied.
+        """
+        copy_averages(self, target)
+
     def _reset_gradients(self, set_to_none: bool) -> None:
         self.__dict__.pop("_next_clip", None)
         if not native.available():
@@ -217,6 +257,8 @@ class FusedStep(Optimizer):
             if grad_scale is not None and not native.is_on_cuda(grad_scale):
                 grad_scale = float(grad_scale)
             on_host = found_inf is None and not isinstance(grad_scale, Tensor)
+        if "_is_averaged" in attributes:
+            raise RuntimeError("step() within averaged_parameters() would update the averages: leave its block first")
         clips: Sequence[Any] = ()
         if "_next_clip" in attributes or has_settings(self.param_groups):
             taken = take_clips(self, grad_scale)
@@ -315,7 +357,7 @@ class FusedStep(Optimizer):
             )
             if name == "step"
             else native.zeros_like(param)
-            for name in reference.RULES[self._rule].state_names(group)
+            for name in state_names(self._rule, group)
         }
 
     def _torch_step(self, params: list[list[Tensor]] | None, clips: Sequence[Any] = ()) -> None:
@@ -329,6 +371,7 @@ class FusedStep(Optimizer):
             return
         if params is None:
             step(self)
+            update_averages(self, [group["params"] for group in self.param_groups])
             return
         other = object.__new__(type(self))  # no group is changed, even for a moment: an interrupt would leave it so
         other.__dict__.update(self.__dict__)
@@ -338,6 +381,7 @@ class FusedStep(Optimizer):
         step(other)
         other.param_groups = self.param_groups
         self.__dict__.update(other.__dict__)
+        update_averages(self, params)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

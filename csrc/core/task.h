@@ -8,7 +8,8 @@
 
 namespace fusedoptim {
 
-constexpr int kMaxOperands = 2 + kMaxStates;  // param, grad, states
+constexpr int kMaxOwned = kMaxStates + 1;    // tensors that are a parameter's own: the rule's states, and its average
+constexpr int kMaxOperands = 2 + kMaxOwned;  // param, grad, and those
 constexpr int kMaxDims = 64;
 
 // Where the elements of operands lie that do not share one dense layout. `strides` holds one row of `ndim` element
@@ -48,7 +49,10 @@ struct Task {
   int64_t count = 0;               // elements
   const Layout* layout = nullptr;  // null: every operand is contiguous in one common order of elements
   bool maximize = false;
-  double clip = 1;     // grad is multiplied by it, and rounded as grad is stored; what is stored stays as it is
+  double clip = 1;  // grad is multiplied by it, and rounded as grad is stored; what is stored stays as it is
+  // The last operand is an average of param, which moves by `average_weight` once param is written, or becomes it.
+  bool averages = false, average_is_new = false;
+  double average_weight = 0;
   int device = kHost;  // or the number of a CUDA device, on which everything below may lie
   // Not null: the constants are folded on the device from these; `constants` is null.
   const DeviceOptions* device_options = nullptr;

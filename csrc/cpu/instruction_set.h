@@ -23,12 +23,16 @@ using ScaleKernel = void (*)(const void* from, void* to, int64_t count, double f
 // The sum of the squares of up to kSumUnit elements, in the order of core/sum.h.
 using SquaresKernel = double (*)(const void* grad, int64_t count);
 
+// average = lerp(average, param, weight).
+using AverageKernel = void (*)(const void* param, void* average, int64_t count, double weight);
+
 struct InstructionSet {
   const char* name;
   Kernel kernels[AllRules::kCount][kMaxVariants][kDTypes];
   UnscaleKernel unscale[kDTypes];
   ScaleKernel scale[kDTypes];
   SquaresKernel squares[kDTypes];
+  AverageKernel average[kDTypes];
 };
 
 // Null where it is not built for this architecture.

@@ -1,6 +1,7 @@
 // The loop over any rule, compiled once per instruction set (FUSEDOPTIM_ISA names it).
 #include <utility>
 
+#include "core/average.h"
 #include "cpu/instruction_set.h"
 #include "cpu/squares.h"
 
@@ -87,6 +88,21 @@ void scale(const void* from_, void* to_, int64_t count, double factor_) {
   if (count > 0) store_part(to, load_part(from, int(count)) * factor, int(count));
 }
 
+template <class S>
+void average(const void* param_, void* average_, int64_t count, double weight) {
+  using V = Vec<Arithmetic<S>>;
+  const Average<Arithmetic<S>> lerp(weight);
+  const S* param = static_cast<const S*>(param_);
+  S* average = static_cast<S*>(average_);
+  for (; count >= V::kLanes; count -= V::kLanes, param += V::kLanes, average += V::kLanes) {
+    __builtin_prefetch(reinterpret_cast<const char*>(average) + kAhead);
+    store(average, lerp(load(average), load(param)));
+  }
+  if (count > 0) {
+    store_part(average, lerp(load_part(average, int(count)), load_part(param, int(count))), int(count));
+  }
+}
+
 // ---- the table of all of them -------------------------------------------------------------------------------------
 template <template <class> class Rule, int... variants>
 constexpr void fill_rule(Kernel (&kernels)[kMaxVariants][kDTypes], std::integer_sequence<int, variants...>) {
@@ -103,7 +119,8 @@ constexpr InstructionSet fill(const char* name, RuleList<Rules...>) {
                      {},
                      {unscale<double>, unscale<float>, unscale<BFloat16>, unscale<Half>},
                      {scale<double>, scale<float>, scale<BFloat16>, scale<Half>},
-                     {squares<double>, squares<float>, squares<BFloat16>, squares<Half>}};
+                     {squares<double>, squares<float>, squares<BFloat16>, squares<Half>},
+                     {average<double>, average<float>, average<BFloat16>, average<Half>}};
   int rule = 0;
   (fill_rule<Rules>(set.kernels[rule++], std::make_integer_sequence<int, Rules<float>::kVariants>()), ...);
   return set;

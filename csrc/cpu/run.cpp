@@ -27,7 +27,7 @@ class Runner {
       });
     } else {
       // With a second pass over grad the chunk is walked in blocks, so that this pass finds it in the cache.
-      const bool passes = options_.unscale || options_.zero_grad || is_clipped_apart(task);
+      const bool passes = options_.unscale || options_.zero_grad || is_clipped_apart(task) || task.averages;
       for_blocks(chunk, passes ? kBlock : kChunk, [&](int64_t at, int64_t n) { update(task, task.operands, at, n); });
     }
   }
@@ -48,9 +48,21 @@ class Runner {
     } else {
       kernel(task)(task.constants, operands, begin, count, sign * task.clip);
     }
+    if (task.averages) average(task, operands, begin, count);
     if (options_.zero_grad) {
       const size_t size = size_of(task.dtype);
       std::memset(static_cast<char*>(operands[1]) + begin * size, 0, count * size);
+    }
+  }
+
+  void average(const Task& task, void* const* operands, int64_t begin, int64_t count) const {
+    const size_t size = size_of(task.dtype), from = size_t(begin) * size;
+    const char* const param = static_cast<const char*>(operands[0]) + from;
+    char* const average = static_cast<char*>(operands[task.operand_count - 1]) + from;
+    if (task.average_is_new) {
+      std::memcpy(average, param, size_t(count) * size);
+    } else {
+      set_.average[int(task.dtype)](param, average, count, task.average_weight);
     }
   }
 

@@ -93,13 +93,16 @@ bool Plan::is_as_seen(PyObject* state) {
     if (Torch::get().is_plain(row.param.ptr()) && !Torch::get().grad(row.param).is(row.grad)) return false;
     if (row.states == 0 && !rule_.counts_steps) continue;
     PyObject* const own = find_by_hash(state, row.param.ptr(), row.hash);
-    PyObject* entries[kMaxStates + 1] = {};
+    PyObject* entries[kMaxOwned + 1] = {};
     if (own != nullptr && (!PyDict_Check(own) || !is_transparent(own))) return false;
-    const bool has_all = own != nullptr && find_named(own, row.states, entries);
+    if (own != nullptr) find_named(own, *row.group, row.states, entries);
     for (PyObject*& entry : entries) entry = entry == Py_None ? nullptr : entry;
-    const int wanted = row.states + (rule_.counts_steps ? 1 : 0);
-    if (row.fresh_state ? !is_new(entries, row.states)
-                        : !has_all || !std::equal(entries, entries + wanted, row.entries))
+    const int wanted = row.states + (rule_.counts_steps ? 1 : 0), average = row.states - 1;
+    if (row.average_is_new) {
+      if (entries[average] != nullptr) return false;
+      entries[average] = row.entries[average];
+    }
+    if (row.is_new ? !is_new(*row.group, entries, row.states) : !std::equal(entries, entries + wanted, row.entries))
       return false;
     if (row.step.at == nullptr || row.step.on_device || !read_step(row.step)) continue;
     if (!device_tasks_.empty()) return false;  // what goes to the device has been prepared

@@ -104,6 +104,7 @@ bool Plan::read_groups(py::handle groups, const std::vector<double>& clips) {
     group.dict = dict;
     group.maximize = reader.flag("maximize");
     group.clip = clip_of(clips, g);
+    group.averages = reader.average(group.average_weight);
     rule_.read(GroupReader(dict, int(g), &group.on_device), group.options);
     if (!group.on_device.empty()) return false;
   }
@@ -198,7 +199,7 @@ const char* Plan::look_at(Group& group, FastRow& row, Task& task, PyObject* stat
     return "autograd follows its gradient";
   if (!anatomy.is_row_major(row.param) && !is_dense(row.param)) return "its elements do not fill one stretch of memory";
 
-  const int variant = rule_.variant(group.options, dtype, false), states = rule_.states_of(variant);
+  const int variant = rule_.variant(group.options, dtype, false), states = states_of(group, variant);
   const int64_t count = anatomy.count(row.param), item_size = int64_t(size_of(dtype)), bytes = count * item_size;
   task.rule = rule_.index;
   task.variant = variant;
@@ -208,6 +209,8 @@ const char* Plan::look_at(Group& group, FastRow& row, Task& task, PyObject* stat
   task.layout = nullptr;
   task.maximize = group.maximize;
   task.clip = group.clip;
+  task.averages = group.averages;
+  task.average_weight = group.average_weight;
   const auto add = [&](int k, Body tensor) {
     char* data = anatomy.data(tensor, item_size);
     if (data == nullptr && bytes > 0) return false;
@@ -220,7 +223,7 @@ const char* Plan::look_at(Group& group, FastRow& row, Task& task, PyObject* stat
     PyObject* own = positions_.find(state, fast_count_, row.object);
     if (own == nullptr) return "it has no state yet";
     if (!is_known_dict(own)) return "its state is not a dict";
-    if (!find_named(own, states, row.entries)) return "its state is not complete";
+    if (!find_named(own, group, states, row.entries)) return "its state is not complete";
     for (int k = 0; k < states; ++k) {
       if (!torch.is_plain(row.entries[k])) return "its state is not a plain tensor";
       const Body tensor = row.bodies[k] = anatomy.body(row.entries[k]);
@@ -256,9 +259,9 @@ const char* Plan::look_at_step(PyObject* object, Body& tensor, Step& out) {
 }
 
 // Dicts are walked and not asked, since what compares their keys may be Python code.
-bool Plan::find_named(PyObject* own, int states, PyObject** entries) const {
+bool Plan::find_named(PyObject* own, const Group& group, int states, PyObject** entries) const {
   const int wanted = states + (rule_.counts_steps ? 1 : 0);
-  const auto name = [&](int k) { return (k < states ? names_[k] : names_.back()).ptr(); };
+  const auto name = [&](int k) { return this->name(group, k, states).ptr(); };
   std::fill(entries, entries + wanted, nullptr);
   int found = 0;
   PyObject *key, *value;

@@ -81,6 +81,7 @@ py::object Plan::gather(py::iterable groups, py::object state, py::object new_st
       group->params = params;
       group->maximize = reader.flag("maximize");
       group->clip = clip_of(clips, g);
+      group->averages = reader.average(group->average_weight);
       group->strict = reader.flag("fused");
       rule_.read(GroupReader(dict, g, &group->on_device), group->options);
     }
@@ -150,34 +151,50 @@ const char* Plan::add(Group& group, py::handle param, py::object grad, PyObject*
   Row row;
   row.states = 0;
   int variant = rule_.variant(group.options, dtype, false);
-  const int states = rule_.states_of(variant);
+  const int states = states_of(group, variant);
   if (states > 0 || rule_.counts_steps) {
     if (state != nullptr && !is_transparent(state) && PyObject_HasAttrString(state, "keys")) return kStateOfItsOwn;
-    PyObject* entries[kMaxStates + 1];
+    PyObject* entries[kMaxOwned + 1];
     row.states = states;
-    find_entries(state, states, entries);
+    find_entries(state, group, states, entries);
     bool viewed = true;
-    if (is_new(entries, states)) {
+    row.average_is_new = group.averages && entries[states - 1] == nullptr;
+    row.is_new = is_new(group, entries, states);
+    if (row.is_new || row.average_is_new) {
       py::object& made = fresh_[param.ptr()];
       if (!made) {
         made = new_state(param, group.dict);
         viewed = false;
       }
-      row.fresh_state = made;
-      find_entries(row.fresh_state.ptr(), states, entries);
-      const int next_variant = variant;  // of as many states
-      variant = rule_.variant(group.options, dtype, true);
-      if (variant != next_variant) skipped_by_host_ = true;  // one that is skipped must be the first again
+      if (row.is_new) {
+        PyObject* const average = group.averages ? entries[states - 1] : nullptr;
+        row.fresh_state = made;
+        find_entries(row.fresh_state.ptr(), group, states, entries);
+        if (average != nullptr) {  // which goes on
+          row.fresh_state = made.attr("copy")();
+          row.fresh_state.attr("pop")(average_name_);
+          entries[states - 1] = average;
+        }
+        const int next_variant = variant;  // of as many states
+        variant = rule_.variant(group.options, dtype, true);
+        if (variant != next_variant) skipped_by_host_ = true;  // one that is skipped must be the first again
+      } else {
+        py::dict alone;
+        alone[average_name_] = kept_.emplace_back(made[average_name_]);
+        row.fresh_state = alone;
+        entries[states - 1] = kept_.back().ptr();
+      }
+      if (row.average_is_new) skipped_by_host_ = true;
     }
     std::copy(entries, entries + states + (rule_.counts_steps ? 1 : 0), row.entries);
-    if (const char* reason = open_states(states, entries, plain ? nullptr : &whole)) return reason;
+    if (const char* reason = open_states(group, states, entries, plain ? nullptr : &whole)) return reason;
     if (!viewed || !plain) {  // Python code ran, and may have changed what the views borrow
       const DType before = dtype;
       if (const char* reason = view_param_and_grad(views, local, local_grad, dtype)) return reason;
       if (dtype != before)
         throw ParamError{PyExc_RuntimeError, "the dtype was changed while the step was being prepared"};
     }
-    if (const char* reason = view_states(views, states, entries)) return reason;
+    if (const char* reason = view_states(views, group, states, entries)) return reason;
     if (rule_.counts_steps) {
       if (const char* reason = view_step(entries[states], views[0], row.step)) return reason;
       if (!row.step.on_device) skipped_by_host_ = true;
@@ -227,7 +244,7 @@ const char* Plan::open_shards(py::handle param, py::handle grad, DTensor& whole,
   return nullptr;
 }
 
-void Plan::find_entries(PyObject* state, int count, PyObject** entries) {
+void Plan::find_entries(PyObject* state, const Group& group, int count, PyObject** entries) {
   if (state != nullptr && !PyDict_Check(state)) throw ParamError{PyExc_TypeError, "the state must be a dict"};
   const auto find = [&](const py::object& name) -> PyObject* {
     PyObject* found = state == nullptr ? nullptr : PyDict_GetItemWithError(state, name.ptr());
@@ -236,22 +253,23 @@ void Plan::find_entries(PyObject* state, int count, PyObject** entries) {
     kept_.push_back(py::reinterpret_borrow<py::object>(found));  // Python code or another thread may take it out
     return found;
   };
-  for (int k = 0; k < count; ++k) entries[k] = find(names_[k]);
+  for (int k = 0; k < count; ++k) entries[k] = find(name(group, k, count));
   if (rule_.counts_steps) entries[count] = find(names_.back());
 }
 
-bool Plan::is_new(PyObject* const* entries, int count) const {
-  const int all = count + (rule_.counts_steps ? 1 : 0);
+bool Plan::is_new(const Group& group, PyObject* const* entries, int count) const {
+  const int all = count + (rule_.counts_steps ? 1 : 0), average = group.averages ? count - 1 : -1;
+  if (all == (average >= 0 ? 1 : 0)) return false;  // there is nothing else
   for (int k = 0; k < all; ++k) {
-    if (entries[k] != nullptr) return false;
+    if (k != average && entries[k] != nullptr) return false;
   }
   return true;
 }
 
-const char* Plan::open_states(int count, PyObject** entries, const DTensor* whole) {
+const char* Plan::open_states(const Group& group, int count, PyObject** entries, const DTensor* whole) {
   for (int k = 0; k < count; ++k) {
     if (entries[k] == nullptr) {
-      throw ParamError{PyExc_KeyError, std::string("the state has no '") + rule_.states[k] + "'"};
+      throw ParamError{PyExc_KeyError, "the state has no '" + std::string(py::str(name(group, k, count))) + "'"};
     }
     if (whole == nullptr) {
       if (!Torch::get().is_plain(entries[k])) return "its state is not a plain tensor";
@@ -265,15 +283,14 @@ const char* Plan::open_states(int count, PyObject** entries, const DTensor* whol
   return nullptr;
 }
 
-const char* Plan::view_states(Views& views, int count, PyObject* const* entries) {
+const char* Plan::view_states(Views& views, const Group& group, int count, PyObject* const* entries) {
   const Torch& torch = Torch::get();
   for (int k = 0; k < count; ++k) {
-    const char* name = rule_.states[k];
     View& view = views[2 + k];
     if (!torch.view(entries[k], view)) return "its state is sparse or has no memory to show";
     if (!view.same_sizes(views[0])) {
-      throw ParamError{PyExc_RuntimeError,
-                       std::string(name) + " has shape " + shape_text(view) + ", which does not fit"};
+      throw ParamError{PyExc_RuntimeError, std::string(py::str(name(group, k, count))) + " has shape " +
+                                               shape_text(view) + ", which does not fit"};
     }
     if (const char* reason = check_state(views, 2 + k)) return reason;
   }
@@ -322,8 +339,19 @@ void Plan::add_task(Row& row, const Views& views, DType dtype, int variant, int 
   Group& group = *row.group;
   std::vector<Task>& tasks = row.on_device ? device_tasks_ : tasks_;
   row.task = tasks.size();
-  Task& task = tasks.emplace_back(
-      Task{rule_.index, variant, dtype, operands, nullptr, {}, param.count, nullptr, group.maximize, group.clip});
+  Task& task = tasks.emplace_back(Task{rule_.index,
+                                       variant,
+                                       dtype,
+                                       operands,
+                                       nullptr,
+                                       {},
+                                       param.count,
+                                       nullptr,
+                                       group.maximize,
+                                       group.clip,
+                                       group.averages,
+                                       row.average_is_new,
+                                       group.average_weight});
   task.next_step = row.step.next;
   if (row.on_device) task.device = param.device.index;
   if (row.step.on_device) task.step = {row.step.at, row.step.is_double, 0};

@@ -81,7 +81,8 @@ class Plan {
   struct Group {
     py::object dict, params;
     int index;
-    double clip = 1;
+    double clip = 1, average_weight = 0;
+    bool averages = false;
     bool maximize, strict, all_general = false;
     Options options;
     std::vector<OptionOnDevice> on_device;                        // what is missing in `options`
@@ -96,10 +97,11 @@ class Plan {
   struct Row {
     Group* group;
     py::object param, grad;
-    Py_hash_t hash;                     // of the parameter
-    py::object fresh_state;             // entries that the optimizer's state does not have yet; null if it has them all
-    PyObject* entries[kMaxStates + 1];  // as found in the state, its step behind them; kept_ owns them
-    int states;
+    Py_hash_t hash;                    // of the parameter
+    py::object fresh_state;            // entries that the optimizer's state does not have yet; null if it has them all
+    PyObject* entries[kMaxOwned + 1];  // as found in the state, its step behind them; kept_ owns them
+    int states;                        // of them, the average included
+    bool is_new = false, average_is_new = false;  // all but its average; the average
     Step step;
     bool on_device;
     size_t task;  // its number in device_tasks_ or tasks_
@@ -107,8 +109,8 @@ class Plan {
   struct FastRow {  // borrowed: nothing lets go of it between the look and the last write
     PyObject* object;
     Body param, grad;
-    PyObject* entries[kMaxStates + 1] = {};  // of its state, and its step behind them
-    Body bodies[kMaxStates + 1];
+    PyObject* entries[kMaxOwned + 1] = {};  // of its state, and its step behind them
+    Body bodies[kMaxOwned + 1];
     Step step;
   };
   struct Attributes {  // of an optimizer
@@ -143,8 +145,9 @@ class Plan {
                   bool write_grads);
   const char* open_shards(py::handle param, py::handle grad, DTensor& whole, py::handle& local, py::handle& local_grad);
   const char* view_param_and_grad(Views& views, py::handle param, py::handle grad, DType& dtype);
-  const char* open_states(int count, PyObject** entries, const DTensor* whole);  // puts what they hold in their place
-  const char* view_states(Views& views, int count, PyObject* const* entries);
+  const char* open_states(const Group& group, int count, PyObject** entries,
+                          const DTensor* whole);  // puts what they hold in their place
+  const char* view_states(Views& views, const Group& group, int count, PyObject* const* entries);
   const char* view_step(PyObject* tensor, const View& param, Step& out);
 
   // The fast path. Some of these return why a parameter is not for it, or null.
@@ -156,14 +159,19 @@ class Plan {
   const char* look_at(Group& group, FastRow& row, Task& task, PyObject* state, bool zero_grad);
   const char* look_at_step(PyObject* object, Body& tensor, Step& out);
   void fetch_ahead(size_t row) const;
-  bool find_named(PyObject* own, int states, PyObject** entries) const;
+  bool find_named(PyObject* own, const Group& group, int states, PyObject** entries) const;
   bool own_fast_rows();
   void finish_fast_rows(bool grads_are_written);
   bool is_odd(const Place& place, size_t& next) const;  // `next`: in odd_, as places are asked for in their order
   void forget_odd(PyObject* state, bool zero_grad);
 
-  bool is_new(PyObject* const* entries, int count) const;
-  void find_entries(PyObject* state, int count, PyObject** entries);
+  // What of a parameter's own tensors is called, and how many there are: the average follows the rule's states.
+  const py::object& name(const Group& group, int k, int states) const {
+    return k == states ? names_.back() : group.averages && k == states - 1 ? average_name_ : names_[size_t(k)];
+  }
+  int states_of(const Group& group, int variant) const { return rule_.states_of(variant) + (group.averages ? 1 : 0); }
+  bool is_new(const Group& group, PyObject* const* entries, int count) const;  // but for its average
+  void find_entries(PyObject* state, const Group& group, int count, PyObject** entries);
   void add_range(const View& view, bool is_grad);
   void add_task(Row& row, const Views& views, DType dtype, int variant, int operands);
   void forget();
@@ -186,6 +194,7 @@ class Plan {
 
   const RuleEntry& rule_;
   std::vector<py::object> names_;  // of the states, and "step" behind them where the rule counts steps
+  py::object average_name_ = intern("ema");
   std::vector<std::pair<py::object, py::object>> torch_parts_;
   std::vector<py::object> mode_checks_;
   py::object forward_ad_, watch_operations_;

@@ -133,6 +133,19 @@ bool GroupReader::flag(const char* name) const {
   return truth != 0;
 }
 
+bool GroupReader::average(double& weight) const {
+  const char* const name = "ema_decay";
+  const py::object found = find(name);
+  if (!found || found.is_none()) return false;
+  const double decay = number(found, name, nullptr, false);
+  if (!(decay >= 0 && decay <= 1)) {
+    throw py::value_error(std::string(name) + " of parameter group " + std::to_string(index_) +
+                          " must be None or from 0 to 1, got " + std::string(py::str(py::float_(decay))));
+  }
+  weight = 1 - decay;
+  return true;
+}
+
 py::object GroupReader::params() const {
   py::object found = item("params");
   if (PyList_CheckExact(found.ptr())) return found;

@@ -1,0 +1,92 @@
+"""Averages of the parameters, which the step keeps as it goes: ``ema_decay``."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fusedoptim import reference
+from fusedoptim.reference_plan import average_decay, name_of
+
+
+def state_names(rule: str, group: Mapping[str, Any]) -> tuple[str, ...]:
+    """What a parameter's state holds: what the rule keeps, and the average if the group asks for it."""
+    names = reference.RULES[rule].state_names(group)
+    return names if group.get("ema_decay") is None else (*names, "ema")
+
+
+def update_averages(optimizer: Any, lists: Iterable[Iterable[Tensor]]) -> None:
+    """Move the averages of what torch's own implementation has stepped; one list of parameters for each group."""
+    for group, params in zip(optimizer.param_groups, lists, strict=True):
+        decay = average_decay(group)
+        for param in params:
+            if decay is None or param.grad is None:
+                continue
+            state = optimizer.state[param]
+            with torch.no_grad():
+                if state.get("ema") is None:
+                    state["ema"] = param.detach().clone(memory_format=torch.preserve_format)
+                else:
+                    state["ema"].lerp_(param, 1 - decay)
+
+
+def _pairs(optimizer: Any) -> list[tuple[Tensor, Tensor]]:
+    """The parameters that have averages, and these."""
+    found = {}
+    for group in optimizer.param_groups:
+        for param in group["params"]:
+            average = optimizer.state.get(param, {}).get("ema")
+            if average is not None:
+                found[param] = average
+    return list(found.items())
+
+
+@contextmanager
+def averaged(optimizer: Any) -> Generator[None]:
+    """See ``FusedStep.averaged_parameters``."""
+    if optimizer.__dict__.get("_is_averaged"):
+        raise RuntimeError("averaged_parameters() is active already: leave its block first")
+    pairs = _pairs(optimizer)
+    with torch.no_grad():
+        own = [(param, param.detach().clone(memory_format=torch.preserve_format)) for param, _ in pairs]
+    optimizer.__dict__["_is_averaged"] = True
+    try:
+        with torch.no_grad():
+            for param, average in pairs:
+                param.copy_(average)
+        yield
+    finally:
+        with torch.no_grad():
+            for param, before in own:
+                param.copy_(before)
+        optimizer.__dict__.pop("_is_averaged", None)
+
+
+def copy_averages(optimizer: Any, target: torch.nn.Module | Iterable[Tensor]) -> None:
+    """See ``FusedStep.copy_averages_to``."""
+    own = [
+        (param, name_of(param, group, index, position), (group.get("param_names") or {position: None})[position])
+        for index, group in enumerate(optimizer.param_groups)
+        for position, param in enumerate(group["params"])
+    ]
+    if isinstance(target, torch.nn.Module) and all(name is not None for *_, name in own):
+        named = dict(target.named_parameters())
+        missing = [name for *_, name in own if name not in named]
+        if missing:
+            raise ValueError(f"target has no parameter {missing[0]!r}: pass a copy of the module, or its parameters")
+        others = [named[name] for *_, name in own]
+    else:
+        others = list[Tensor](target.parameters() if isinstance(target, torch.nn.Module) else target)
+    if len(others) != len(own):
+        raise ValueError(f"target has {len(others)} parameters, and the optimizer has {len(own)}: pass as many")
+    for (param, name, _), other in zip(own, others, strict=True):
+        if param.shape != other.shape:
+            raise ValueError(f"target has a parameter of shape {tuple(other.shape)} for {name}: pass them in its order")
+    with torch.no_grad():
+        for (param, *_), other in zip(own, others, strict=True):
+            average = optimizer.state.get(param, {}).get("ema")
+            other.copy_(param if average is None else average)
