@@ -32,7 +32,7 @@ class Plan:
         zero_grad: bool,
         grad_scale: float | None,
         drop_grads: bool,
-        clips: Sequence[float] = (),
+        clips: Sequence[float] | None,
     ) -> bool: ...
     def is_ours(self, optimizer: Any) -> bool: ...
     def gather(

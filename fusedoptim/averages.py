@@ -45,15 +45,19 @@ def _pairs(optimizer: Any) -> list[tuple[Tensor, Tensor]]:
     return list(found.items())
 
 
+def _refuse(*_: Any, **__: Any) -> None:
+    raise RuntimeError("step() within averaged_parameters() would update the averages: leave its block first")
+
+
 @contextmanager
 def averaged(optimizer: Any) -> Generator[None]:
     """See ``FusedStep.averaged_parameters``."""
-    if optimizer.__dict__.get("_is_averaged"):
+    if "_take_step" in optimizer.__dict__:
         raise RuntimeError("averaged_parameters() is active already: leave its block first")
     pairs = _pairs(optimizer)
     with torch.no_grad():
         own = [(param, param.detach().clone(memory_format=torch.preserve_format)) for param, _ in pairs]
-    optimizer.__dict__["_is_averaged"] = True
+    optimizer.__dict__["_take_step"] = _refuse  # in place of the method
     try:
         with torch.no_grad():
             for param, average in pairs:
@@ -63,7 +67,7 @@ def averaged(optimizer: Any) -> Generator[None]:
         with torch.no_grad():
             for param, before in own:
                 param.copy_(before)
-        optimizer.__dict__.pop("_is_averaged", None)
+        del optimizer.__dict__["_take_step"]
 
 
 def copy_averages(optimizer: Any, target: torch.nn.Module | Iterable[Tensor]) -> None:
@@ -78,9 +82,10 @@ def copy_averages(optimizer: Any, target: torch.nn.Module | Iterable[Tensor]) ->
         missing = [name for *_, name in own if name not in named]
         if missing:
             raise ValueError(f"target has no parameter {missing[0]!r}: pass a copy of the module, or its parameters")
-        others = [named[name] for *_, name in own]
+        others: list[Tensor] = [named[name] for *_, name in own]
     else:
-        others = list[Tensor](target.parameters() if isinstance(target, torch.nn.Module) else target)
+        parameters: Iterable[Tensor] = target.parameters() if isinstance(target, torch.nn.Module) else target
+        others = list(parameters)
     if len(others) != len(own):
         raise ValueError(f"target has {len(others)} parameters, and the optimizer has {len(own)}: pass as many")
     for (param, name, _), other in zip(own, others, strict=True):

@@ -22,7 +22,7 @@ class Plan(Protocol):
     torch_parts: tuple[tuple[str, Any], ...]
 
     def fast_step(
-        self, optimizer: Any, zero_grad: bool, grad_scale: float | None, drop_grads: bool, clips: Any = ()
+        self, optimizer: Any, zero_grad: bool, grad_scale: float | None, drop_grads: bool, clips: Any
     ) -> bool:
         """Take the whole step, gradients and all, and return True; or change nothing and return False."""
 

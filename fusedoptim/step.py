@@ -257,18 +257,19 @@ class FusedStep(Optimizer):
             if grad_scale is not None and not native.is_on_cuda(grad_scale):
                 grad_scale = float(grad_scale)
             on_host = found_inf is None and not isinstance(grad_scale, Tensor)
-        if "_is_averaged" in attributes:
-            raise RuntimeError("step() within averaged_parameters() would update the averages: leave its block first")
-        clips: Sequence[Any] = ()
-        if "_next_clip" in attributes or has_settings(self.param_groups):
-            taken = take_clips(self, grad_scale)
-            if taken is None:
-                return False
-            clips = taken
+        clips: Sequence[Any] | None = None
         plan = self._take_plan()
         try:
-            if on_host and plan.fast_step(self, zero_grad, grad_scale, drop_grads, clips):
-                return drop_grads or zero_grad
+            if "_next_clip" not in attributes:
+                if on_host and plan.fast_step(self, zero_grad, grad_scale, drop_grads, None):
+                    return drop_grads or zero_grad
+                clips = () if not has_settings(self.param_groups) else None
+            if clips is None:
+                clips = take_clips(self, grad_scale)
+                if clips is None:
+                    return False
+                if on_host and plan.fast_step(self, zero_grad, grad_scale, drop_grads, clips):
+                    return drop_grads or zero_grad
             if not plan.is_ours(self) and self._why_torch() is not None:
                 self._torch_step(None, clips)
                 return False

@@ -16,7 +16,7 @@ constexpr size_t kRowsAhead = 8;
 }  // namespace
 
 bool Plan::fast_step(py::handle optimizer, const cpu::InstructionSet& set, bool zero_grad, const double* grad_scale,
-                     bool drop_grads, const std::vector<double>& clips) {
+                     bool drop_grads, const std::vector<double>* clips) {
   all_general_ = Anatomy::get() == nullptr;
   if (all_general_ || in_use_ || !odd_.empty()) return false;
   const Attributes attributes(optimizer);
@@ -92,18 +92,19 @@ bool Plan::has_torchs_parts(py::handle optimizer, py::handle attributes) const {
 }
 
 // Only this part may run Python code, as reading a learning rate from a tensor does; no tensor has been looked at yet.
-bool Plan::read_groups(py::handle groups, const std::vector<double>& clips) {
+bool Plan::read_groups(py::handle groups, const std::vector<double>* clips) {
   for (Py_ssize_t g = 0; g < PyList_GET_SIZE(groups.ptr()); ++g) {
     const py::object dict = py::reinterpret_borrow<py::object>(PyList_GET_ITEM(groups.ptr(), g));
     const GroupReader reader(dict, int(g));
     if (!reader.has_list()) return !(all_general_ = true);  // it may yield its parameters only once
     if (!reader.is_transparent() || reader.asks_for_torch()) return false;
+    if (clips == nullptr && (reader.has("max_grad_norm") || reader.has("skip_nonfinite"))) return false;
     Group& group = groups_.emplace_back();
     group.index = int(g);
     group.params = reader.params();
     group.dict = dict;
     group.maximize = reader.flag("maximize");
-    group.clip = clip_of(clips, g);
+    if (clips != nullptr) group.clip = clip_of(*clips, g);
     group.averages = reader.average(group.average_weight);
     rule_.read(GroupReader(dict, int(g), &group.on_device), group.options);
     if (!group.on_device.empty()) return false;
@@ -259,17 +260,27 @@ const char* Plan::look_at_step(PyObject* object, Body& tensor, Step& out) {
 }
 
 // Dicts are walked and not asked, since what compares their keys may be Python code.
-bool Plan::find_named(PyObject* own, const Group& group, int states, PyObject** entries) const {
+PyObject* const* Plan::names_of(Group& group, int states) const {
+  if (group.named != states) {
+    for (int k = 0; k < states; ++k) group.names[k] = names_[size_t(k)].ptr();
+    if (group.averages) group.names[states - 1] = average_name_.ptr();
+    if (rule_.counts_steps) group.names[states] = names_.back().ptr();
+    group.named = states;
+  }
+  return group.names;
+}
+
+bool Plan::find_named(PyObject* own, Group& group, int states, PyObject** entries) const {
   const int wanted = states + (rule_.counts_steps ? 1 : 0);
-  const auto name = [&](int k) { return this->name(group, k, states).ptr(); };
+  PyObject* const* const names = names_of(group, states);
   std::fill(entries, entries + wanted, nullptr);
   int found = 0;
   PyObject *key, *value;
   for (Py_ssize_t at = 0; PyDict_Next(own, &at, &key, &value);) {
     int k = 0;
-    while (k < wanted && key != name(k)) ++k;
+    while (k < wanted && key != names[k]) ++k;
     if (k == wanted) {  // another name, or one that was read from a file
-      for (k = 0; k < wanted && !(PyUnicode_CheckExact(key) && PyUnicode_Compare(key, name(k)) == 0);) ++k;
+      for (k = 0; k < wanted && !(PyUnicode_CheckExact(key) && PyUnicode_Compare(key, names[k]) == 0);) ++k;
       if (k == wanted) continue;
     }
     entries[k] = value;

@@ -244,17 +244,18 @@ const char* Plan::open_shards(py::handle param, py::handle grad, DTensor& whole,
   return nullptr;
 }
 
-void Plan::find_entries(PyObject* state, const Group& group, int count, PyObject** entries) {
+void Plan::find_entries(PyObject* state, Group& group, int count, PyObject** entries) {
   if (state != nullptr && !PyDict_Check(state)) throw ParamError{PyExc_TypeError, "the state must be a dict"};
-  const auto find = [&](const py::object& name) -> PyObject* {
-    PyObject* found = state == nullptr ? nullptr : PyDict_GetItemWithError(state, name.ptr());
+  PyObject* const* const names = names_of(group, count);
+  const auto find = [&](PyObject* name) -> PyObject* {
+    PyObject* found = state == nullptr ? nullptr : PyDict_GetItemWithError(state, name);
     if (found == nullptr && PyErr_Occurred()) throw py::error_already_set();
     if (found == nullptr || found == Py_None) return nullptr;
     kept_.push_back(py::reinterpret_borrow<py::object>(found));  // Python code or another thread may take it out
     return found;
   };
-  for (int k = 0; k < count; ++k) entries[k] = find(name(group, k, count));
-  if (rule_.counts_steps) entries[count] = find(names_.back());
+  for (int k = 0; k < count; ++k) entries[k] = find(names[k]);
+  if (rule_.counts_steps) entries[count] = find(names[count]);
 }
 
 bool Plan::is_new(const Group& group, PyObject* const* entries, int count) const {
@@ -266,10 +267,10 @@ bool Plan::is_new(const Group& group, PyObject* const* entries, int count) const
   return true;
 }
 
-const char* Plan::open_states(const Group& group, int count, PyObject** entries, const DTensor* whole) {
+const char* Plan::open_states(Group& group, int count, PyObject** entries, const DTensor* whole) {
   for (int k = 0; k < count; ++k) {
     if (entries[k] == nullptr) {
-      throw ParamError{PyExc_KeyError, "the state has no '" + std::string(py::str(name(group, k, count))) + "'"};
+      throw ParamError{PyExc_KeyError, "the state has no '" + std::string(py::str(names_of(group, count)[k])) + "'"};
     }
     if (whole == nullptr) {
       if (!Torch::get().is_plain(entries[k])) return "its state is not a plain tensor";
@@ -283,13 +284,13 @@ const char* Plan::open_states(const Group& group, int count, PyObject** entries,
   return nullptr;
 }
 
-const char* Plan::view_states(Views& views, const Group& group, int count, PyObject* const* entries) {
+const char* Plan::view_states(Views& views, Group& group, int count, PyObject* const* entries) {
   const Torch& torch = Torch::get();
   for (int k = 0; k < count; ++k) {
     View& view = views[2 + k];
     if (!torch.view(entries[k], view)) return "its state is sparse or has no memory to show";
     if (!view.same_sizes(views[0])) {
-      throw ParamError{PyExc_RuntimeError, std::string(py::str(name(group, k, count))) + " has shape " +
+      throw ParamError{PyExc_RuntimeError, std::string(py::str(names_of(group, count)[k])) + " has shape " +
                                                shape_text(view) + ", which does not fit"};
     }
     if (const char* reason = check_state(views, 2 + k)) return reason;

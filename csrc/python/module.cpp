@@ -65,8 +65,11 @@ const InstructionSet& chosen_set() {
 }
 
 bool fast_step(Plan& plan, py::handle optimizer, bool zero_grad, std::optional<double> grad_scale, bool drop_grads,
-               const std::vector<double>& clips) {
-  return plan.fast_step(optimizer, chosen_set(), zero_grad, grad_scale ? &*grad_scale : nullptr, drop_grads, clips);
+               py::handle clips) {
+  const double* const scale = grad_scale ? &*grad_scale : nullptr;
+  if (clips.is_none()) return plan.fast_step(optimizer, chosen_set(), zero_grad, scale, drop_grads, nullptr);
+  const auto of_groups = py::cast<std::vector<double>>(clips);
+  return plan.fast_step(optimizer, chosen_set(), zero_grad, scale, drop_grads, &of_groups);
 }
 
 double sum_squares(const Grads& grads, const std::vector<double>& of_others, std::optional<double> grad_scale,
@@ -114,8 +117,7 @@ PYBIND11_MODULE(_C, m) {
       .def(py::init<const std::string&, py::iterable, py::iterable, py::object, py::object>(), "rule"_a,
            "torch_parts"_a = py::tuple(), "mode_checks"_a = py::tuple(), "forward_ad"_a = py::dict(),
            "watch_operations"_a = py::none())
-      .def("fast_step", fast_step, "optimizer"_a, "zero_grad"_a, "grad_scale"_a, "drop_grads"_a,
-           "clips"_a = std::vector<double>())
+      .def("fast_step", fast_step, "optimizer"_a, "zero_grad"_a, "grad_scale"_a, "drop_grads"_a, "clips"_a)
       .def("is_ours", py::overload_cast<py::handle>(&Plan::is_ours, py::const_), "optimizer"_a)
       .def("gather", gather, "groups"_a, "state"_a, "new_state"_a, "write_grads"_a, "clips"_a = std::vector<double>())
       .def("commit", commit, "state"_a, "instruction_set"_a, "threads"_a, "zero_grad"_a, "grad_scale"_a, "found_inf"_a,

@@ -41,9 +41,10 @@ class Plan {
 
   // Takes the whole step of an optimizer at once where all parameters and what belongs to them are plain CPU tensors of
   // one layout, their state is there, and the optimizer overrides none of torch's parts. Else changes nothing and
-  // returns false. `grad_scale`: null for none. `clips`: what the gradients of each group are multiplied by, or empty.
+  // returns false. `grad_scale`: null for none. `clips`: what the gradients of each group are multiplied by, or null:
+  // then it also refuses groups that ask for clipping or skipping.
   bool fast_step(py::handle optimizer, const cpu::InstructionSet& set, bool zero_grad, const double* grad_scale,
-                 bool drop_grads, const std::vector<double>& clips);
+                 bool drop_grads, const std::vector<double>* clips);
 
   // Whether neither the optimizer nor a mode that is active asks for torch's own step.
   bool is_ours(py::handle optimizer) const { return is_ours(optimizer, Attributes(optimizer)); }
@@ -83,6 +84,8 @@ class Plan {
     int index;
     double clip = 1, average_weight = 0;
     bool averages = false;
+    int named = -1;  // so many of a parameter's own tensors are called as follows, borrowed
+    PyObject* names[kMaxOwned + 1];
     bool maximize, strict, all_general = false;
     Options options;
     std::vector<OptionOnDevice> on_device;                        // what is missing in `options`
@@ -145,33 +148,32 @@ class Plan {
                   bool write_grads);
   const char* open_shards(py::handle param, py::handle grad, DTensor& whole, py::handle& local, py::handle& local_grad);
   const char* view_param_and_grad(Views& views, py::handle param, py::handle grad, DType& dtype);
-  const char* open_states(const Group& group, int count, PyObject** entries,
+  const char* open_states(Group& group, int count, PyObject** entries,
                           const DTensor* whole);  // puts what they hold in their place
-  const char* view_states(Views& views, const Group& group, int count, PyObject* const* entries);
+  const char* view_states(Views& views, Group& group, int count, PyObject* const* entries);
   const char* view_step(PyObject* tensor, const View& param, Step& out);
 
   // The fast path. Some of these return why a parameter is not for it, or null.
   bool is_ours(py::handle optimizer, const Attributes& attributes) const;
   bool is_watched() const;  // by a mode of torch
   bool has_torchs_parts(py::handle optimizer, py::handle attributes) const;
-  bool read_groups(py::handle groups, const std::vector<double>& clips);
+  bool read_groups(py::handle groups, const std::vector<double>* clips);
   bool look(PyObject* state, bool zero_grad);  // at all that is not odd; what turns out to be is added to odd_
   const char* look_at(Group& group, FastRow& row, Task& task, PyObject* state, bool zero_grad);
   const char* look_at_step(PyObject* object, Body& tensor, Step& out);
   void fetch_ahead(size_t row) const;
-  bool find_named(PyObject* own, const Group& group, int states, PyObject** entries) const;
+  bool find_named(PyObject* own, Group& group, int states, PyObject** entries) const;
   bool own_fast_rows();
   void finish_fast_rows(bool grads_are_written);
   bool is_odd(const Place& place, size_t& next) const;  // `next`: in odd_, as places are asked for in their order
   void forget_odd(PyObject* state, bool zero_grad);
 
-  // What of a parameter's own tensors is called, and how many there are: the average follows the rule's states.
-  const py::object& name(const Group& group, int k, int states) const {
-    return k == states ? names_.back() : group.averages && k == states - 1 ? average_name_ : names_[size_t(k)];
-  }
+  // What a parameter's own tensors are called, of which there are `states`, and its step: the average follows the
+  // rule's.
+  PyObject* const* names_of(Group& group, int states) const;
   int states_of(const Group& group, int variant) const { return rule_.states_of(variant) + (group.averages ? 1 : 0); }
   bool is_new(const Group& group, PyObject* const* entries, int count) const;  // but for its average
-  void find_entries(PyObject* state, const Group& group, int count, PyObject** entries);
+  void find_entries(PyObject* state, Group& group, int count, PyObject** entries);
   void add_range(const View& view, bool is_grad);
   void add_task(Row& row, const Views& views, DType dtype, int variant, int operands);
   void forget();

@@ -44,6 +44,7 @@ class GroupReader {
   void operator()(const char* name, double& first, double& second) const;  // a pair, such as betas, within [0, 1)
   void operator()(const char* name, double& first, double& second, OnDevice) const;
   void operator()(const char* name, bool& out) const;
+  bool has(const char* name) const { return bool(find(name)); }
   bool average(double& weight) const;  // whether the group asks for averages, and 1 - ema_decay
   bool flag(const char* name) const;   // false where the group lacks it
   pybind11::object params() const;     // a list, of what any other iterable yields
