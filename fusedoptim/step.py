@@ -95,6 +95,7 @@ class FusedStep(Optimizer):
             What ``closure`` returned, or None.
 
         Raises:
+            TypeError: ``closure`` cannot be called.
             ValueError: ``zero_grad`` is none of these, or one of ``betas`` lies outside of [0, 1).
             RuntimeError: A group has ``fused=True`` and a parameter that the kernels cannot take, other than a tensor
                 subclass, which torch's fused implementation takes; the message names both the parameter and the
@@ -125,6 +126,9 @@ class FusedStep(Optimizer):
         if zero_grad not in _ZERO_GRAD:
             raise ValueError(f'zero_grad must be None, "to_zero" or "to_none", got {zero_grad!r}')
         if closure is not None:
+            if not callable(closure):
+                meant = f"; zero_grad={closure!r} is a keyword argument" if isinstance(closure, str) else ""
+                raise TypeError(f"closure must be callable, got {closure!r}{meant}")
             with torch.enable_grad():
                 loss = closure()
 
@@ -142,10 +146,16 @@ class FusedStep(Optimizer):
 
         Args:
             set_to_none: Drop the gradients; otherwise write zeros over them.
+
+        Raises:
+            TypeError: ``set_to_none`` is a string: what ``step(zero_grad=...)`` takes.
         """
         if torch.compiler.is_dynamo_compiling():
             _outside_graph(FusedStep.zero_grad, self, set_to_none)
             return
+        if set_to_none is not True and set_to_none is not False and isinstance(set_to_none, str):
+            cure = 'step(zero_grad="to_zero") is what takes a string'
+            raise TypeError(f"set_to_none must be True or False, got {set_to_none!r}; {cure}")
         with _label(self._zero_grad_profile_name):
             self._reset_gradients(set_to_none)
 

@@ -169,6 +169,24 @@ def test_bad_zero_grad(bad: Any) -> None:
     assert_nothing_written(optimizer, ValueError, "zero_grad must be None", zero_grad=bad)
 
 
+def test_a_string_that_is_no_closure() -> None:
+    optimizer = adam_with_state()
+    cure = "^closure must be callable, got 'to_none'; zero_grad='to_none' is a keyword argument$"
+    assert_nothing_written(optimizer, TypeError, cure, closure="to_none")
+    assert_nothing_written(optimizer, TypeError, "^closure must be callable, got 3$", closure=3)
+
+
+@pytest.mark.parametrize("bad", ["to_zero", "to_none", ""])
+def test_zero_grad_takes_no_string(bad: Any) -> None:
+    optimizer = adam_with_state()
+    before = everything_of(optimizer)
+    with pytest.raises(TypeError, match=rf"^set_to_none must be .* got {bad!r}; step\(zero_grad=\"to_zero\"\) is what"):
+        optimizer.zero_grad(bad)
+    assert everything_of(optimizer) == before
+    optimizer.zero_grad(1)  # as in torch
+    assert all(p.grad is None for p in params_of(optimizer))
+
+
 def test_zeroing_a_gradient_whose_elements_share_memory() -> None:
     optimizer = fusedoptim.SGD(make_params([(3,), (4,), (5,)]), lr=0.1)
     set_grads(optimizer, 1)
