@@ -23,7 +23,7 @@ bool is_for_torch_alone(const char* reason) {
 std::string describe(py::handle group, py::ssize_t group_index, py::ssize_t index, py::handle param) {
   std::string text = "parameter " + std::to_string(index) + " of group " + std::to_string(group_index) + " (";
   if (group.contains("param_names")) text += "'" + std::string(py::str(group["param_names"][py::int_(index)])) + "', ";
-  return text + "shape " + std::string(py::str(py::tuple(param.attr("shape")))) + ", " +
+  return text + "shape " + std::string(py::str(py::tuple(py::list(param.attr("shape"))))) + ", " +
          std::string(py::str(param.attr("dtype"))) + ", " + std::string(py::str(param.attr("device"))) + ")";
 }
 
