@@ -22,6 +22,7 @@ from fusedoptim.settings import clip_next_step, constructor, has_settings, set_u
 from fusedoptim.state_dict import load
 
 _ZERO_GRAD = (None, "to_zero", "to_none")
+_HAS_MODULE = native.available()  # asked once: each zero_grad needs it
 _TRIES = 10  # at a step during whose preparation something was exchanged
 _EXCHANGED = (
     "the memory of a parameter, its gradient or its state was exchanged while the step was being prepared; nothing was "
@@ -197,7 +198,7 @@ class FusedStep(Optimizer):
 
     def _reset_gradients(self, set_to_none: bool) -> None:
         self.__dict__.pop("_next_clip", None)
-        if not native.available():
+        if not _HAS_MODULE:
             super().zero_grad(set_to_none)
         elif set_to_none:
             if modes.function_mode_count() and modes.watch_operations():
