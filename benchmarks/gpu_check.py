@@ -32,6 +32,7 @@ from gpu_environment import ROOT, missing, stand_ins
 from gpu_parts import PARTS, Calls, Record, run_limited, run_part, run_units, save
 
 RESULT = Path(__file__).parent / "results" / "gpu.json"
+QUICK_RESULT = ROOT / "build" / "bench" / "gpu.json"
 REHEARSED = ROOT / "build" / "gpu_rehearsal.json"
 RESERVE_S = 8  # of the budget, for starting processes and printing
 SANITIZERS = ("memcheck", "racecheck")
@@ -42,7 +43,9 @@ CLEAN = {"memcheck": r"ERROR SUMMARY: 0 errors", "racecheck": r"RACECHECK SUMMAR
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, help="the JSON (default: benchmarks/results/gpu.json)")
+    parser.add_argument(
+        "--output", type=Path, help="the JSON (default: benchmarks/results/gpu.json, with --quick build/bench/gpu.json)"
+    )
     parser.add_argument("--quick", action="store_true", help="fewer cases and rounds: no figures to quote")
     parser.add_argument("--only", choices=PARTS, help="one part; it takes the build as it is")
     parser.add_argument("--minutes", type=float, default=8.0, help="for everything; what is left then is left out (8)")
@@ -53,7 +56,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)  # what a process of a part is told
     parser.add_argument("--until", type=float, default=float("inf"), help=argparse.SUPPRESS)
     args = parser.parse_args(arguments)
-    args.output = args.output or (REHEARSED if args.rehearse else RESULT)
+    args.output = args.output or (REHEARSED if args.rehearse else QUICK_RESULT if args.quick else RESULT)
     if args.minutes <= 0:
         parser.error(f"--minutes must be positive, got {args.minutes:g}")
     return args

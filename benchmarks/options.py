@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 
 from measure import machine_info
-from report import RESULTS, machine_line, make_console
+from report import QUICK_RESULTS, RESULTS, ROOT, machine_line, make_console
 
 
 def positive(text: str) -> int:
@@ -28,6 +28,19 @@ def device(text: str) -> torch.device:
     return torch.device(text)
 
 
+def _shown(folder: Path) -> str:
+    return str(folder.relative_to(ROOT)) if folder.is_relative_to(ROOT) else str(folder)
+
+
+class _Quick(argparse.Action):
+    """Sets the flag, and keeps the results away from the published ones unless a folder is named."""
+
+    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: Any = None) -> None:
+        namespace.quick = True
+        if namespace.output is RESULTS:
+            namespace.output = QUICK_RESULTS
+
+
 def make_parser(description: str | None, epilog: str = "") -> argparse.ArgumentParser:
     """A parser with the options that every benchmark has."""
     parser = argparse.ArgumentParser(
@@ -35,8 +48,15 @@ def make_parser(description: str | None, epilog: str = "") -> argparse.ArgumentP
     )
     parser.add_argument("--rounds", type=positive, help="how often each variant is measured, interleaved")
     parser.add_argument("--threads", type=positive, help="torch's threads (default: torch's choice)")
-    parser.add_argument("--quick", action="store_true", help="everything, but short: no figures to quote")
-    parser.add_argument("--output", type=Path, default=RESULTS, help="folder for the results")
+    parser.add_argument(
+        "--quick", action=_Quick, nargs=0, default=False, help="everything, but short: no figures to quote"
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=RESULTS,
+        help=f"folder for the results (default: {_shown(RESULTS)}, with --quick {_shown(QUICK_RESULTS)})",
+    )
     return parser
 
 
@@ -46,7 +66,7 @@ def add_names(parser: argparse.ArgumentParser, flag: str, names: Sequence[str], 
 
 
 def begin(args: argparse.Namespace, device: torch.device | str = "cpu") -> tuple[Console, dict[str, Any]]:
-    """Sets the threads that were asked for and says what is measured on.
+    """Sets the threads that were asked for, and says what is measured on and where the results go.
 
     Returns:
         The console, and the machine for the results.
@@ -55,5 +75,6 @@ def begin(args: argparse.Namespace, device: torch.device | str = "cpu") -> tuple
         torch.set_num_threads(args.threads)
     console = make_console()
     machine = machine_info(torch.device(device))
-    console.print(machine_line(machine), "[dim]±: half the interquartile range[/]\n")
+    console.print(machine_line(machine), "[dim]±: half the interquartile range[/]")
+    console.print(f"results go to {_shown(args.output)}\n")
     return console, machine

@@ -13,7 +13,9 @@ from rich.table import Table
 
 from measure import Spread, ratio
 
-RESULTS = Path(__file__).parent / "results"
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+QUICK_RESULTS = ROOT / "build" / "bench"  # which git ignores: what is published is no quick run's
 MINIMUM_WIDTH = 124
 
 Times = Mapping[str, Sequence[float]]  # by variant, one figure per round

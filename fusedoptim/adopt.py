@@ -64,6 +64,11 @@ def from_torch(optimizer: Optimizer) -> Any:
     return optimizer
 
 
+def can_adopt(optimizer: Any) -> bool:
+    """Whether ``from_torch`` takes it, as far as its class says."""
+    return _ours(type(optimizer)) is not None
+
+
 def _ours(theirs: type[Any]) -> type[FusedStep] | None:
     """The class of this package that stands for one of torch."""
     ours = getattr(fusedoptim, theirs.__name__, None)

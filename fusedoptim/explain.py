@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from torch import Tensor
 from torch.optim import Optimizer
 
-from fusedoptim.reference_plan import name_of
+from fusedoptim.adopt import can_adopt
+from fusedoptim.reference_plan import flag_for_torch, name_of
 from fusedoptim.step import FusedStep
 
 
@@ -58,10 +61,11 @@ def explain_step(optimizer: Optimizer) -> Explanation:
 bfloat16 or float16
     """
     if not isinstance(optimizer, FusedStep):
-        raise TypeError(
-            f"optimizer must be one of fusedoptim's, got {type(optimizer).__name__}; fusedoptim.from_torch makes one "
-            "of torch's SGD, Adam or AdamW"
-        )
+        name = type(optimizer).__name__
+        cure = "fusedoptim.from_torch makes one of torch's SGD, Adam or AdamW"
+        if type(optimizer).__module__.startswith("torch.optim.") and not can_adopt(optimizer):
+            cure = f"it is torch's own {name}, of which there is nothing to explain"
+        raise TypeError(f"optimizer must be one of fusedoptim's, got {name}; {cure}")
     groups: list[dict[str, Any]] = optimizer.param_groups
     for g, group in enumerate(groups):
         if iter(group["params"]) is group["params"]:
@@ -73,8 +77,21 @@ bfloat16 or float16
     else:
         try:
             found = optimizer._new_plan().explain(groups, optimizer.state, optimizer._new_state)
+            found = [_of_torch(optimizer, each) if each[2] in ("torch", "nobody") else each for each in found]
         except (KeyError, RuntimeError, TypeError, ValueError) as error:  # options that no step can be taken with
             found = [(g, i, "nobody", str(error)) for g, i in places]
     return Explanation(
         Explained(name_of(list(groups[g]["params"])[i], groups[g], g, i), who, why) for g, i, who, why in found
     )
+
+
+def _of_torch(optimizer: FusedStep, found: tuple[int, int, str, str]) -> tuple[int, int, str, str]:
+    """The same, but what torch's own implementation refuses is nobody's, and a flag that asks for it is named."""
+    g, i, who, why = found
+    group = optimizer.param_groups[g]
+    grad: Tensor = list(group["params"])[i].grad
+    if isinstance(optimizer, torch.optim.Adam) and grad.is_sparse:
+        theirs = optimizer._torch_class.__name__
+        return g, i, "nobody", f"its gradient is sparse, which torch's {theirs} refuses as well: use SparseAdam"
+    flag = flag_for_torch(group)
+    return g, i, who, why if flag is None else f"{why}: {flag}"

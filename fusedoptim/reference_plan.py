@@ -24,6 +24,7 @@ _SHARED = (
     "unsupported operation: more than one element of the written-to tensor refers to a single memory location. "
     "Please clone() the tensor before performing the operation: "
 )
+SPARSE_GRAD = "its gradient is sparse"
 # What these stand for only their own methods know, which torch's implementations call: with fused=True as well.
 _STATE_OF_ITS_OWN = "its state is a mapping with methods of its own"
 _FOR_TORCH_ALONE = (
@@ -94,8 +95,8 @@ class ReferencePlan:
         foreign: list[list[Tensor]] = []
         for index, group in enumerate(groups):
             left: list[Tensor] = []
-            options = None if is_torchs(group) else _as_numbers(self._rule.options(group), index)
-            for position, param in enumerate(group["params"]):
+            params, options = self._read(group, index)
+            for position, param in enumerate(params):
                 if param.grad is None:
                     continue
                 name = name_of(param, group, index, position)
@@ -104,21 +105,33 @@ class ReferencePlan:
                     if _is_expanded(local_of(param)):
                         raise RuntimeError(f"{_SHARED} in {name}")
                     if write_grads and _shares_elements(local_of(param.grad)):
-                        raise RuntimeError(f"{_SHARED} a gradient to be zeroed or unscaled in {name}")
+                        what = 'a gradient to be zeroed (zero_grad="to_none" can drop it) or unscaled'
+                        raise RuntimeError(f"{_SHARED} {what} in {name}")
                     reason = self._add(param, group, options, state.get(param, {}), new_state, name)
                     if reason is None and clips:
                         self._rows[-1].clip = clips[index]
                 if reason is None:
                     continue
                 if options is not None and group.get("fused") and reason not in _FOR_TORCH_ALONE:
+                    cure = "with fused=None torch's own implementation takes it"
+                    if reason == SPARSE_GRAD:
+                        cure = "use SparseAdam, or SGD without fused=True"
                     raise RuntimeError(
                         "`fused=True` requires all the params to be floating point Tensors of supported devices: "
-                        f"['cpu'] but {name} cannot be taken by the fused kernels: {reason}; with fused=None torch's "
-                        "own implementation takes it"
+                        f"['cpu'] but {name} cannot be taken by the fused kernels: {reason}; {cure}"
                     )
                 left.append(param)
             foreign.append(left)
         return foreign if any(foreign) else None
+
+    def _read(self, group: dict[str, Any], index: int) -> tuple[Any, dict[str, Any] | None]:
+        """The parameters of a group and its options as numbers, or None for these if torch is asked for."""
+        try:
+            return group["params"], None if is_torchs(group) else _as_numbers(self._rule.options(group), index)
+        except KeyError as error:
+            key = error.args[0] if error.args else "key"
+            cure = f"set optimizer.param_groups[{index}][{key!r}]"
+            raise KeyError(f"parameter group {index} has no {key!r}; {cure}") from None
 
     def _add(
         self, param: Tensor, group: Any, options: Any, existing: dict[str, Any], new_state: Any, name: str
@@ -333,10 +346,18 @@ def _cut_off(grad: Tensor) -> None:
         grad.detach_() if grad.grad_fn is not None else grad.requires_grad_(False)
 
 
+def flag_for_torch(group: dict[str, Any]) -> str | None:
+    """The flag by which the user has asked for torch's own implementation, as in ``"foreach=True"``, or None."""
+    for name in ("fused", "foreach", "differentiable"):
+        value = group.get(name)
+        if value is not None and bool(value) == (name != "fused"):
+            return f"{name}={value!r}"
+    return None
+
+
 def is_torchs(group: dict[str, Any]) -> bool:
     """Whether the user has asked for torch's own implementation."""
-    fused = group.get("fused")
-    return (fused is not None and not fused) or bool(group.get("foreach")) or bool(group.get("differentiable"))
+    return flag_for_torch(group) is not None
 
 
 def _shown(value: Any) -> str:
@@ -402,6 +423,8 @@ def refusal(param: Tensor) -> str | None:
 def _refusal_of_plain(param: Tensor, grad: Tensor) -> str | None:
     if type(param) not in _PLAIN or type(grad) not in _PLAIN:
         return "it or its gradient is a tensor subclass"
+    if grad.is_sparse and param.layout == torch.strided:
+        return SPARSE_GRAD
     if param.layout != torch.strided or grad.layout != torch.strided:
         return "it or its gradient is sparse"
     if param.device.type not in ("cpu", "cuda"):

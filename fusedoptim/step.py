@@ -23,6 +23,7 @@ from fusedoptim.settings import clip_next_step, constructor, has_settings, set_u
 from fusedoptim.state_dict import load
 
 _ZERO_GRAD = (None, "to_zero", "to_none")
+_HAS_MODULE = native.available()  # asked once: each zero_grad needs it
 _TRIES = 10  # at a step during whose preparation something was exchanged
 _EXCHANGED = (
     "the memory of a parameter, its gradient or its state was exchanged while the step was being prepared; nothing was "
@@ -101,6 +102,7 @@ class FusedStep(Optimizer):
             What ``closure`` returned, or None.
 
         Raises:
+            TypeError: ``closure`` cannot be called.
             ValueError: ``zero_grad`` is none of these, or one of ``betas`` lies outside of [0, 1).
             RuntimeError: A group has ``fused=True`` and a parameter that the kernels cannot take, other than a tensor
                 subclass, which torch's fused implementation takes; the message names both the parameter and the
@@ -127,6 +129,9 @@ class FusedStep(Optimizer):
         if zero_grad not in _ZERO_GRAD:
             raise ValueError(f'zero_grad must be None, "to_zero" or "to_none", got {zero_grad!r}')
         if closure is not None:
+            if not callable(closure):
+                meant = f"; zero_grad={closure!r} is a keyword argument" if isinstance(closure, str) else ""
+                raise TypeError(f"closure must be callable, got {closure!r}{meant}")
             with torch.enable_grad():
                 loss = closure()
 
@@ -144,10 +149,16 @@ class FusedStep(Optimizer):
 
         Args:
             set_to_none: Drop the gradients; otherwise write zeros over them.
+
+        Raises:
+            TypeError: ``set_to_none`` is a string: what ``step(zero_grad=...)`` takes.
         """
         if torch.compiler.is_dynamo_compiling():
             _outside_graph(FusedStep.zero_grad, self, set_to_none)
             return
+        if set_to_none is not True and set_to_none is not False and isinstance(set_to_none, str):
+            cure = 'step(zero_grad="to_zero") is what takes a string'
+            raise TypeError(f"set_to_none must be True or False, got {set_to_none!r}; {cure}")
         with _label(self._zero_grad_profile_name):
             self._reset_gradients(set_to_none)
 
@@ -223,7 +234,7 @@ class FusedStep(Optimizer):
 
     def _reset_gradients(self, set_to_none: bool) -> None:
         self.__dict__.pop("_next_clip", None)
-        if not native.available():
+        if not _HAS_MODULE:
             super().zero_grad(set_to_none)
         elif set_to_none:
             if modes.function_mode_count() and modes.watch_operations():

@@ -96,13 +96,15 @@ WRONG_OPTIONS: dict[str, tuple[Spoil, type[Exception] | tuple[type[Exception], .
     "betas strings": (_group(betas=("a", "b")), TypeError, "betas"),
     "eps a list": (_group(eps=[1e-8]), TypeError, "eps"),
     "maximize ambiguous": (_group(maximize=torch.ones(2)), RuntimeError, "[Aa]mbiguous|[Bb]oolean"),
-    "no eps": (lambda optimizer, param: optimizer.param_groups[1].pop("eps"), KeyError, "eps"),
-    "no params": (lambda optimizer, param: optimizer.param_groups[1].pop("params"), KeyError, "params"),
+    "no eps": (lambda optimizer, param: optimizer.param_groups[1].pop("eps"), KeyError,
+               r"parameter group 1 has no 'eps'; set optimizer\.param_groups\[1\]\['eps'\]"),
+    "no params": (lambda optimizer, param: optimizer.param_groups[1].pop("params"), KeyError,
+                  r"parameter group 1 has no 'params'; set optimizer\.param_groups\[1\]\['params'\]"),
     "params of ints": (_group(params=[1, 2]), AttributeError, "grad"),
     "params None": (_group(params=None), TypeError, "NoneType"),
     "state a list": (lambda optimizer, param: optimizer.state.update({param: [1]}), TypeError, "must be a dict"),
     "state a number": (lambda optimizer, param: optimizer.state.update({param: 1}), TypeError, "must be a dict"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(("spoil", "error", "match"), WRONG_OPTIONS.values(), ids=WRONG_OPTIONS)
@@ -138,7 +140,7 @@ def test_fused_true_refuses_what_the_kernels_cannot_take(name: str, make: Callab
     optimizer = getattr(fusedoptim, name)(groups_of([*make_params([(5,)]), torch.ones(2)]), fused=True, lr=0.1)
     set_grads(optimizer, 1)
     optimizer.param_groups[1]["params"][1] = make()
-    assert_nothing_written(optimizer, RuntimeError, f"fused=True.*parameter 1 of group 1.*({reason})")
+    assert_nothing_written(optimizer, RuntimeError, rf"fused=True.*parameter 1 of group 1 \(shape \(3.*({reason})")
     assert not optimizer.state, "no state appears either"
 
 
@@ -169,13 +171,32 @@ def test_bad_zero_grad(bad: Any) -> None:
     assert_nothing_written(optimizer, ValueError, "zero_grad must be None", zero_grad=bad)
 
 
+def test_a_string_that_is_no_closure() -> None:
+    optimizer = adam_with_state()
+    cure = "^closure must be callable, got 'to_none'; zero_grad='to_none' is a keyword argument$"
+    assert_nothing_written(optimizer, TypeError, cure, closure="to_none")
+    assert_nothing_written(optimizer, TypeError, "^closure must be callable, got 3$", closure=3)
+
+
+@pytest.mark.parametrize("bad", ["to_zero", "to_none", ""])
+def test_zero_grad_takes_no_string(bad: Any) -> None:
+    optimizer = adam_with_state()
+    before = everything_of(optimizer)
+    with pytest.raises(TypeError, match=rf"^set_to_none must be .* got {bad!r}; step\(zero_grad=\"to_zero\"\) is what"):
+        optimizer.zero_grad(bad)
+    assert everything_of(optimizer) == before
+    optimizer.zero_grad(1)  # as in torch
+    assert all(p.grad is None for p in params_of(optimizer))
+
+
 def test_zeroing_a_gradient_whose_elements_share_memory() -> None:
     optimizer = fusedoptim.SGD(make_params([(3,), (4,), (5,)]), lr=0.1)
     set_grads(optimizer, 1)
     first, second, third = params_of(optimizer)
     first.grad = (torch.ones(3, requires_grad=True) * 2).requires_grad_()
     second.grad = torch.ones(1).expand(4)
-    assert_nothing_written(optimizer, RuntimeError, "refers to a single memory location", zero_grad="to_zero")
+    text = r'refers to a single memory location.* zeroed \(zero_grad="to_none" can drop it\).*parameter 1 of group 0'
+    assert_nothing_written(optimizer, RuntimeError, text, zero_grad="to_zero")
     optimizer.param_groups.append({**optimizer.param_groups[0], "params": [FOREIGN["sparse"][0]()]})
     assert_nothing_written(optimizer, RuntimeError, "refers to a single memory location", zero_grad="to_zero")
     optimizer.step(zero_grad="to_none")

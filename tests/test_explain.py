@@ -80,6 +80,12 @@ def shared_count() -> Any:
     return optimizer
 
 
+def sparse_gradient(name: str = "SGD", fused: bool | None = None) -> Any:
+    optimizer = trained(plain(), cls=getattr(fusedoptim, name), fused=fused)
+    params_of(optimizer)[1].grad = torch.eye(2, 3).to_sparse()
+    return optimizer
+
+
 def opaque_state() -> Any:
     optimizer = trained(plain())
     optimizer.state = FromFile(optimizer.state)
@@ -124,8 +130,17 @@ CASES = {
         strided_gradient, KERNELS, GENERAL, native("", "its gradient has another shape, dtype or strides")
     ),
     "foreach": Case(
-        lambda: trained(plain(), foreach=True), KERNELS, TORCH, both("", "its group asks for torch's own")
+        lambda: trained(plain(), foreach=True),
+        KERNELS, TORCH, both("", "its group asks for torch's own implementation: foreach=True"),
     ),
+    "fused=False": Case(
+        lambda: trained(plain(), fused=False, foreach=False), KERNELS, TORCH, both("", "implementation: fused=False")
+    ),
+    "differentiable": Case(
+        lambda: trained(plain(), 0, differentiable=True),
+        GENERAL, TORCH, native("no state yet", *["implementation: differentiable=True"] * 2),
+    ),
+    "sparse": Case(sparse_gradient, KERNELS, TORCH, both("", "its gradient is sparse")),
     "subclass": Case(
         lambda: trained(torch.ones(2).as_subclass(Sub).requires_grad_()), KERNELS, TORCH, both("", "a tensor subclass")
     ),
@@ -165,7 +180,7 @@ def test_who_takes_what_and_why(case: Case, monkeypatch: pytest.MonkeyPatch) -> 
     whole, general = torch_steps(monkeypatch), count_calls(monkeypatch, FusedStep, "_general_step")
     with case.during(), pytest.raises(RuntimeError, match="more than one") if "nobody" in takers else nullcontext():
         optimizer.step()
-    left = [params_of(optimizer) if params is None else [p for group in params for p in group] for (params,) in whole]
+    left = [params_of(optimizer) if params is None else [p for group in params for p in group] for params, *_ in whole]
     assert [id(p) for group in left for p in group] == [
         id(p) for p, who in zip(params_of(optimizer), takers, strict=True) if who == "torch"
     ]
@@ -180,6 +195,26 @@ def test_parameters_without_gradients_are_not_listed() -> None:
     params_of(optimizer)[1].grad = None
     assert fusedoptim.explain_step(optimizer) == []
     assert str(fusedoptim.explain_step(optimizer)).startswith("no parameter has a gradient")
+
+
+@pytest.mark.parametrize("name", ["Adam", "AdamW"])
+@pytest.mark.parametrize("fused", [None, True, False])
+def test_nobody_takes_a_sparse_gradient_for_adam(name: str, fused: bool | None) -> None:
+    optimizer = sparse_gradient(name, fused)
+    first, second = fusedoptim.explain_step(optimizer)
+    assert first.taken_by in ("fast path", "general path", "reference")
+    why = f"its gradient is sparse, which torch's {name} refuses as well: use SparseAdam"
+    assert (second.taken_by, second.reason) == ("nobody", why)
+    with pytest.raises(RuntimeError, match="SparseAdam") as raised:
+        optimizer.step()
+    assert "with fused=None" not in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["RMSprop", "SparseAdam"])
+def test_of_an_optimizer_that_is_torchs_there_is_nothing_to_explain(name: str) -> None:
+    optimizer = getattr(fusedoptim, name)(make_params())
+    with pytest.raises(TypeError, match=f"got {name}; it is torch's own {name}, of which there is nothing to explain$"):
+        fusedoptim.explain_step(optimizer)
 
 
 def test_torchs_optimizer_is_refused() -> None:

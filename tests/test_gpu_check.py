@@ -468,7 +468,9 @@ def test_help_and_wrong_arguments(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--until" not in text
     with pytest.raises(SystemExit, match="2"):
         gpu_check.parse(["--minutes", "0"])
-    assert gpu_check.parse(["--rehearse"]).output != gpu_check.parse([]).output == gpu_check.RESULT
+    assert gpu_check.parse([]).output == gpu_check.RESULT
+    for unpublished in (["--rehearse"], ["--quick"]):
+        assert gpu_check.parse(unpublished).output.is_relative_to(gpu_check.ROOT / "build")
 
 
 TOOL = """#!/bin/sh

@@ -13,6 +13,9 @@ constexpr const char kSubclass[] = "it is a tensor subclass";
 constexpr const char kGradOfSubclass[] = "its gradient is a tensor subclass";
 constexpr const char kStateOfItsOwn[] = "its state is a mapping with methods of its own";
 
+// Torch's own implementations do not all take it, so there is another cure.
+constexpr const char kSparseGrad[] = "its gradient is sparse";
+
 bool is_for_torch_alone(const char* reason) {
   return reason == kSubclass || reason == kGradOfSubclass || reason == kStateOfItsOwn;
 }
@@ -20,7 +23,7 @@ bool is_for_torch_alone(const char* reason) {
 std::string describe(py::handle group, py::ssize_t group_index, py::ssize_t index, py::handle param) {
   std::string text = "parameter " + std::to_string(index) + " of group " + std::to_string(group_index) + " (";
   if (group.contains("param_names")) text += "'" + std::string(py::str(group["param_names"][py::int_(index)])) + "', ";
-  return text + "shape " + std::string(py::str(py::tuple(param.attr("shape")))) + ", " +
+  return text + "shape " + std::string(py::str(py::tuple(py::list(param.attr("shape"))))) + ", " +
          std::string(py::str(param.attr("dtype"))) + ", " + std::string(py::str(param.attr("device"))) + ")";
 }
 
@@ -120,7 +123,8 @@ py::object Plan::gather(py::iterable groups, py::object state, py::object new_st
               "`fused=True` requires all the params to be floating point Tensors of supported devices: " +
               std::string(cuda::built() ? "['cpu', 'cuda']" : "['cpu']") + " but " + describe(dict, g, i, param) +
               " cannot be taken by the fused kernels: " + reason +
-              "; with fused=None torch's own implementation takes it");
+              (reason == kSparseGrad ? "; use SparseAdam, or SGD without fused=True"
+                                     : "; with fused=None torch's own implementation takes it"));
         }
       }
       if (reasons_ != nullptr) reasons_->push_back({g, i, "its group asks for torch's own implementation", ""});
@@ -205,7 +209,9 @@ const char* Plan::add(Group& group, py::handle param, py::object grad, PyObject*
     }
   }
   if (write_grads && views[1].count > 0 && !views[1].dense() && !views[1].disjoint()) {
-    throw ParamError{PyExc_RuntimeError, std::string(kSharedElements) + " a gradient to be zeroed or unscaled"};
+    throw ParamError{
+        PyExc_RuntimeError,
+        std::string(kSharedElements) + " a gradient to be zeroed (zero_grad=\"to_none\" can drop it) or unscaled"};
   }
   row.on_device = views[0].device.type == dlpack::kCuda;
   if (!row.on_device) skipped_by_host_ = true;
@@ -221,7 +227,9 @@ const char* Plan::add(Group& group, py::handle param, py::object grad, PyObject*
 const char* Plan::view_param_and_grad(Views& views, py::handle param, py::handle grad, DType& dtype) {
   const Torch& torch = Torch::get();
   if (!torch.view(param.ptr(), views[0])) return "torch does not show its memory";
-  if (!torch.view(grad.ptr(), views[1])) return "its gradient is sparse or has no memory to show";
+  if (!torch.view(grad.ptr(), views[1])) {
+    return py::cast<bool>(grad.attr("is_sparse")) ? kSparseGrad : "its gradient is sparse or has no memory to show";
+  }
   const dlpack::Device device = views[0].device;
   if (device.type == dlpack::kCuda) {
     if (const char* problem = driver_.problem(device.index)) return problem;

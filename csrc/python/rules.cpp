@@ -76,7 +76,11 @@ py::object GroupReader::find(const char* name) const {
 
 py::object GroupReader::item(const char* name) const {
   py::object found = find(name);
-  if (!found) throw py::key_error("parameter group " + std::to_string(index_) + " has no '" + name + "'");
+  if (!found) {
+    const std::string index = std::to_string(index_);
+    throw py::key_error("parameter group " + index + " has no '" + name + "'; set optimizer.param_groups[" + index +
+                        "]['" + name + "']");
+  }
   return found;
 }
 
