@@ -48,8 +48,9 @@ struct Task {
   void* operands[kMaxOperands] = {};
   int64_t count = 0;               // elements
   const Layout* layout = nullptr;  // null: every operand is contiguous in one common order of elements
-  bool maximize = false;
-  double clip = 1;  // grad is multiplied by it, and rounded as grad is stored; what is stored stays as it is
+  // grad is multiplied by it, and rounded as grad is stored: 1, -1 to maximize, or either times a coefficient that
+  // clips. What is stored stays as it is.
+  double factor = 1;
   // The last operand is an average of param, which moves by `average_weight` once param is written, or becomes it.
   bool averages = false, average_is_new = false;
   double average_weight = 0;

@@ -1,6 +1,7 @@
 #include "cpu/run.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "cpu/parallel.h"
 #include "cpu/strided.h"
@@ -41,12 +42,11 @@ class Runner {
   }
 
   void update(const Task& task, void* const* operands, int64_t begin, int64_t count) const {
-    const double sign = task.maximize ? -1 : 1;
     if (options_.unscale) set_.unscale[int(task.dtype)](operands[1], begin, count, options_.grad_scale);
     if (is_clipped_apart(task)) {
-      clipped_apart(task, operands, begin, count, sign);
+      clipped_apart(task, operands, begin, count);
     } else {
-      kernel(task)(task.constants, operands, begin, count, sign * task.clip);
+      kernel(task)(task.constants, operands, begin, count, task.factor);
     }
     if (task.averages) average(task, operands, begin, count);
     if (options_.zero_grad) {
@@ -69,15 +69,15 @@ class Runner {
   cpu::Kernel kernel(const Task& task) const { return set_.kernels[task.rule][task.variant][int(task.dtype)]; }
 
   // Of 16 bits, a product is rounded to storage before the rule sees it: in a buffer, for grad stays as it is.
-  static bool is_clipped_apart(const Task& task) { return task.clip != 1 && size_of(task.dtype) == 2; }
+  static bool is_clipped_apart(const Task& task) { return size_of(task.dtype) == 2 && std::fabs(task.factor) != 1; }
 
-  void clipped_apart(const Task& task, void* const* operands, int64_t begin, int64_t count, double sign) const {
+  void clipped_apart(const Task& task, void* const* operands, int64_t begin, int64_t count) const {
     alignas(64) uint16_t clipped[kBlock];
     void* at[kMaxOperands];
     for (int k = 0; k < task.operand_count; ++k) at[k] = static_cast<uint16_t*>(operands[k]) + begin;
-    set_.scale[int(task.dtype)](at[1], clipped, count, task.clip);
+    set_.scale[int(task.dtype)](at[1], clipped, count, task.factor);
     at[1] = clipped;
-    kernel(task)(task.constants, at, 0, count, sign);
+    kernel(task)(task.constants, at, 0, count, 1);
   }
 
   template <class Element>

@@ -105,7 +105,7 @@ struct Driver::State {
     step.grad_scale = bucket.run->grad_scale;
     step.chunk_count = shape.chunk_count;
     step.counts_count = shape.counts_count;
-    step.factor = task.maximize ? -task.clip : task.clip;
+    step.factor = task.factor;
     step.zero_grad = zero_grad;
     step.step = task.next_step;
     step.fold_on_device = task.device_options != nullptr;

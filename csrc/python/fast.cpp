@@ -98,14 +98,15 @@ bool Plan::read_groups(py::handle groups, const std::vector<double>* clips) {
     const GroupReader reader(dict, int(g));
     if (!reader.has_list()) return !(all_general_ = true);  // it may yield its parameters only once
     if (!reader.is_transparent() || reader.asks_for_torch()) return false;
-    if (clips == nullptr && (reader.has("max_grad_norm") || reader.has("skip_nonfinite"))) return false;
+    const bool has_settings = reader.may_have_settings();
+    if (has_settings && clips == nullptr && (reader.has("max_grad_norm") || reader.has("skip_nonfinite"))) return false;
     Group& group = groups_.emplace_back();
     group.index = int(g);
     group.params = reader.params();
     group.dict = dict;
-    group.maximize = reader.flag("maximize");
-    if (clips != nullptr) group.clip = clip_of(*clips, g);
-    group.averages = reader.average(group.average_weight);
+    group.factor = reader.flag("maximize") ? -1 : 1;
+    if (clips != nullptr) group.factor *= clip_of(*clips, g);
+    group.averages = has_settings && reader.average(group.average_weight);
     rule_.read(GroupReader(dict, int(g), &group.on_device), group.options);
     if (!group.on_device.empty()) return false;
   }
@@ -168,8 +169,10 @@ void Plan::fetch_ahead(size_t row) const {
   __builtin_prefetch(then.object);
   anatomy.prefetch(then.param);
   anatomy.prefetch(then.grad);
-  for (PyObject* entry : then.entries) __builtin_prefetch(entry);
-  for (Body body : then.bodies) anatomy.prefetch(body);
+  for (int k = 0; k <= kMaxStates; ++k) {
+    __builtin_prefetch(then.entries[k]);
+    anatomy.prefetch(then.bodies[k]);
+  }
 }
 
 namespace {
@@ -208,8 +211,7 @@ const char* Plan::look_at(Group& group, FastRow& row, Task& task, PyObject* stat
   task.operand_count = 2 + states;
   task.count = count;
   task.layout = nullptr;
-  task.maximize = group.maximize;
-  task.clip = group.clip;
+  task.factor = group.factor;
   task.averages = group.averages;
   task.average_weight = group.average_weight;
   const auto add = [&](int k, Body tensor) {

@@ -82,8 +82,7 @@ py::object Plan::gather(py::iterable groups, py::object state, py::object new_st
       group->index = g;
       group->dict = dict;
       group->params = params;
-      group->maximize = reader.flag("maximize");
-      group->clip = clip_of(clips, g);
+      group->factor = (reader.flag("maximize") ? -1 : 1) * clip_of(clips, g);
       group->averages = reader.average(group->average_weight);
       group->strict = reader.flag("fused");
       rule_.read(GroupReader(dict, g, &group->on_device), group->options);
@@ -356,8 +355,7 @@ void Plan::add_task(Row& row, const Views& views, DType dtype, int variant, int 
                                        {},
                                        param.count,
                                        nullptr,
-                                       group.maximize,
-                                       group.clip,
+                                       group.factor,
                                        group.averages,
                                        row.average_is_new,
                                        group.average_weight});

@@ -82,11 +82,11 @@ class Plan {
   struct Group {
     py::object dict, params;
     int index;
-    double clip = 1, average_weight = 0;
+    double factor = 1, average_weight = 0;
     bool averages = false;
     int named = -1;  // so many of a parameter's own tensors are called as follows, borrowed
     PyObject* names[kMaxOwned + 1];
-    bool maximize, strict, all_general = false;
+    bool strict, all_general = false;
     Options options;
     std::vector<OptionOnDevice> on_device;                        // what is missing in `options`
     std::unique_ptr<Options> complete;                            // with those brought to the host, once needed there

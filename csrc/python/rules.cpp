@@ -137,6 +137,15 @@ bool GroupReader::flag(const char* name) const {
   return truth != 0;
 }
 
+bool GroupReader::may_have_settings() const {
+  static PyObject* const names[] = {key_of("max_grad_norm"), key_of("skip_nonfinite"), key_of("ema_decay")};
+  for (PyObject* const name : names) {
+    if (PyDict_GetItemWithError(group_.ptr(), name) != nullptr) return true;
+    if (PyErr_Occurred()) throw py::error_already_set();
+  }
+  return false;
+}
+
 bool GroupReader::average(double& weight) const {
   const char* const name = "ema_decay";
   const py::object found = find(name);

@@ -45,6 +45,7 @@ class GroupReader {
   void operator()(const char* name, double& first, double& second, OnDevice) const;
   void operator()(const char* name, bool& out) const;
   bool has(const char* name) const { return bool(find(name)); }
+  bool may_have_settings() const;  // of a dict, whether it has any of those that most groups lack: quicker than to ask
   bool average(double& weight) const;  // whether the group asks for averages, and 1 - ema_decay
   bool flag(const char* name) const;   // false where the group lacks it
   pybind11::object params() const;     // a list, of what any other iterable yields

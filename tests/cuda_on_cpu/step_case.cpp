@@ -280,8 +280,7 @@ class Check {
         layouts[i] = {int(layout[0]), layout + 1, layout + 1 + layout[0]};
         task.layout = &layouts[i];
       }
-      task.maximize = step_.maximize;
-      task.clip = step_.clip;
+      task.factor = step_.maximize ? -step_.clip : step_.clip;
       tasks.push_back(task);
     }
     if (skips()) {
