@@ -75,6 +75,7 @@ class GradNorm:
     Args:
         lists: Lists of parameters.
         norm_type: p of the p-norm.
+        by_reference: Measure them by the reference, whatever the backend.
 
     Attributes:
         others: The gradients that are not plain memory of the CPU.
@@ -84,6 +85,7 @@ class GradNorm:
 
     def __init__(self, lists: Iterable[Iterable[Tensor]], norm_type: float = 2.0, by_reference: bool = False) -> None:
         self._lists = [list(params) for params in lists]
+        self.by_reference = by_reference
         is_native = backend.in_use == "native" and not by_reference
         self._grads: Any = native.grads(self._lists) if is_native else ReferenceGrads(self._lists)
         self.norm_type = float(norm_type)
