@@ -60,7 +60,7 @@ def clip_grad_norm_(
             warnings.warn("`parameters` is an empty generator, no gradient clipping will occur.", stacklevel=2)
     with torch.no_grad(), modes.without_function_modes() if modes.function_mode_count() else nullcontext():
         grads = GradNorm([parameters], norm_type)
-        if any(foreach or grad.is_meta or is_dtensor(grad) for grad in grads.others):
+        if any(foreach or is_dtensor(grad) for grad in grads.others):
             return _torch_clip(parameters, max_norm, norm_type, error_if_nonfinite, foreach)
         grads.measure()
         if error_if_nonfinite:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import math
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext, suppress
@@ -126,7 +127,7 @@ def take_clips(optimizer: Any, grad_scale: Any) -> list[Any] | None:
         warnings.warn(
             "clip_grad_norm_() was called, and gradients were written or replaced since: this step does not clip. "
             "Call it right before step()",
-            stacklevel=5,
+            stacklevel=_level_of_caller(),
         )
         del optimizer.__dict__["_next_clip"]
         pending = None
@@ -143,6 +144,14 @@ def take_clips(optimizer: Any, grad_scale: Any) -> list[Any] | None:
         optimizer.skipped_steps += 1
         return None
     return clips
+
+
+def _level_of_caller() -> int:
+    """How many frames the line outside of this package and torch, which takes the step, is above the one that asks."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ("fusedoptim", "torch"):
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def expected_clips(optimizer: Any, grad_scale: float | None) -> list[float]:

@@ -41,10 +41,10 @@ class _Function(TorchFunctionMode):
 def test_modes(mode: Callable[[], Any], dtype: torch.dtype) -> None:
     """Measured in the mode, or before it; the step within."""
     for way in ("inside", "outside", "setting", "before"):
-        params = [Parameter(randn(shape, 1, dtype)) for shape in ((4, 5), ())]
+        params = [Parameter(randn((4, 5), 1)), Parameter(randn((), 2, dtype))]
         optimizer = fusedoptim.SGD(params, lr=1.0, **({"max_grad_norm": 1.0} if way == "setting" else {}))
         set_grads(optimizer, 3)
-        norm = torch.cat([p.grad.flatten() for p in params]).double().norm()
+        norm = torch.cat([p.grad.double().flatten() for p in params]).norm()
         expected = [(p.detach().double() - p.grad.double() / norm) for p in params]
         if way == "outside":
             optimizer.clip_grad_norm_(1.0)

@@ -59,6 +59,27 @@ def test_three_ways_leave_the_same_bits(setting: int, dtype: torch.dtype) -> Non
             assert found[1] == norms
 
 
+@pytest.mark.parametrize("norm_type", [math.inf, 1.0, 3.0, 0.0])
+def test_norms_of_other_orders(norm_type: float) -> None:
+    shapes = [shape for shape in SHAPES if shape != (0,)]  # whose largest element torch refuses to find
+    results = []
+    for way in WAYS[:2]:
+        optimizer = fusedoptim.AdamW(make_params(shapes))
+        set_grads(optimizer, 1)
+        if way == "before":
+            norm = fusedoptim.clip_grad_norm_(params_of(optimizer), 1.5, norm_type)
+        else:
+            norm = optimizer.clip_grad_norm_(1.5, norm_type)
+        optimizer.step()
+        results.append([norm, *(p.detach() for p in params_of(optimizer))])
+    assert all(map(torch.equal, *results))
+    twin = torch.optim.AdamW(make_params(shapes), foreach=False)
+    set_grads(twin, 1)
+    torch.testing.assert_close(results[0][0], torch.nn.utils.clip_grad_norm_(params_of(twin), 1.5, norm_type))
+    twin.step()
+    assert_optimizers_match(optimizer, twin)
+
+
 def exact_norm(params: Any) -> float:
     return math.sqrt(sum(float(p.grad.to_dense().abs().double().square().sum()) for p in params if p.grad is not None))
 

@@ -82,6 +82,20 @@ def test_layouts_of_memory(where: str) -> None:
         assert norm_of(with_grads([torch._neg_view(grad)])) == expected
 
 
+@of_paths
+def test_kinds_that_the_module_does_not_measure(where: str) -> None:
+    """They have their places among the others."""
+    grads = [numbers(size, torch.float32, size) for size in (5000, 31, 300, 9, 64)]
+    grads[1] = torch.complex(grads[1], -grads[1]).conj()
+    grads[3] = grads[3].to_sparse()
+    with backend("reference"):
+        expected = norm_of(with_grads(grads))
+    squares = [float(abs(x) ** 2) for grad in grads for x in grad.to_dense().to(torch.complex128).flatten()]
+    assert expected == pytest.approx(math.sqrt(math.fsum(squares)), rel=1e-15)
+    with backend(where):
+        assert norm_of(with_grads(grads)) == expected
+
+
 @need_kernels
 def test_without_the_fast_path() -> None:
     grads = [numbers(size, torch.float32, size) for size in (5, 5000)]

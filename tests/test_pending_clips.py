@@ -100,12 +100,25 @@ def test_a_gradient_where_there_was_none() -> None:
         assert change(optimizer) == pytest.approx(10)
 
 
+def test_an_error_leaves_no_clip() -> None:
+    optimizer = optimizer_of()
+    optimizer.clip_grad_norm_(1.0)
+    params_of(optimizer)[0].grad[0] = torch.nan
+    with pytest.raises(RuntimeError, match=r"order 2\.0 for gradients .* is non-finite"):
+        optimizer.clip_grad_norm_(1.0, error_if_nonfinite=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        optimizer.step()
+    assert not params_of(optimizer)[1].isnan().any()
+
+
 def test_other_parameters() -> None:
     optimizer = optimizer_of()
     optimizer.clip_grad_norm_(1.0)
     added = Parameter(torch.zeros(1))
     added.grad = torch.ones(1)
     optimizer.add_param_group({"params": [added]})
+    optimizer.register_step_pre_hook(lambda *_: None)
     with ended():
         optimizer.step()
     assert added.item() == -1
@@ -136,6 +149,7 @@ def test_a_step_that_is_not_taken_ends_it_too(why: str) -> None:
         optimizer.found_inf = torch.tensor(0.0)
     if why == "skip_nonfinite":
         optimizer.param_groups[0]["skip_nonfinite"] = False
-        assert not change(optimizer) < 10, "not clipped"
+        optimizer.step()
+        assert not params_of(optimizer)[1].isnan().any(), "a clip would have made all NaN"
     else:
         assert change(optimizer) == pytest.approx(10)
