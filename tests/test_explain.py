@@ -149,7 +149,9 @@ def test_who_takes_what_and_why(case: Case, monkeypatch: pytest.MonkeyPatch) -> 
     whole, general = torch_steps(monkeypatch), count_calls(monkeypatch, FusedStep, "_general_step")
     with case.during(), pytest.raises(RuntimeError, match="more than one") if "nobody" in takers else nullcontext():
         optimizer.step()
-    left = [params_of(optimizer) if params is None else [p for group in params for p in group] for (params,) in whole]
+    left = [
+        params_of(optimizer) if params is None else [p for group in params for p in group] for (params, *_) in whole
+    ]
     assert [id(p) for group in left for p in group] == [
         id(p) for p, who in zip(params_of(optimizer), takers, strict=True) if who == "torch"
     ]
