@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import functools
 import math
+import operator
 import types
 import warnings
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager, nullcontext
+from itertools import chain
 from typing import Any
 
 import torch
@@ -15,10 +17,11 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_ as _torch_clip
 from torch.nn.utils import get_total_norm
 
-from fusedoptim import backend, modes, native, reference
+from fusedoptim import backend, modes, native
 from fusedoptim.dtensor import is_dtensor
+from fusedoptim.grads import ReferenceGrads, largest, ordered_sum, sum_of_squares
 
-_PLAIN = (Tensor, torch.nn.Parameter)
+_WIDE = (torch.float64, torch.complex128)  # whose squares may overflow float64
 
 
 def clip_grad_norm_(
@@ -57,7 +60,7 @@ def clip_grad_norm_(
             warnings.warn("`parameters` is an empty generator, no gradient clipping will occur.", stacklevel=2)
     with torch.no_grad(), modes.without_function_modes() if modes.function_mode_count() else nullcontext():
         grads = GradNorm([parameters], norm_type)
-        if foreach or any(is_dtensor(grad) for grad in grads.others):
+        if any(foreach or is_dtensor(grad) for grad in grads.others):
             return _torch_clip(parameters, max_norm, norm_type, error_if_nonfinite, foreach)
         grads.measure()
         if error_if_nonfinite:
@@ -72,30 +75,50 @@ class GradNorm:
     Args:
         lists: Lists of parameters.
         norm_type: p of the p-norm.
+        by_reference: Measure them by the reference, whatever the backend.
 
     Attributes:
         others: The gradients that are not plain memory of the CPU.
         norm: In float64, before clipping.
+        is_finite: Whether all gradients are, as far as ``norm_type`` lets it be known.
     """
 
-    def __init__(self, lists: Iterable[Iterable[Tensor]], norm_type: float = 2.0) -> None:
+    def __init__(self, lists: Iterable[Iterable[Tensor]], norm_type: float = 2.0, by_reference: bool = False) -> None:
         self._lists = [list(params) for params in lists]
-        self._grads: Any = native.grads(self._lists) if backend.in_use == "native" else _ReferenceGrads(self._lists)
+        self.by_reference = by_reference
+        is_native = backend.in_use == "native" and not by_reference
+        self._grads: Any = native.grads(self._lists) if is_native else ReferenceGrads(self._lists)
         self.norm_type = float(norm_type)
         self.others: list[Tensor] = self._grads.others()
         self._torchs: Tensor | None = None
         self.norm = math.nan
+        self.is_finite = False
 
     def measure(self, grad_scale: float | None = None) -> None:
         """Find the norm, of quotients by ``grad_scale``, each rounded to the gradient's dtype, if that is given."""
         if self.norm_type == 2.0 or len(self._grads) == 0:
-            of_others = [_sum_of_squares(grad, grad_scale) for grad in self.others]
+            of_others = [sum_of_squares(grad, grad_scale) for grad in self.others]
             self.norm = math.sqrt(self._grads.sum_squares(of_others, grad_scale))
+            self.is_finite = math.isfinite(self.norm)
+            if not self.is_finite and any(grad.dtype in _WIDE for grad in self._grads.samples()):
+                self._measure_huge(grad_scale)
         else:
-            grads = [p.grad for params in self._lists for p in params if p.grad is not None]
-            grads = grads if grad_scale is None else [grad / grad_scale for grad in grads]
-            self._torchs = get_total_norm(grads, self.norm_type)
+            self._torchs = get_total_norm(self._all(), self.norm_type)
             self.norm = float(self._torchs)
+            self.is_finite = math.isfinite(self.norm)
+
+    def _all(self) -> list[Tensor]:
+        return [p.grad for params in self._lists for p in params if p.grad is not None]
+
+    def _measure_huge(self, grad_scale: float | None) -> None:
+        """Find the norm where squares overflow float64: of what a power of two has made smaller."""
+        grads = self._all()
+        magnitudes = [largest(grad, grad_scale) for grad in grads]
+        self.is_finite = all(map(math.isfinite, magnitudes))
+        if self.is_finite:
+            factor = 2.0 ** -math.frexp(max(magnitudes))[1]
+            squares = [sum_of_squares(grad, grad_scale, factor) for grad in grads]
+            self.norm = math.sqrt(ordered_sum(squares)) / factor
 
     def as_tensor(self) -> Tensor:
         """The norm as torch returns it, on the device of the first gradient, in the type common to all."""
@@ -126,66 +149,40 @@ class GradNorm:
         for grad in self.others:
             grad.mul_(coefficient)
 
-    def is_still_theirs(self) -> bool:
-        """Whether the parameters have the same gradients, none of which was written since, as torch counts writes."""
-        return bool(self._grads.are_as_found()) and len(self._grads) == sum(
-            p.grad is not None for params in self._lists for p in params
+    def is_still_theirs(self, lists: Iterable[Iterable[Tensor]]) -> bool:
+        """Whether these are the parameters, with the same gradients, none of which was written since.
+
+        Writes are known as torch counts them, so those to ``p.grad.data`` are not.
+        """
+        before, now = list(chain.from_iterable(self._lists)), list(chain.from_iterable(lists))
+        return (
+            len(before) == len(now)
+            and all(map(operator.is_, before, now))
+            and bool(self._grads.are_as_found())
+            and len(self._grads) == sum(p.grad is not None for p in now)
         )
 
 
-class _ReferenceGrads:
-    """As ``_C.Grads``, of which all are to be measured by the reference."""
-
-    def __init__(self, lists: list[list[Tensor]]) -> None:
-        self._found = [(p, p.grad, _version(p.grad)) for params in lists for p in params if p.grad is not None]
-
-    def __len__(self) -> int:
-        return len(self._found)
-
-    def others(self) -> list[Tensor]:
-        return [grad for _, grad, _ in self._found]
-
-    samples = others
-
-    def sum_squares(self, of_others: list[float], _: float | None) -> float:
-        return float(reference.ordered_sum(torch.tensor(of_others, dtype=torch.float64, device="cpu")))
-
-    def scale(self, factor: float) -> None:
-        pass
-
-    def are_as_found(self) -> bool:
-        return all(param.grad is grad and _version(grad) == version for param, grad, version in self._found)
-
-
-def _version(grad: Tensor) -> int:
-    return -1 if grad.is_inference() else grad._version
-
-
-def _sum_of_squares(grad: Tensor, grad_scale: float | None) -> float:
-    """Of one gradient that is not plain memory of the CPU."""
-    if grad_scale is not None:
-        scaled = reference.prepare_grad(grad, grad_scale=grad_scale) if type(grad) in _PLAIN else grad / grad_scale
-        grad = scaled.to(grad.dtype)
-    if type(grad) in _PLAIN and grad.layout == torch.strided:
-        return float(reference.sum_of_squares(torch.view_as_real(grad.resolve_conj()) if grad.is_complex() else grad))
-    if grad.is_sparse:
-        return _sum_of_squares(grad.coalesce().values(), None)
-    dtype = torch.complex128 if grad.is_complex() else torch.float64
-    norm: Any = torch.linalg.vector_norm(grad, 2, dtype=dtype)
-    return float(norm.full_tensor() if is_dtensor(norm) else norm) ** 2
-
-
 @contextmanager
-def clipped(lists: Iterable[Iterable[Tensor]], coefficients: Iterable[Any]) -> Generator[None]:
-    """For a block, give the parameters of each list gradients that are clipped, for torch's own step."""
+def clipped(
+    lists: Iterable[Iterable[Tensor]], coefficients: Iterable[Any], grad_scale: float | Tensor | None = None
+) -> Generator[None]:
+    """For a block, give the parameters of each list gradients that are clipped, for torch's own step.
+
+    With ``grad_scale`` that step divides the gradients and leaves them divided.
+    """
     before = []
     try:
         for params, coefficient in zip(lists, coefficients, strict=True):
             for param in params if isinstance(coefficient, Tensor) or coefficient != 1.0 else ():
                 if param.grad is not None:
+                    factor = coefficient.to(param.grad.device) if isinstance(coefficient, Tensor) else coefficient
                     before.append((param, param.grad))
-                    param.grad = param.grad * coefficient
+                    param.grad = (param.grad * factor).to(param.grad.dtype)
         yield
+        if grad_scale is not None:
+            for _, grad in before:
+                grad.detach().div_(grad_scale)
     finally:
         for param, grad in before:
             param.grad = grad

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fusedoptim.settings import DEFAULTS
 from fusedoptim.state_checks import shown
 from fusedoptim.state_keys import meant_keys, not_meant, some_of
 
@@ -17,7 +18,7 @@ _Dict = dict[str, Any]
 # What schedulers and torch.optim itself put into any group.
 _OF_ANY_GROUP = {
     "params", "param_names", "initial_lr", "max_lr", "min_lr", "max_momentum", "base_momentum", "swa_lr", "lr",
-    "weight_decay", "maximize", "foreach", "capturable", "differentiable", "fused",
+    "weight_decay", "maximize", "foreach", "capturable", "differentiable", "fused", *DEFAULTS,
 }  # fmt: skip
 _TORCH_ADAM = _OF_ANY_GROUP | {"betas", "eps", "amsgrad", "decoupled_weight_decay"}
 _TORCH_SGD = _OF_ANY_GROUP | {"momentum", "dampening", "nesterov"}

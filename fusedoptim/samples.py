@@ -24,13 +24,20 @@ class Sample:
     """Which elements: indices into the flattened parameter, as far as it lies in this process."""
     group: dict[str, Any]
     """The options of the parameter's group, with ``copy`` as its only parameter."""
+    group_index: int
     copy: Tensor
     """Elements of the parameter, with those of the gradient as ``grad``."""
     state: dict[str, Any]
 
 
 def take_sample(
-    name: str, param: Tensor, group: dict[str, Any], state: dict[str, Any], elements: int, draw: torch.Generator
+    name: str,
+    param: Tensor,
+    group: dict[str, Any],
+    state: dict[str, Any],
+    elements: int,
+    draw: torch.Generator,
+    group_index: int = 0,
 ) -> Sample:
     """Copy at most ``elements`` elements, those at both ends among them."""
     count = local_of(param).numel()
@@ -48,7 +55,8 @@ def take_sample(
         for key, value in state.items()
     }
     options = {key: _kept(value) for key, value in group.items() if key not in ("params", "param_names")}
-    return Sample(name, param, index, {**options, "fused": None, "foreach": None, "params": [copy]}, copy, copied)
+    options |= {"fused": None, "foreach": None, "params": [copy]}
+    return Sample(name, param, index, options, group_index, copy, copied)
 
 
 def taken(tensor: Any, index: Tensor) -> Tensor:

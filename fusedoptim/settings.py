@@ -5,9 +5,10 @@ from __future__ import annotations
 import functools
 import inspect
 import math
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from typing import Any
 
 import torch
@@ -16,10 +17,18 @@ from torch.nn.utils import get_total_norm
 
 from fusedoptim import modes
 from fusedoptim.clip import GradNorm
-from fusedoptim.reference_plan import average_decay
 
 # By name, what each is unless it is asked for: only then is it in the groups, so that a state dict is torch's.
 DEFAULTS: dict[str, Any] = {"max_grad_norm": None, "skip_nonfinite": False, "ema_decay": None}
+
+_DOC = """        max_grad_norm (float, optional): clip the gradients of each step by their global norm: that of
+            all parameters whose groups have a limit. The step clips as it reads; ``p.grad`` stays as
+            it is (default: None, no clipping)
+        skip_nonfinite (bool, optional): leave out steps for which a gradient is infinite or NaN, and
+            count them in ``skipped_steps`` (default: False)
+        ema_decay (float, optional): after each step, ``ema = lerp(ema, param, 1 - ema_decay)``, for
+            ``averaged_parameters`` and ``copy_averages_to``; at first the parameter after its first
+            step (default: None, no averages)"""
 
 
 def constructor(cls: type[Any], torchs: type[Any]) -> Callable[..., None]:
@@ -35,9 +44,17 @@ def constructor(cls: type[Any], torchs: type[Any]) -> Callable[..., None]:
     return __init__
 
 
+def with_settings(torchs: str | None) -> str | None:
+    """The docstring of torch's class, with the settings behind its last argument."""
+    before, mark, rest = (torchs or "").partition("\n\n    .. note:: The foreach and fused implementations")
+    return f"{before}\n{_DOC}{mark}{rest}" if mark else torchs
+
+
 def set_up(optimizer: Any, **settings: Any) -> None:
     """Put what was asked for into the defaults and the groups that do not ask for something else."""
-    asked = {name: value for name, value in settings.items() if value != DEFAULTS[name]}
+    for name, value in settings.items():
+        _check_one(name, value, "")
+    asked = {name: value for name, value in settings.items() if value is not DEFAULTS[name]}
     optimizer.defaults.update(asked)
     for group in optimizer.param_groups:
         for name, value in asked.items():
@@ -47,10 +64,29 @@ def set_up(optimizer: Any, **settings: Any) -> None:
 
 def _check(groups: Iterable[Mapping[str, Any]]) -> None:
     for index, group in enumerate(groups):
-        limit = group.get("max_grad_norm")
-        if limit is not None and not float(limit) >= 0:
-            raise ValueError(f"max_grad_norm must be None or at least 0, got {limit!r} in parameter group {index}")
-        average_decay(group)
+        for name in DEFAULTS:
+            if name in group:
+                _check_one(name, group[name], f" in parameter group {index}")
+
+
+def _check_one(name: str, value: Any, where: str) -> None:
+    problem = problem_of(name, value)
+    if problem is not None:
+        raise ValueError(f"{name} must be {problem}, got {value!r}{where}")
+
+
+def problem_of(name: str, value: Any) -> str | None:
+    """What a setting must be, if it is not."""
+    if name == "skip_nonfinite":
+        return None if isinstance(value, bool) else "True or False"
+    most = 1.0 if name == "ema_decay" else math.inf
+    try:
+        fits = value is None or (not isinstance(value, (str, bytes)) and 0 <= float(value) <= most)
+    except (TypeError, ValueError, RuntimeError):
+        fits = False
+    if fits:
+        return None
+    return "None or a number of at least 0" if most == math.inf else f"None or a number from 0 to {most:g}"
 
 
 def has_settings(groups: list[Any]) -> bool:
@@ -61,11 +97,16 @@ def has_settings(groups: list[Any]) -> bool:
     return False
 
 
+def clips_next_step(optimizer: Any) -> bool:
+    """Whether the next step may clip or be skipped."""
+    return "_next_clip" in optimizer.__dict__ or has_settings(optimizer.param_groups)
+
+
 class _NextClip:
     """The clipping of the next step."""
 
-    def __init__(self, norm: GradNorm, coefficient: float) -> None:
-        self.norm, self.coefficient = norm, coefficient
+    def __init__(self, norm: GradNorm, max_norm: float) -> None:
+        self.norm, self.max_norm = norm, max_norm
 
 
 def clip_next_step(optimizer: Any, max_norm: float, norm_type: float, error_if_nonfinite: bool) -> Tensor:
@@ -75,58 +116,117 @@ def clip_next_step(optimizer: Any, max_norm: float, norm_type: float, error_if_n
         params = [p for group in optimizer.param_groups for p in group["params"]]
         return torch.nn.utils.clip_grad_norm_(params, max_norm, norm_type, error_if_nonfinite)
     with torch.no_grad(), _no_function_modes():
-        norm = GradNorm([group["params"] for group in optimizer.param_groups], norm_type)
+        norm = GradNorm(_params_of(optimizer.param_groups), norm_type)
         norm.measure()
         if error_if_nonfinite:
             norm.check_finite()
-        optimizer.__dict__["_next_clip"] = _NextClip(norm, norm.coefficient(float(max_norm)))
+        optimizer.__dict__["_next_clip"] = _NextClip(norm, float(max_norm))
         return norm.as_tensor()
 
 
 def take_clips(optimizer: Any, grad_scale: Any) -> list[Any] | None:
     """What the gradients of each group are multiplied by in this step; or None, if the step is to be skipped."""
     groups = optimizer.param_groups
-    pending = optimizer.__dict__.get("_next_clip")
-    if modes.watch_operations():
-        return _torchs_clips(optimizer, grad_scale)
     _check(groups)
-    scale = None if grad_scale is None else float(grad_scale)
-    limits = [group.get("max_grad_norm") for group in groups]
-    with torch.no_grad(), _no_function_modes():
-        if pending is not None and not pending.norm.is_still_theirs():
-            warnings.warn(
-                "clip_grad_norm_() was called, and gradients were written or replaced since: this step does not clip. "
-                "Call it right before step()",
-                stacklevel=5,
-            )
-            pending = None
-        if pending is not None:
-            norm = pending.norm
-            clips = [pending.coefficient] * len(groups)
+    pending = optimizer.__dict__.get("_next_clip")
+    if pending is not None and not pending.norm.is_still_theirs(_params_of(groups)):
+        warnings.warn(
+            "clip_grad_norm_() was called, and gradients were written or replaced since: this step does not clip. "
+            "Call it right before step()",
+            stacklevel=_level_of_caller(),
+        )
+        del optimizer.__dict__["_next_clip"]
+        pending = None
+    with torch.no_grad():
+        if modes.watch_operations():
+            clips, norm, is_finite = _torchs_clips(groups, grad_scale, pending)
         else:
-            norm = GradNorm([group["params"] for group, limit in zip(groups, limits, strict=True) if limit is not None])
-            norm.measure(scale)
-            clips = [1.0 if limit is None else norm.coefficient(float(limit)) for limit in limits]
-        if any(limit is not None for limit in limits):
-            optimizer.grad_norm = norm.as_tensor()
-        if any(group.get("skip_nonfinite") for group in groups):
-            rest = GradNorm([group["params"] for group, limit in zip(groups, limits, strict=True) if limit is None])
-            if pending is None:
-                rest.measure(scale)
-            if not (math.isfinite(norm.norm) and (pending is not None or math.isfinite(rest.norm))):
-                optimizer.skipped_steps += 1
-                return None
+            with _no_function_modes():
+                clips, measured, is_finite = _clips(groups, None if grad_scale is None else float(grad_scale), pending)
+                norm = None if measured is None else measured.as_tensor()
+    if norm is not None:
+        optimizer.grad_norm = norm
+    if not is_finite:
+        optimizer.skipped_steps += 1
+        return None
     return clips
 
 
-def _torchs_clips(optimizer: Any, grad_scale: Any) -> list[Any]:
-    """The same by torch's operations alone, which a mode of torch watches."""
-    groups = optimizer.param_groups
+def _level_of_caller() -> int:
+    """How many frames the line outside of this package and torch, which takes the step, is above the one that asks."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ("fusedoptim", "torch"):
+        frame, level = frame.f_back, level + 1
+    return level
+
+
+def expected_clips(optimizer: Any, grad_scale: float | None) -> list[float]:
+    """What ``take_clips`` is to return for a step that is not skipped, all measured by the reference."""
+    groups, pending = optimizer.param_groups, optimizer.__dict__.get("_next_clip")
+    with torch.no_grad(), _no_function_modes():
+        if pending is not None and pending.norm.is_still_theirs(_params_of(groups)):
+            norm = GradNorm(_params_of(groups), pending.norm.norm_type, by_reference=True)
+            norm.measure()
+            pending = _NextClip(norm, pending.max_norm)
+        else:
+            pending = None
+        return _clips(groups, grad_scale, pending, by_reference=True)[0]
+
+
+def _clips(
+    groups: list[Any], grad_scale: float | None, pending: _NextClip | None, by_reference: bool = False
+) -> tuple[list[float], GradNorm | None, bool]:
+    """The coefficient of each group, the norm if anything is clipped, and whether the step may be taken."""
     limits = [group.get("max_grad_norm") for group in groups]
-    params = [p for group, limit in zip(groups, limits, strict=True) if limit is not None for p in group["params"]]
-    grads = [p.grad if grad_scale is None else p.grad / grad_scale for p in params if p.grad is not None]
-    optimizer.grad_norm = norm = get_total_norm(grads)
-    return [1.0 if limit is None else torch.clamp(limit / (norm + 1e-6), max=1.0) for limit in limits]
+    if pending is not None:
+        norm = pending.norm
+        clips = [norm.coefficient(pending.max_norm)] * len(groups)
+        # Other norms do not tell: that of order 0 is finite for NaN, that of order 3 overflows.
+        rest = [] if norm.norm_type == 2.0 and grad_scale is None else _params_of(groups)
+        is_finite = norm.is_finite or bool(rest)
+    else:
+        norm = GradNorm(_params_of(groups, [limit is not None for limit in limits]), by_reference=by_reference)
+        norm.measure(grad_scale)
+        clips = [1.0 if limit is None else norm.coefficient(float(limit)) for limit in limits]
+        rest = _params_of(groups, [limit is None for limit in limits])
+        is_finite = norm.is_finite
+    if any(group.get("skip_nonfinite") for group in groups):
+        if is_finite and rest:
+            others = GradNorm(rest, by_reference=by_reference)
+            others.measure(grad_scale)
+            is_finite = others.is_finite
+    else:
+        is_finite = True
+    clipping = pending is not None or any(limit is not None for limit in limits)
+    return clips, norm if clipping else None, is_finite
+
+
+def _torchs_clips(
+    groups: list[Any], grad_scale: Any, pending: _NextClip | None
+) -> tuple[list[Any], Tensor | None, bool]:
+    """The same by torch's operations alone, which a mode of torch watches."""
+
+    def norm_of(lists: list[Any]) -> Tensor:
+        grads = [p.grad for params in lists for p in params if p.grad is not None]
+        return get_total_norm(grads if grad_scale is None else [grad / grad_scale for grad in grads])
+
+    is_finite = True
+    if any(group.get("skip_nonfinite") for group in groups):
+        with suppress(RuntimeError):  # as the mode's tensors may have no numbers
+            is_finite = math.isfinite(float(norm_of(_params_of(groups))))
+    limits = [group.get("max_grad_norm") for group in groups]
+    if pending is not None:
+        return [pending.norm.coefficient(pending.max_norm)] * len(groups), pending.norm.as_tensor(), is_finite
+    if all(limit is None for limit in limits):
+        return [1.0] * len(groups), None, is_finite
+    norm = norm_of(_params_of(groups, [limit is not None for limit in limits]))
+    clips = [1.0 if limit is None else torch.clamp(limit / (norm + 1e-6), max=1.0) for limit in limits]
+    return clips, norm, is_finite
+
+
+def _params_of(groups: list[Any], chosen: list[bool] | None = None) -> list[Any]:
+    """The parameters of each group, or of those that are chosen."""
+    return [group["params"] for i, group in enumerate(groups) if chosen is None or chosen[i]]
 
 
 def _no_function_modes() -> Any:

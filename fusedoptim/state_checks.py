@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from fusedoptim.reference import Rule, _options_of
+from fusedoptim.settings import DEFAULTS, problem_of
 from fusedoptim.state_keys import StateError
 
 PLAIN = (Tensor, torch.nn.Parameter)
+_SET_RIGHT = "the file is damaged; set it right in the dict"
 ENTRY = "the file is damaged, or is not of an optimizer"
 
 _FILLED_IN_BY_TORCH = {"amsgrad", "nesterov", "decoupled_weight_decay"}  # where a file lacks them
@@ -64,13 +66,17 @@ def check_group(group: Mapping[str, Any], rule: Rule, count: int, where: str) ->
             raise StateError(where, f"has no {name!r}", "was it saved by another optimizer? Load it with that one")
     if "maximize" in group:
         _check_option("maximize", group["maximize"], f"{where}['maximize']")
+    for name in DEFAULTS:
+        must_be = problem_of(name, group[name]) if name in group else None
+        if must_be is not None:
+            raise StateError(f"{where}[{name!r}]", f"must be {must_be}, got {shown(group[name])}", _SET_RIGHT)
     names = group.get("param_names")
     if names is not None and (not isinstance(names, (list, tuple)) or len(names) != count):
         raise StateError(f"{where}['param_names']", f"must have {count} names, got {shown(names)}", ENTRY)
 
 
 def _check_option(name: str, value: Any, where: str) -> None:
-    cure = "the file is damaged; set it right in the dict"
+    cure = _SET_RIGHT
     if name in _FLAGS:
         if not _is_flag(value):
             raise StateError(where, f"must be True or False, got {shown(value)}", cure)

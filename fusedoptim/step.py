@@ -263,6 +263,7 @@ class FusedStep(Optimizer):
             found_inf, grad_scale = attributes.get("found_inf"), attributes.get("grad_scale")
             if found_inf is not None and not native.is_on_cuda(found_inf):
                 if float(found_inf) != 0:
+                    attributes.pop("_next_clip", None)
                     return False
                 found_inf = None
             if grad_scale is not None and not native.is_on_cuda(grad_scale):
@@ -278,6 +279,10 @@ class FusedStep(Optimizer):
             if clips is None:
                 clips = take_clips(self, grad_scale)
                 if clips is None:
+                    attributes.pop("_next_clip", None)
+                    return False
+                if any(isinstance(clip, Tensor) for clip in clips):  # a mode is active, for which torch takes the step
+                    self._torch_step(None, clips)
                     return False
                 if on_host and plan.fast_step(self, zero_grad, grad_scale, drop_grads, clips):
                     return drop_grads or zero_grad
@@ -309,7 +314,7 @@ class FusedStep(Optimizer):
         for_torch: Callable[[], Any],
     ) -> bool:
         """Take the step in two halves; what neither kernels nor reference take, in torch, in the context given."""
-        torch_has_stepped = False
+        stepped: list[list[list[Tensor]]] = []  # by torch: where a step is gathered anew, more may be left to it
         try:
             for _ in range(_TRIES):
                 write_grads = zero_grad or grad_scale is not None
@@ -318,10 +323,11 @@ class FusedStep(Optimizer):
                     if float(found_inf) != 0:
                         return False
                     found_inf = None
-                if left is not None and not torch_has_stepped:
+                rest = _without(left, stepped) if left is not None and stepped else left
+                if rest is not None:
                     with for_torch():
-                        self._torch_step(left, clips)
-                    torch_has_stepped = True
+                        self._torch_step(rest, clips)
+                    stepped.append(rest)
                 if plan.commit(self.state, zero_grad, grad_scale, found_inf, self.param_groups if drop_grads else None):
                     return drop_grads or (zero_grad and left is None)
                 if clips:  # a gradient may have been exchanged
@@ -378,7 +384,8 @@ class FusedStep(Optimizer):
         if getattr(step, "hooked", False):  # torch wraps it to call the hooks, which our own step has called
             step = step.__wrapped__
         if clips:
-            with clipped([group["params"] for group in self.param_groups] if params is None else params, clips):
+            lists = [group["params"] for group in self.param_groups] if params is None else params
+            with clipped(lists, clips, self.__dict__.get("grad_scale")):
                 self._torch_step(params)
             return
         if params is None:
@@ -492,6 +499,13 @@ def _step_with_hooks(optimizer: FusedStep, *args: Any, **kwargs: Any) -> Any:
 def _call_post_hooks(optimizer: FusedStep, args: Any, kwargs: Any) -> None:
     for hook in (*optimizer._optimizer_step_post_hooks.values(), *_global_post_hooks.values()):
         hook(optimizer, args, kwargs)
+
+
+def _without(left: list[list[Tensor]], stepped: list[list[list[Tensor]]]) -> list[list[Tensor]] | None:
+    """The parameters of each group that are not among those, or None if all are."""
+    done = {id(param) for lists in stepped for params in lists for param in params}
+    rest = [[param for param in params if id(param) not in done] for params in left]
+    return rest if any(rest) else None
 
 
 def _group_of(group: Any, params: list[Tensor]) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
@@ -16,6 +17,7 @@ from fusedoptim.backend import get_backend
 from fusedoptim.dtensor import local_of
 from fusedoptim.reference_plan import ReferencePlan, is_torchs, name_of, refusal
 from fusedoptim.samples import Sample, rows_that_share, take_sample, taken
+from fusedoptim.settings import clips_next_step, expected_clips
 from fusedoptim.step import FusedStep
 
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -116,12 +118,18 @@ class Verification:
         if (self._seen - 1) % self.every:
             return bool(type(optimizer)._update(optimizer, zero_grad, drop_grads))
         found_inf, scale = getattr(optimizer, "found_inf", None), getattr(optimizer, "grad_scale", None)
+        scale = None if scale is None else float(scale)
         skipped_step = found_inf is not None and float(found_inf) != 0
+        skipped_before = optimizer.skipped_steps
+        clips: Sequence[float] = (
+            () if skipped_step or not clips_next_step(optimizer) else expected_clips(optimizer, scale)
+        )
         samples = self._take_samples()
         zeroed = bool(type(optimizer)._update(optimizer, zero_grad, drop_grads))
+        skipped_step = skipped_step or optimizer.skipped_steps != skipped_before
         for sample in samples:
             if not skipped_step:
-                self._take_reference_step(sample, zero_grad, None if scale is None else float(scale))
+                self._take_reference_step(sample, zero_grad, scale, clips)
             self._compare(sample)
         self.steps += 1
         return zeroed
@@ -129,7 +137,7 @@ class Verification:
     @torch.no_grad()
     def _take_samples(self) -> list[Sample]:
         candidates = [
-            (param, group, name_of(param, group, g, position))
+            (param, g, name_of(param, group, g, position))
             for g, group in enumerate(self.optimizer.param_groups)
             for position, param in enumerate(group["params"])
             if param.grad is not None and param.numel() > 0
@@ -141,12 +149,13 @@ class Verification:
         for i in torch.randperm(len(candidates), generator=self._draw).tolist():
             if len(samples) == self.params:
                 break
-            param, group, name = candidates[i]
+            param, g, name = candidates[i]
+            group = self.optimizer.param_groups[g]
             reason = "torch's own implementation was asked for" if is_torchs(group) else refusal(param)
             if reason is None and i in shared:
                 reason = "it shares memory with another tensor of the step"
             if reason is None and local_of(param).numel() > 0:
-                samples.append(take_sample(name, param, group, states[i], self.elements, self._draw))
+                samples.append(take_sample(name, param, group, states[i], self.elements, self._draw, g))
             elif reason is not None:
                 self.skipped[reason] += 1
         return samples
@@ -155,11 +164,14 @@ class Verification:
         state = self.optimizer.state.get(param)
         return dict(state) if isinstance(state, dict) else {}  # what is wrong with another, the step says
 
-    def _take_reference_step(self, sample: Sample, zero_grad: bool, scale: float | None) -> None:
+    def _take_reference_step(
+        self, sample: Sample, zero_grad: bool, scale: float | None, clips: Sequence[float]
+    ) -> None:
         optimizer: Any = self.optimizer
         plan = ReferencePlan(optimizer._rule)
         state = {sample.copy: sample.state} if sample.state else {}
-        foreign = plan.gather([sample.group], state, optimizer._new_state, zero_grad or scale is not None)
+        clip = clips[sample.group_index : sample.group_index + 1]
+        foreign = plan.gather([sample.group], state, optimizer._new_state, zero_grad or scale is not None, clip)
         assert foreign is None, "the reference takes every plain parameter"
         plan.commit(state, zero_grad, scale)
         sample.state = state.get(sample.copy, {})

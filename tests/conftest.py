@@ -37,7 +37,7 @@ def one_thread() -> None:
 def kernels_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """A parameter that is left to torch's own implementation fails the test."""
 
-    def refuse(self: Any, params: Any) -> None:
+    def refuse(self: Any, params: Any, *_: Any) -> None:
         pytest.fail(f"left to torch: {[[tuple(p.shape) for p in group] for group in params]}")
 
     monkeypatch.setattr(FusedStep, "_torch_step", refuse)

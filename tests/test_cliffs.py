@@ -68,7 +68,7 @@ def test_what_torch_gets(monkeypatch: pytest.MonkeyPatch) -> None:
     for title, situation in SITUATIONS.items():
         left.clear()
         situation.optimizer(fusedoptim)
-        assert [sum(map(len, params)) for (params,) in left] == [1] * situation.by_torch, title
+        assert [sum(map(len, params)) for (params, *_) in left] == [1] * situation.by_torch, title
 
 
 def test_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

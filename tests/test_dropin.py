@@ -44,7 +44,11 @@ def test_class_has_the_constructor_of_torch(name: str) -> None:
     ours, theirs = getattr(fusedoptim, name), getattr(torch.optim, name)
     assert issubclass(ours, theirs)
     assert ours.__name__ == name
-    assert inspect.signature(ours) == inspect.signature(theirs)
+    mine, torchs = inspect.signature(ours), inspect.signature(theirs)
+    added = [mine.parameters[x] for x in ("max_grad_norm", "skip_nonfinite")]
+    assert list(mine.parameters.values()) == [*torchs.parameters.values(), *added]
+    assert {parameter.kind for parameter in added} == {inspect.Parameter.KEYWORD_ONLY}
+    assert mine.return_annotation == torchs.return_annotation
     assert ours.__doc__.startswith(theirs.__doc__[:100])
     assert isinstance(fusedoptim.AdamW(make_params()), fusedoptim.Adam) is issubclass(
         torch.optim.AdamW, torch.optim.Adam

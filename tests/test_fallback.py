@@ -128,3 +128,22 @@ def test_a_tied_parameter_that_is_listed_twice() -> None:
         with pytest.warns(UserWarning, match="duplicate parameters"):
             twins = Twins(name, options, params)
         twins.step(4)
+
+
+@pytest.mark.parametrize("flags", [{}, {"foreach": True}])
+@pytest.mark.parametrize("name", ["SGD", "Adam"])
+def test_more_is_left_to_torch_amid_the_step(name: str, flags: dict[str, Any]) -> None:
+    """What is found only after torch has taken others is taken too, and once: here in the first step, and the third."""
+    kinds = [torch.complex64, torch.float32, torch.float32, torch.complex64]
+    groups = [{"params": [Parameter(randn((5, 2), i).to(dtype))]} for i, dtype in enumerate(kinds)]
+    ours = getattr(fusedoptim, name)([{**group, **(flags if i == 1 else {})} for i, group in enumerate(groups)])
+    theirs = getattr(torch.optim, name)([Parameter(p.detach().clone()) for p in params_of(ours)], foreach=False)
+    for seed in range(4):
+        for optimizer in (ours, theirs):
+            for i, p in enumerate(params_of(optimizer)):
+                p.grad = randn(p.shape, seed + i).to(p.dtype)
+            if seed == 2 and name == "SGD":
+                params_of(optimizer)[2].grad = params_of(optimizer)[2].grad.to_sparse()
+            params_of(optimizer)[3].grad = None if seed < 2 else params_of(optimizer)[3].grad
+            optimizer.step()
+        assert_optimizers_match(ours, theirs, exact=False)

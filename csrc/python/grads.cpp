@@ -26,6 +26,7 @@ Grads::Grads(py::iterable lists) {
     found.data =
         torch.is_plain(found.grad.ptr()) && view(found.grad) ? static_cast<char*>(grads_.back().data) : nullptr;
     found.version = version_of(found.grad);
+    found.memory = memory_of(found.grad);
   }
 }
 
@@ -33,6 +34,14 @@ int64_t Grads::version_of(py::handle grad) {
   const Anatomy* const anatomy = Anatomy::get();
   return anatomy != nullptr && Torch::get().is_plain(grad.ptr()) ? anatomy->version(anatomy->body(grad.ptr()))
                                                                  : Torch::get().version(grad);
+}
+
+const void* Grads::memory_of(py::handle grad) {
+  if (!Torch::get().is_plain(grad.ptr())) return nullptr;
+  const Anatomy* const anatomy = Anatomy::get();
+  if (anatomy != nullptr) return anatomy->data(anatomy->body(grad.ptr()), 8);
+  View view;
+  return Torch::get().view(grad.ptr(), view) ? view.data : nullptr;
 }
 
 bool Grads::view(py::handle grad) {
@@ -115,7 +124,9 @@ void Grads::scale(double factor, int threads, const cpu::InstructionSet& set) {
 bool Grads::are_as_found() const {
   const Torch& torch = Torch::get();
   for (const Found& found : found_) {
-    if (!torch.grad(found.param).is(found.grad) || version_of(found.grad) != found.version) return false;
+    if (!torch.grad(found.param).is(found.grad) || version_of(found.grad) != found.version ||
+        memory_of(found.grad) != found.memory)
+      return false;
   }
   return true;
 }

@@ -32,7 +32,7 @@ class Grads {
   // Multiplies all but the others, in place.
   void scale(double factor, int threads, const cpu::InstructionSet& set);
 
-  // Whether each parameter has the gradient that was found, and it has not been written since, as torch counts writes.
+  // Whether each parameter has the gradient that was found, in the same memory, and not written since, as torch counts.
   bool are_as_found() const;
 
  private:
@@ -40,9 +40,11 @@ class Grads {
     py::object param, grad;
     int64_t version;
     const char* data;  // null where it is one of the others
+    const void* memory;
   };
   bool view(py::handle grad);  // adds it to grads_, or returns false
   static int64_t version_of(py::handle grad);
+  static const void* memory_of(py::handle grad);  // what differs where a plain tensor got other memory
 
   std::vector<Found> found_;
   std::vector<cpu::Grad> grads_;
