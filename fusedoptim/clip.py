@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import functools
 import math
+import operator
 import types
 import warnings
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -19,6 +20,7 @@ from fusedoptim import backend, modes, native, reference
 from fusedoptim.dtensor import is_dtensor
 
 _PLAIN = (Tensor, torch.nn.Parameter)
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def clip_grad_norm_(
@@ -97,6 +99,18 @@ class GradNorm:
             self._torchs = get_total_norm(grads, self.norm_type)
             self.norm = float(self._torchs)
 
+    def are_plain(self) -> bool:
+        """Whether each gradient is plain memory of the CPU, of a dtype that the kernels take."""
+        return bool(self._grads.are_plain())
+
+    def dtypes(self) -> set[torch.dtype]:
+        """Those of the gradients."""
+        return {grad.dtype for grad in self._grads.samples()}
+
+    def unscale(self, grad_scale: float) -> None:
+        """Divide the gradients, which all are plain, in place, and find the norm of the quotients in the same pass."""
+        self.norm = math.sqrt(self._grads.unscale(grad_scale))
+
     def as_tensor(self) -> Tensor:
         """The norm as torch returns it, on the device of the first gradient, in the type common to all."""
         samples = self._grads.samples()
@@ -126,6 +140,12 @@ class GradNorm:
         for grad in self.others:
             grad.mul_(coefficient)
 
+    def is_of(self, lists: Sequence[Sequence[Tensor]]) -> bool:
+        """Whether these are the parameters."""
+        return [len(params) for params in lists] == [len(params) for params in self._lists] and all(
+            all(map(operator.is_, params, own)) for params, own in zip(lists, self._lists, strict=True)
+        )
+
     def is_still_theirs(self) -> bool:
         """Whether the parameters have the same gradients, none of which was written since, as torch counts writes."""
         return bool(self._grads.are_as_found()) and len(self._grads) == sum(
@@ -150,11 +170,31 @@ class _ReferenceGrads:
     def sum_squares(self, of_others: list[float], _: float | None) -> float:
         return float(reference.ordered_sum(torch.tensor(of_others, dtype=torch.float64, device="cpu")))
 
+    def are_plain(self) -> bool:
+        return all(_is_plain(grad) for grad in self.others())
+
+    def unscale(self, grad_scale: float) -> float:
+        for grad in self.others():
+            grad.copy_(reference.prepare_grad(grad, grad_scale=grad_scale))
+        self._found = [(param, grad, _version(grad)) for param, grad, _ in self._found]
+        return self.sum_squares([_sum_of_squares(grad, None) for grad in self.others()], None)
+
     def scale(self, factor: float) -> None:
         pass
 
     def are_as_found(self) -> bool:
         return all(param.grad is grad and _version(grad) == version for param, grad, version in self._found)
+
+
+def _is_plain(grad: Tensor) -> bool:
+    return (
+        type(grad) in _PLAIN
+        and grad.device.type == "cpu"
+        and grad.layout == torch.strided
+        and grad.dtype in _DTYPES
+        and not grad.is_neg()
+        and all(stride != 0 or size <= 1 for size, stride in zip(grad.shape, grad.stride(), strict=True))
+    )
 
 
 def _version(grad: Tensor) -> int:

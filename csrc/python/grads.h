@@ -29,6 +29,9 @@ class Grads {
   double sum_squares(const std::vector<double>& of_others, const double* grad_scale, int threads,
                      const cpu::InstructionSet& set) const;
 
+  // Divides all in place, of which none may be one of the others, and returns the sum of the squares of the quotients.
+  double unscale(double grad_scale, int threads, const cpu::InstructionSet& set);
+
   // Multiplies all but the others, in place.
   void scale(double factor, int threads, const cpu::InstructionSet& set);
 
@@ -39,10 +42,11 @@ class Grads {
   struct Found {
     py::object param, grad;
     int64_t version;
-    const char* data;  // null where it is one of the others
+    bool is_plain;  // else one of the others
   };
   bool view(py::handle grad);  // adds it to grads_, or returns false
   static int64_t version_of(py::handle grad);
+  py::list written() const;  // those that are written here: all but the others
 
   std::vector<Found> found_;
   std::vector<cpu::Grad> grads_;
