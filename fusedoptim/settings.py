@@ -6,6 +6,7 @@ import functools
 import inspect
 import math
 import warnings
+import weakref
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from typing import Any
@@ -66,15 +67,36 @@ class _NextClip:
         self.norm, self.coefficient = norm, coefficient
 
 
+def offer_norm(optimizer: Any, norm: GradNorm, grad_scale: float | None) -> None:
+    """Say what the norm of all gradients is, all of which are finite, before the next step looks for it.
+
+    Args:
+        optimizer: Whose gradients they are.
+        norm: As measured; owned by the caller, and good for as long as it is.
+        grad_scale: What it was measured under, which the step has yet to divide by.
+    """
+    optimizer.__dict__["_offered_norm"] = weakref.ref(norm), grad_scale
+
+
+def _take_offered_norm(optimizer: Any, grad_scale: float | None) -> GradNorm | None:
+    reference, scale = optimizer.__dict__.pop("_offered_norm", (None, None))
+    norm = None if reference is None or scale != grad_scale else reference()
+    if norm is None or not norm.is_of([group["params"] for group in optimizer.param_groups]):
+        return None
+    return norm if norm.is_still_theirs() else None
+
+
 def clip_next_step(optimizer: Any, max_norm: float, norm_type: float, error_if_nonfinite: bool) -> Tensor:
     """See ``FusedStep.clip_grad_norm_``."""
     optimizer.__dict__.pop("_next_clip", None)
     if modes.watch_operations():
         params = [p for group in optimizer.param_groups for p in group["params"]]
         return torch.nn.utils.clip_grad_norm_(params, max_norm, norm_type, error_if_nonfinite)
-    with torch.no_grad(), _no_function_modes():
-        norm = GradNorm([group["params"] for group in optimizer.param_groups], norm_type)
-        norm.measure()
+    with torch.no_grad(), no_function_modes():
+        norm = _take_offered_norm(optimizer, None) if norm_type == 2.0 else None
+        if norm is None:
+            norm = GradNorm([group["params"] for group in optimizer.param_groups], norm_type)
+            norm.measure()
         if error_if_nonfinite:
             norm.check_finite()
         optimizer.__dict__["_next_clip"] = _NextClip(norm, norm.coefficient(float(max_norm)))
@@ -90,7 +112,7 @@ def take_clips(optimizer: Any, grad_scale: Any) -> list[Any] | None:
     _check(groups)
     scale = None if grad_scale is None else float(grad_scale)
     limits = [group.get("max_grad_norm") for group in groups]
-    with torch.no_grad(), _no_function_modes():
+    with torch.no_grad(), no_function_modes():
         if pending is not None and not pending.norm.is_still_theirs():
             warnings.warn(
                 "clip_grad_norm_() was called, and gradients were written or replaced since: this step does not clip. "
@@ -98,16 +120,21 @@ def take_clips(optimizer: Any, grad_scale: Any) -> list[Any] | None:
                 stacklevel=5,
             )
             pending = None
+        offered = _take_offered_norm(optimizer, scale)
         if pending is not None:
             norm = pending.norm
             clips = [pending.coefficient] * len(groups)
         else:
-            norm = GradNorm([group["params"] for group, limit in zip(groups, limits, strict=True) if limit is not None])
-            norm.measure(scale)
+            if offered is not None and len({limit is None for limit in limits}) == 1:  # all are clipped, or none
+                norm = offered
+            else:
+                clipped = [g["params"] for g, limit in zip(groups, limits, strict=True) if limit is not None]
+                norm = GradNorm(clipped)
+                norm.measure(scale)
             clips = [1.0 if limit is None else norm.coefficient(float(limit)) for limit in limits]
         if any(limit is not None for limit in limits):
             optimizer.grad_norm = norm.as_tensor()
-        if any(group.get("skip_nonfinite") for group in groups):
+        if offered is None and any(group.get("skip_nonfinite") for group in groups):
             rest = GradNorm([group["params"] for group, limit in zip(groups, limits, strict=True) if limit is None])
             if pending is None:
                 rest.measure(scale)
@@ -127,5 +154,6 @@ def _torchs_clips(optimizer: Any, grad_scale: Any) -> list[Any]:
     return [1.0 if limit is None else torch.clamp(limit / (norm + 1e-6), max=1.0) for limit in limits]
 
 
-def _no_function_modes() -> Any:
+def no_function_modes() -> Any:
+    """For a block in which tensors are looked at: no Python code of a mode runs."""
     return modes.without_function_modes() if modes.function_mode_count() else nullcontext()
