@@ -275,6 +275,8 @@ def test_below_1_the_scaler_is_torchs(fused: bool | None, passes: Any) -> None:
 
 WRITES: dict[str, Callable[[Any], Any]] = {
     "written": lambda optimizer: params_of(optimizer)[0].grad.mul_(2),
+    "written where torch does not count": lambda optimizer: params_of(optimizer)[3].grad.data.mul_(2),
+    "memory replaced": lambda optimizer: setattr(params_of(optimizer)[0].grad, "data", torch.ones(4, 33)),
     "replaced": lambda optimizer: setattr(params_of(optimizer)[0], "grad", torch.ones(4, 33)),
     "dropped": lambda optimizer: setattr(params_of(optimizer)[0], "grad", None),
     "another parameter": lambda optimizer: optimizer.add_param_group({"params": [_with_grad()]}),

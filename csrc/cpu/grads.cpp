@@ -109,6 +109,15 @@ void unscale(const std::vector<Grad>& grads, double grad_scale, int threads, con
   });
 }
 
+void sum_beginnings(const std::vector<Grad>& grads, int threads, const InstructionSet& set, double* sums) {
+  std::vector<Unit> units;
+  for (const Grad& grad : grads) units.push_back({&grad, 0, std::min(kSumUnit, grad.count)});
+  for_each(units, threads, [&](const Unit& unit, int64_t i) {
+    with_memory(unit, false,
+                [&](const void* memory) { sums[i] = set.squares[int(unit.grad->dtype)](memory, unit.count); });
+  });
+}
+
 void scale(const std::vector<Grad>& grads, double factor, int threads, const InstructionSet& set) {
   for_each(units_of(grads), threads, [&](const Unit& unit, int64_t) {
     with_memory(unit, true,

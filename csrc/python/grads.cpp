@@ -110,6 +110,8 @@ double Grads::unscale(double grad_scale, int threads, const cpu::InstructionSet&
     cpu::unscale(grads_, usual_if_nan(grad_scale), are_shared ? 1 : threads, set, sums.data());
     // What was summed may have been divided again, as a part of another.
     if (are_shared) cpu::sum_squares(grads_, nullptr, threads, set, sums.data());
+    beginnings_.resize(grads_.size());
+    cpu::sum_beginnings(grads_, 1, set, beginnings_.data());
   }
   Torch::get().bump_versions(grads);
   for (Found& found : found_) found.version = version_of(found.grad);
@@ -134,12 +136,22 @@ void Grads::scale(double factor, int threads, const cpu::InstructionSet& set) {
   Torch::get().bump_versions(grads);
 }
 
-bool Grads::are_as_found() const {
+bool Grads::are_as_found(const cpu::InstructionSet& set) const {
   const Torch& torch = Torch::get();
   for (const Found& found : found_) {
     if (!torch.grad(found.param).is(found.grad) || version_of(found.grad) != found.version) return false;
   }
-  return true;
+  if (beginnings_.empty()) return true;
+  const NoCollection no_collection;
+  Grads now;
+  for (size_t i = 0; i < grads_.size(); ++i) {  // the memory of a gradient may be another by now
+    if (!now.view(found_[i].grad)) return false;
+    const cpu::Grad &grad = now.grads_.back(), &before = grads_[i];
+    if (grad.data != before.data || grad.count != before.count || grad.dtype != before.dtype) return false;
+  }
+  std::vector<double> beginnings(grads_.size());
+  cpu::sum_beginnings(now.grads_, 1, set, beginnings.data());
+  return beginnings == beginnings_;
 }
 
 }  // namespace fusedoptim::python

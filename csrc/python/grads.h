@@ -36,9 +36,12 @@ class Grads {
   void scale(double factor, int threads, const cpu::InstructionSet& set);
 
   // Whether each parameter has the gradient that was found, and it has not been written since, as torch counts writes.
-  bool are_as_found() const;
+  // After unscale(), the beginning of each is looked at as well: torch does not count what is written through
+  // `grad.data`, or by a collective of torch.distributed.
+  bool are_as_found(const cpu::InstructionSet& set) const;
 
  private:
+  Grads() = default;
   struct Found {
     py::object param, grad;
     int64_t version;
@@ -52,6 +55,7 @@ class Grads {
   std::vector<cpu::Grad> grads_;
   std::deque<Layout> layouts_;
   std::deque<std::vector<int64_t>> layout_numbers_;
+  std::vector<double> beginnings_;  // the sums of their squares after unscale()
   Extents extents_;
 };
 

@@ -139,7 +139,7 @@ PYBIND11_MODULE(_C, m) {
       .def(
           "scale", [](Grads& grads, double factor, int threads) { grads.scale(factor, threads, chosen_set()); },
           "factor"_a, "threads"_a)
-      .def("are_as_found", &Grads::are_as_found);
+      .def("are_as_found", [](const Grads& grads) { return grads.are_as_found(chosen_set()); });
 
   m.def(
       "learn_layout", fusedoptim::python::Anatomy::learn,
