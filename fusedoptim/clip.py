@@ -158,7 +158,7 @@ class _ReferenceGrads:
 
     def __init__(self, lists: list[list[Tensor]]) -> None:
         self._found = [(p, p.grad, _version(p.grad)) for params in lists for p in params if p.grad is not None]
-        self._beginnings: list[float] | None = None  # after unscale(); see csrc/python/grads.h
+        self._beginnings: list[tuple[int, float]] | None = None  # after unscale(); see csrc/python/grads.h
 
     def __len__(self) -> int:
         return len(self._found)
@@ -178,18 +178,18 @@ class _ReferenceGrads:
         for grad in self.others():
             grad.copy_(reference.prepare_grad(grad, grad_scale=grad_scale))
         self._found = [(param, grad, _version(grad)) for param, grad, _ in self._found]
-        self._beginnings = self._sum_beginnings()
+        self._beginnings = self._look_at_beginnings()
         return self.sum_squares([_sum_of_squares(grad, None) for grad in self.others()], None)
 
-    def _sum_beginnings(self) -> list[float]:
-        return [_sum_of_squares(grad.flatten()[:4096], None) for grad in self.others()]
+    def _look_at_beginnings(self) -> list[tuple[int, float]]:
+        return [(grad.data_ptr(), _sum_of_squares(grad.flatten()[:4096], None)) for grad in self.others()]
 
     def scale(self, factor: float) -> None:
         pass
 
     def are_as_found(self) -> bool:
         return all(param.grad is grad and _version(grad) == version for param, grad, version in self._found) and (
-            self._beginnings is None or self._beginnings == self._sum_beginnings()
+            self._beginnings is None or self._beginnings == self._look_at_beginnings()
         )
 
 

@@ -38,8 +38,8 @@ class GradScaler(torch.amp.GradScaler):
         >>> scaler.scale(p.sum()).backward()
         >>> scaler.step(optimizer)
         >>> scaler.update()
-        >>> p.grad.tolist(), optimizer.grad_norm.item(), p.tolist()
-        ([1.0, 1.0, 1.0, 1.0], 2.0, [0.75, 0.75, 0.75, 0.75])
+        >>> p.grad, optimizer.grad_norm, scaler.get_scale()
+        (tensor([1., 1., 1., 1.]), tensor(2.), 8.0)
     """
 
     # torch calls it from unscale_(), and with allow_fp16, a scale of 1, to check for a step that divides by itself.
@@ -53,6 +53,9 @@ class GradScaler(torch.amp.GradScaler):
         """Check, and divide unless ``only_check``, in one pass; or return None where that is left to torch."""
         states = getattr(self, "_per_optimizer_states", None)
         if not isinstance(optimizer, FusedStep) or states is None or modes.watch_operations():
+            return None
+        first = next((param for group in optimizer.param_groups for param in group["params"]), None)
+        if first is None or first.device.type != "cpu":  # a look at each would cost time
             return None
         with torch.no_grad(), no_function_modes():
             norm = GradNorm([group["params"] for group in optimizer.param_groups])

@@ -22,6 +22,7 @@ from helpers import (
 )
 from torch import Tensor
 from torch.nn import Parameter
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import fusedoptim
 from fusedoptim import reference
@@ -168,6 +169,16 @@ def test_other_optimizers_are_left_to_torch(passes: Any) -> None:
     assert passes() == {"torchs": 1}
 
 
+def test_gradients_on_a_device_are_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = count_calls(monkeypatch, GradNorm, "__init__")
+    p = Parameter(torch.ones(4, device="meta"))
+    p.grad = torch.ones_like(p)
+    scaler = fusedoptim.GradScaler("cpu", 8.0)
+    scaler.scale(torch.ones(()))
+    scaler.unscale_(fusedoptim.SGD([p], lr=0.1))
+    assert looks == []
+
+
 def odd_gradient(kind: str, p: Parameter) -> Tensor:
     if kind == "sparse":
         return torch.full_like(p, 8.0).to_sparse()
@@ -276,7 +287,11 @@ def test_below_1_the_scaler_is_torchs(fused: bool | None, passes: Any) -> None:
 WRITES: dict[str, Callable[[Any], Any]] = {
     "written": lambda optimizer: params_of(optimizer)[0].grad.mul_(2),
     "written where torch does not count": lambda optimizer: params_of(optimizer)[3].grad.data.mul_(2),
-    "memory replaced": lambda optimizer: setattr(params_of(optimizer)[0].grad, "data", torch.ones(4, 33)),
+    "memory replaced": lambda optimizer: setattr(
+        params_of(optimizer)[3].grad,
+        "data",
+        torch.cat([params_of(optimizer)[3].grad[:4096], torch.ones(904)]),  # which begins alike
+    ),
     "replaced": lambda optimizer: setattr(params_of(optimizer)[0], "grad", torch.ones(4, 33)),
     "dropped": lambda optimizer: setattr(params_of(optimizer)[0], "grad", None),
     "another parameter": lambda optimizer: optimizer.add_param_group({"params": [_with_grad()]}),
@@ -312,6 +327,47 @@ def test_a_norm_is_measured_again_where_something_was_written(
         is_unasked = method and "scale" in write  # the method knows of no scale
         assert passes() == ({} if is_unasked and scaler_class is fusedoptim.GradScaler else {"measure": 1})
     assert_same(*norms)
+
+
+@of_fused
+@pytest.mark.parametrize("skip", [False, True])
+def test_groups_of_which_one_is_clipped(fused: bool | None, skip: bool) -> None:
+    left = []
+    for scaler_class in SCALERS:
+        params = make_params(SHAPES)
+        groups = [{"params": params[:2]}, {"params": params[2:], "max_grad_norm": 0.5}]
+        optimizer = fusedoptim.SGD(groups, lr=0.1, skip_nonfinite=skip, fused=fused)
+        scaler = scaler_class("cpu", 8.0)
+        scale_gradients(scaler, optimizer, 1)
+        scaler.step(optimizer)
+        left.append([optimizer.grad_norm, *(p.detach() for p in params)])
+    assert_same(*left)
+
+
+def test_another_norm_is_measured() -> None:
+    optimizer = fusedoptim.SGD(make_params([(4, 33), (7,)]), lr=0.1)
+    scaler = fusedoptim.GradScaler("cpu", 8.0)
+    scale_gradients(scaler, optimizer, 1)
+    scaler.unscale_(optimizer)
+    largest = max(p.grad.abs().max() for p in params_of(optimizer) if p.grad is not None)
+    assert optimizer.clip_grad_norm_(1.0, torch.inf) == largest
+
+
+def test_a_mode_sees_torchs_operations(passes: Any) -> None:
+    optimizer = fusedoptim.SGD(make_params(SHAPES), lr=0.1)
+    scaler = fusedoptim.GradScaler("cpu", 8.0)
+    scale_gradients(scaler, optimizer, 1)
+
+    class Watching(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            seen.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    seen: list[str] = []
+    with Watching():
+        scaler.step(optimizer)
+    assert any("_amp_foreach_non_finite_check_and_unscale_" in name for name in seen)
+    assert passes() == {"torchs": 1}
 
 
 @of_fused
