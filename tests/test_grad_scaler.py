@@ -20,6 +20,7 @@ from helpers import (
     params_of,
     randn,
 )
+from steps import threads
 from torch import Tensor
 from torch.nn import Parameter
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -226,7 +227,7 @@ def test_float16_gradients(scaler_class: Any) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("scale", [1024.0, 3.0, torch.inf])
 def test_division_rounds_once(dtype: torch.dtype, scale: float) -> None:
-    params = make_params([(70, 131), (5, 3), ()], dtype)
+    params = make_params([(700, 431), (5, 3), ()], dtype)  # enough for several threads
     grads = [randn(p.shape, 7 + i, dtype) for i, p in enumerate(params)]
     grads[1] = grads[1].T.contiguous().T  # columns lie side by side
     for p, grad in zip(params, grads, strict=True):
@@ -235,7 +236,8 @@ def test_division_rounds_once(dtype: torch.dtype, scale: float) -> None:
     scaler = fusedoptim.GradScaler("cpu", scale)
     scaler.scale(torch.ones(()))
     versions = [p.grad._version for p in params]
-    scaler.unscale_(optimizer)
+    with threads(4):
+        scaler.unscale_(optimizer)
     for p, grad, version in zip(params, grads, versions, strict=True):
         assert_tensors_match(p.grad, reference.prepare_grad(grad, grad_scale=scale).to(dtype), True, str(p.shape))
         assert p.grad._version == version + 1
