@@ -18,12 +18,15 @@ from fusedoptim.clip import clip_grad_norm_ as clip_grad_norm_
 from fusedoptim.convert import convert_state_dict as convert_state_dict
 from fusedoptim.explain import explain_step as explain_step
 from fusedoptim.freed_memory import keep_freed_memory as keep_freed_memory
+from fusedoptim.grad_scaler import GradScaler as GradScaler
 from fusedoptim.native import build_info as build_info
+from fusedoptim.replace_clip import replace_clip_grad_norm as replace_clip_grad_norm
 from fusedoptim.sgd import SGD as SGD
 from fusedoptim.verification import verify as verify
 
 __all__ = [
     *_torch_optim.__all__,
+    "GradScaler",
     "build_info",
     "clip_grad_norm_",
     "convert_state_dict",
@@ -31,6 +34,7 @@ __all__ = [
     "from_torch",
     "get_backend",
     "keep_freed_memory",
+    "replace_clip_grad_norm",
     "set_backend",
     "verify",
 ]

@@ -120,6 +120,19 @@ class GradNorm:
             squares = [sum_of_squares(grad, grad_scale, factor) for grad in grads]
             self.norm = math.sqrt(ordered_sum(squares)) / factor
 
+    def are_plain(self) -> bool:
+        """Whether each gradient is plain memory of the CPU, of a dtype that the kernels take."""
+        return bool(self._grads.are_plain())
+
+    def dtypes(self) -> set[torch.dtype]:
+        """Those of the gradients."""
+        return {grad.dtype for grad in self._grads.samples()}
+
+    def unscale(self, grad_scale: float) -> None:
+        """Divide the gradients, which all are plain, in place, and find the norm of the quotients in the same pass."""
+        self.norm = math.sqrt(self._grads.unscale(grad_scale))
+        self.is_finite = math.isfinite(self.norm)
+
     def as_tensor(self) -> Tensor:
         """The norm as torch returns it, on the device of the first gradient, in the type common to all."""
         samples = self._grads.samples()

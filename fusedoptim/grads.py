@@ -12,6 +12,7 @@ from fusedoptim import reference
 from fusedoptim.dtensor import is_dtensor
 
 _PLAIN = (Tensor, torch.nn.Parameter)
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 class ReferenceGrads:
@@ -19,6 +20,7 @@ class ReferenceGrads:
 
     def __init__(self, lists: list[list[Tensor]]) -> None:
         self._found = [(p, p.grad, _mark_of(p.grad)) for params in lists for p in params if p.grad is not None]
+        self._beginnings: list[float] | None = None  # after unscale(); see csrc/python/grads.h
 
     def __len__(self) -> int:
         return len(self._found)
@@ -36,9 +38,36 @@ class ReferenceGrads:
     def scale(self, factor: float) -> None:
         """Nothing: the others are for the caller to scale."""
 
+    def are_plain(self) -> bool:
+        """Whether each is plain memory of the CPU, of a dtype that the kernels take."""
+        return all(_is_plain(grad) for grad in self.others())
+
+    def unscale(self, grad_scale: float) -> float:
+        """Divide all in place, and return the sum of their squares."""
+        for grad in self.others():
+            grad.copy_(reference.prepare_grad(grad, grad_scale=grad_scale))
+        self._found = [(param, grad, _mark_of(grad)) for param, grad, _ in self._found]
+        self._beginnings = self._look_at_beginnings()
+        return self.sum_squares([sum_of_squares(grad, None) for grad in self.others()], None)
+
+    def _look_at_beginnings(self) -> list[float]:
+        return [sum_of_squares(grad.flatten()[:4096], None) for grad in self.others()]
+
     def are_as_found(self) -> bool:
         """Whether each parameter has the gradient that was found, in the same memory, and not written since."""
-        return all(param.grad is grad and _mark_of(grad) == mark for param, grad, mark in self._found)
+        return all(param.grad is grad and _mark_of(grad) == mark for param, grad, mark in self._found) and (
+            self._beginnings is None or self._beginnings == self._look_at_beginnings()
+        )
+
+
+def _is_plain(grad: Tensor) -> bool:
+    return (
+        _is_real(grad)
+        and grad.device.type == "cpu"
+        and grad.dtype in _DTYPES
+        and not grad.is_neg()
+        and all(stride != 0 or size <= 1 for size, stride in zip(grad.shape, grad.stride(), strict=True))
+    )
 
 
 def _mark_of(grad: Tensor) -> tuple[int, int]:

@@ -183,6 +183,12 @@ class _Grads:
     def sum_squares(self, of_others: list[float], grad_scale: float | None) -> float:
         return float(self._grads.sum_squares(of_others, grad_scale, _get_num_threads()))
 
+    def are_plain(self) -> bool:
+        return not self.others()
+
+    def unscale(self, grad_scale: float) -> float:
+        return float(self._grads.unscale(grad_scale, _get_num_threads()))
+
     def scale(self, factor: float) -> None:
         self._grads.scale(factor, _get_num_threads())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from typing import Any
 
 
@@ -18,3 +19,9 @@ def private(path: str, otherwise: Any) -> Any:
         return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError):
         return otherwise
+
+
+def has_method(cls: type[Any], name: str, parameters: list[str]) -> bool:
+    """Whether a class of torch has a private method, with just these parameters, that can be overridden."""
+    method = getattr(cls, name, None)
+    return method is not None and [*inspect.signature(method).parameters] == parameters

@@ -7,6 +7,7 @@ import inspect
 import math
 import sys
 import warnings
+import weakref
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext, suppress
 from typing import Any
@@ -109,15 +110,34 @@ class _NextClip:
         self.norm, self.max_norm = norm, max_norm
 
 
+def offer_norm(optimizer: Any, norm: GradNorm, grad_scale: float | None) -> None:
+    """Say what the norm of all gradients is, all of which are finite, before the next step looks for it.
+
+    Args:
+        optimizer: Whose gradients they are.
+        norm: As measured; owned by the caller, and good for as long as it is.
+        grad_scale: What it was measured under, which the step has yet to divide by.
+    """
+    optimizer.__dict__["_offered_norm"] = weakref.ref(norm), grad_scale
+
+
+def _take_offered_norm(optimizer: Any, grad_scale: float | None) -> GradNorm | None:
+    reference, scale = optimizer.__dict__.pop("_offered_norm", (None, None))
+    norm = None if reference is None or scale != grad_scale else reference()
+    return norm if norm is not None and norm.is_still_theirs(_params_of(optimizer.param_groups)) else None
+
+
 def clip_next_step(optimizer: Any, max_norm: float, norm_type: float, error_if_nonfinite: bool) -> Tensor:
     """See ``FusedStep.clip_grad_norm_``."""
     optimizer.__dict__.pop("_next_clip", None)
     if modes.watch_operations():
         params = [p for group in optimizer.param_groups for p in group["params"]]
         return torch.nn.utils.clip_grad_norm_(params, max_norm, norm_type, error_if_nonfinite)
-    with torch.no_grad(), _no_function_modes():
-        norm = GradNorm(_params_of(optimizer.param_groups), norm_type)
-        norm.measure()
+    with torch.no_grad(), no_function_modes():
+        norm = _take_offered_norm(optimizer, None) if norm_type == 2.0 else None
+        if norm is None:
+            norm = GradNorm(_params_of(optimizer.param_groups), norm_type)
+            norm.measure()
         if error_if_nonfinite:
             norm.check_finite()
         optimizer.__dict__["_next_clip"] = _NextClip(norm, float(max_norm))
@@ -141,8 +161,9 @@ def take_clips(optimizer: Any, grad_scale: Any) -> list[Any] | None:
         if modes.watch_operations():
             clips, norm, is_finite = _torchs_clips(groups, grad_scale, pending)
         else:
-            with _no_function_modes():
-                clips, measured, is_finite = _clips(groups, None if grad_scale is None else float(grad_scale), pending)
+            with no_function_modes():
+                scale = None if grad_scale is None else float(grad_scale)
+                clips, measured, is_finite = _clips(groups, scale, pending, _take_offered_norm(optimizer, scale))
                 norm = None if measured is None else measured.as_tensor()
     if norm is not None:
         optimizer.grad_norm = norm
@@ -163,7 +184,7 @@ def _level_of_caller() -> int:
 def expected_clips(optimizer: Any, grad_scale: float | None) -> list[float]:
     """What ``take_clips`` is to return for a step that is not skipped, all measured by the reference."""
     groups, pending = optimizer.param_groups, optimizer.__dict__.get("_next_clip")
-    with torch.no_grad(), _no_function_modes():
+    with torch.no_grad(), no_function_modes():
         if pending is not None and pending.norm.is_still_theirs(_params_of(groups)):
             norm = GradNorm(_params_of(groups), pending.norm.norm_type, by_reference=True)
             norm.measure()
@@ -174,7 +195,11 @@ def expected_clips(optimizer: Any, grad_scale: float | None) -> list[float]:
 
 
 def _clips(
-    groups: list[Any], grad_scale: float | None, pending: _NextClip | None, by_reference: bool = False
+    groups: list[Any],
+    grad_scale: float | None,
+    pending: _NextClip | None,
+    offered: GradNorm | None = None,
+    by_reference: bool = False,
 ) -> tuple[list[float], GradNorm | None, bool]:
     """The coefficient of each group, the norm if anything is clipped, and whether the step may be taken."""
     limits = [group.get("max_grad_norm") for group in groups]
@@ -184,6 +209,9 @@ def _clips(
         # Other norms do not tell: that of order 0 is finite for NaN, that of order 3 overflows.
         rest = [] if norm.norm_type == 2.0 and grad_scale is None else _params_of(groups)
         is_finite = norm.is_finite or bool(rest)
+    elif offered is not None and len({limit is None for limit in limits}) == 1:  # all are clipped, or none
+        norm, rest, is_finite = offered, [], offered.is_finite
+        clips = [1.0 if limit is None else norm.coefficient(float(limit)) for limit in limits]
     else:
         norm = GradNorm(_params_of(groups, [limit is not None for limit in limits]), by_reference=by_reference)
         norm.measure(grad_scale)
@@ -229,5 +257,6 @@ def _params_of(groups: list[Any], chosen: list[bool] | None = None) -> list[Any]
     return [group["params"] for i, group in enumerate(groups) if chosen is None or chosen[i]]
 
 
-def _no_function_modes() -> Any:
+def no_function_modes() -> Any:
+    """For a block in which tensors are looked at: no Python code of a mode runs."""
     return modes.without_function_modes() if modes.function_mode_count() else nullcontext()

@@ -66,31 +66,56 @@ void with_memory(const Unit& unit, bool written, const Work& work) {
   }
 }
 
-}  // namespace
-
-void sum_squares(const std::vector<Grad>& grads, const double* grad_scale, int threads, const InstructionSet& set,
-                 double* sums) {
+// The sum of each gradient, where `work(unit, sum)` finds that of a unit.
+template <class Work>
+void sum_units(const std::vector<Grad>& grads, int threads, double* sums, const Work& work) {
   const std::vector<Unit> units = units_of(grads);
   std::vector<double> of_units(units.size());
-  for_each(units, threads, [&](const Unit& unit, int64_t i) {
-    const int dtype = int(unit.grad->dtype);
-    with_memory(unit, false, [&](const void* memory) {
-      if (grad_scale == nullptr) {
-        of_units[i] = set.squares[dtype](memory, unit.count);
-      } else {
-        alignas(64) char unscaled[kSumUnit * sizeof(double)];
-        std::memcpy(unscaled, memory, size_t(unit.count) * size_of(unit.grad->dtype));
-        set.unscale[dtype](unscaled, 0, unit.count, *grad_scale);
-        of_units[i] = set.squares[dtype](unscaled, unit.count);
-      }
-    });
-  });
+  for_each(units, threads, [&](const Unit& unit, int64_t i) { work(unit, of_units[i]); });
   const double* at = of_units.data();
   for (const Grad& grad : grads) {
     const int64_t count = (grad.count + kSumUnit - 1) / kSumUnit;
     *sums++ = ordered_sum(at, count);
     at += count;
   }
+}
+
+}  // namespace
+
+void sum_squares(const std::vector<Grad>& grads, const double* grad_scale, int threads, const InstructionSet& set,
+                 double* sums) {
+  sum_units(grads, threads, sums, [&](const Unit& unit, double& sum) {
+    const int dtype = int(unit.grad->dtype);
+    with_memory(unit, false, [&](const void* memory) {
+      if (grad_scale == nullptr) {
+        sum = set.squares[dtype](memory, unit.count);
+      } else {
+        alignas(64) char unscaled[kSumUnit * sizeof(double)];
+        std::memcpy(unscaled, memory, size_t(unit.count) * size_of(unit.grad->dtype));
+        set.unscale[dtype](unscaled, 0, unit.count, *grad_scale);
+        sum = set.squares[dtype](unscaled, unit.count);
+      }
+    });
+  });
+}
+
+void unscale(const std::vector<Grad>& grads, double grad_scale, int threads, const InstructionSet& set, double* sums) {
+  sum_units(grads, threads, sums, [&](const Unit& unit, double& sum) {
+    const int dtype = int(unit.grad->dtype);
+    with_memory(unit, true, [&](void* memory) {
+      set.unscale[dtype](memory, 0, unit.count, grad_scale);
+      sum = set.squares[dtype](memory, unit.count);
+    });
+  });
+}
+
+void sum_beginnings(const std::vector<Grad>& grads, int threads, const InstructionSet& set, double* sums) {
+  std::vector<Unit> units;
+  for (const Grad& grad : grads) units.push_back({&grad, 0, std::min(kSumUnit, grad.count)});
+  for_each(units, threads, [&](const Unit& unit, int64_t i) {
+    with_memory(unit, false,
+                [&](const void* memory) { sums[i] = set.squares[int(unit.grad->dtype)](memory, unit.count); });
+  });
 }
 
 void scale(const std::vector<Grad>& grads, double factor, int threads, const InstructionSet& set) {

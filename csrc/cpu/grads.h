@@ -20,6 +20,12 @@ struct Grad {
 void sum_squares(const std::vector<Grad>& grads, const double* grad_scale, int threads, const InstructionSet& set,
                  double* sums);
 
+// grad = grad / grad_scale, rounded as it is stored; and the sums of the squares of the quotients, in the same pass.
+void unscale(const std::vector<Grad>& grads, double grad_scale, int threads, const InstructionSet& set, double* sums);
+
+// The sum of the squares of the first unit of each, which tells most changes of a gradient for little.
+void sum_beginnings(const std::vector<Grad>& grads, int threads, const InstructionSet& set, double* sums);
+
 // grad = grad * factor, rounded as it is stored.
 void scale(const std::vector<Grad>& grads, double factor, int threads, const InstructionSet& set);
 

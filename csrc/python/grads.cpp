@@ -1,5 +1,7 @@
 #include "python/grads.h"
 
+#include <stdexcept>
+
 #include "core/sum.h"
 #include "python/anatomy.h"
 #include "python/checks.h"
@@ -23,8 +25,7 @@ Grads::Grads(py::iterable lists) {
   const NoCollection no_collection;
   grads_.reserve(found_.size());
   for (Found& found : found_) {
-    found.data =
-        torch.is_plain(found.grad.ptr()) && view(found.grad) ? static_cast<char*>(grads_.back().data) : nullptr;
+    found.is_plain = torch.is_plain(found.grad.ptr()) && view(found.grad);
     found.version = version_of(found.grad);
     found.memory = memory_of(found.grad);
   }
@@ -52,9 +53,9 @@ bool Grads::view(py::handle grad) {
     if (anatomy->is_ordinary(body) && anatomy->dtype(body, dtype) && anatomy->is_row_major(body)) {
       const int64_t size = int64_t(size_of(dtype)), count = anatomy->count(body);
       char* const data = anatomy->data(body, size);
-      if (data == nullptr) return false;
+      if (data == nullptr && count > 0) return false;
       grads_.push_back({data, count, dtype, nullptr});
-      extents_.add(data, data + count * size, true);
+      if (count > 0) extents_.add(data, data + count * size, true);
       return true;
     }
   }
@@ -76,7 +77,7 @@ bool Grads::view(py::handle grad) {
 py::list Grads::others() const {
   py::list others;
   for (const Found& found : found_) {
-    if (found.data == nullptr) others.append(found.grad);
+    if (!found.is_plain) others.append(found.grad);
   }
   return others;
 }
@@ -86,7 +87,7 @@ py::list Grads::samples() const {
   unsigned seen = 0;  // a bit for each dtype
   size_t next = 0;
   for (const Found& found : found_) {
-    if (found.data != nullptr) {
+    if (found.is_plain) {
       const unsigned bit = 1u << int(grads_[next++].dtype);
       if ((seen & bit) != 0) continue;
       seen |= bit;
@@ -104,31 +105,64 @@ double Grads::sum_squares(const std::vector<double>& of_others, const double* gr
     cpu::sum_squares(grads_, grad_scale, threads, set, sums.data());
   }
   size_t own = 0, other = 0;
-  for (const Found& found : found_) all.push_back(found.data != nullptr ? sums[own++] : of_others.at(other++));
+  for (const Found& found : found_) all.push_back(found.is_plain ? sums[own++] : of_others.at(other++));
   return ordered_sum(all.data(), int64_t(all.size()));
 }
 
-void Grads::scale(double factor, int threads, const cpu::InstructionSet& set) {
+double Grads::unscale(double grad_scale, int threads, const cpu::InstructionSet& set) {
+  if (grads_.size() != found_.size()) throw std::logic_error("not all gradients are plain memory of the CPU");
+  std::vector<double> sums(grads_.size());
+  const py::list grads = written();
+  const bool are_shared = extents_.are_shared(true);
+  {
+    const py::gil_scoped_release released;
+    cpu::unscale(grads_, usual_if_nan(grad_scale), are_shared ? 1 : threads, set, sums.data());
+    // What was summed may have been divided again, as a part of another.
+    if (are_shared) cpu::sum_squares(grads_, nullptr, threads, set, sums.data());
+    beginnings_.resize(grads_.size());
+    cpu::sum_beginnings(grads_, 1, set, beginnings_.data());
+  }
+  Torch::get().bump_versions(grads);
+  for (Found& found : found_) found.version = version_of(found.grad);
+  return ordered_sum(sums.data(), int64_t(sums.size()));
+}
+
+py::list Grads::written() const {
   py::list written;
   for (const Found& found : found_) {
-    if (found.data != nullptr) written.append(found.grad);
+    if (found.is_plain) written.append(found.grad);
   }
+  return written;
+}
+
+void Grads::scale(double factor, int threads, const cpu::InstructionSet& set) {
+  const py::list grads = written();
   const bool are_shared = extents_.are_shared(true);  // then one after the other, as a loop over them would
   {
     const py::gil_scoped_release released;
     cpu::scale(grads_, usual_if_nan(factor), are_shared ? 1 : threads, set);
   }
-  Torch::get().bump_versions(written);
+  Torch::get().bump_versions(grads);
 }
 
-bool Grads::are_as_found() const {
+bool Grads::are_as_found(const cpu::InstructionSet& set) const {
   const Torch& torch = Torch::get();
   for (const Found& found : found_) {
     if (!torch.grad(found.param).is(found.grad) || version_of(found.grad) != found.version ||
         memory_of(found.grad) != found.memory)
       return false;
   }
-  return true;
+  if (beginnings_.empty()) return true;
+  const NoCollection no_collection;
+  Grads now;
+  for (size_t i = 0; i < grads_.size(); ++i) {  // the memory of a gradient may be another by now
+    if (!now.view(found_[i].grad)) return false;
+    const cpu::Grad &grad = now.grads_.back(), &before = grads_[i];
+    if (grad.data != before.data || grad.count != before.count || grad.dtype != before.dtype) return false;
+  }
+  std::vector<double> beginnings(grads_.size());
+  cpu::sum_beginnings(now.grads_, 1, set, beginnings.data());
+  return beginnings == beginnings_;
 }
 
 }  // namespace fusedoptim::python

@@ -29,27 +29,35 @@ class Grads {
   double sum_squares(const std::vector<double>& of_others, const double* grad_scale, int threads,
                      const cpu::InstructionSet& set) const;
 
+  // Divides all in place, of which none may be one of the others, and returns the sum of the squares of the quotients.
+  double unscale(double grad_scale, int threads, const cpu::InstructionSet& set);
+
   // Multiplies all but the others, in place.
   void scale(double factor, int threads, const cpu::InstructionSet& set);
 
-  // Whether each parameter has the gradient that was found, in the same memory, and not written since, as torch counts.
-  bool are_as_found() const;
+  // Whether each parameter has the gradient that was found, in the same memory, and it has not been written since, as
+  // torch counts writes. After unscale(), the beginning of each is looked at as well: torch does not count what is
+  // written through `grad.data`, or by a collective of torch.distributed.
+  bool are_as_found(const cpu::InstructionSet& set) const;
 
  private:
+  Grads() = default;
   struct Found {
     py::object param, grad;
     int64_t version;
-    const char* data;  // null where it is one of the others
     const void* memory;
+    bool is_plain;  // else one of the others
   };
   bool view(py::handle grad);  // adds it to grads_, or returns false
   static int64_t version_of(py::handle grad);
   static const void* memory_of(py::handle grad);  // what differs where a plain tensor got other memory
+  py::list written() const;                       // those that are written here: all but the others
 
   std::vector<Found> found_;
   std::vector<cpu::Grad> grads_;
   std::deque<Layout> layouts_;
   std::deque<std::vector<int64_t>> layout_numbers_;
+  std::vector<double> beginnings_;  // the sums of their squares after unscale()
   Extents extents_;
 };
 

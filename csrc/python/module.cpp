@@ -135,9 +135,13 @@ PYBIND11_MODULE(_C, m) {
       .def("samples", &Grads::samples)
       .def("sum_squares", sum_squares, "of_others"_a, "grad_scale"_a, "threads"_a)
       .def(
+          "unscale",
+          [](Grads& grads, double grad_scale, int threads) { return grads.unscale(grad_scale, threads, chosen_set()); },
+          "grad_scale"_a, "threads"_a)
+      .def(
           "scale", [](Grads& grads, double factor, int threads) { grads.scale(factor, threads, chosen_set()); },
           "factor"_a, "threads"_a)
-      .def("are_as_found", &Grads::are_as_found);
+      .def("are_as_found", [](const Grads& grads) { return grads.are_as_found(chosen_set()); });
 
   m.def(
       "learn_layout", fusedoptim::python::Anatomy::learn,

@@ -1,0 +1,91 @@
+"""Loss scaling that looks at the gradients once: torch's scaler, with the check and the division of this package."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fusedoptim import modes
+from fusedoptim.clip import GradNorm
+from fusedoptim.private import has_method
+from fusedoptim.settings import has_settings, no_function_modes, offer_norm
+from fusedoptim.step import FusedStep
+
+_PARAMETERS = ["self", "optimizer", "inv_scale", "found_inf", "allow_fp16"]
+
+
+class GradScaler(torch.amp.GradScaler):
+    """As ``torch.amp.GradScaler``, and quicker with the optimizers of this package.
+
+    The pass over the gradients that looks for infinity and NaN finds their norm as well, with which ``max_grad_norm``,
+    ``skip_nonfinite`` or a call of ``optimizer.clip_grad_norm_`` goes on. Where the scaler divides, in ``unscale_`` and
+    in a step without ``fused=True``, it does so in the same pass.
+
+    Gradients are divided by the scale and rounded once; torch multiplies by its reciprocal. While the scale is a power
+    of two, as it is by default, the bits are torch's.
+
+    It is torch's altogether with optimizers of other classes, with a scale below 1, and where a gradient is anything
+    but plain memory of the CPU.
+
+    Example:
+        >>> import fusedoptim, torch
+        >>> p = torch.nn.Parameter(torch.ones(4))
+        >>> optimizer = fusedoptim.SGD([p], lr=0.5, max_grad_norm=1.0)
+        >>> scaler = fusedoptim.GradScaler("cpu", init_scale=8.0)
+        >>> scaler.scale(p.sum()).backward()
+        >>> scaler.step(optimizer)
+        >>> scaler.update()
+        >>> p.grad, optimizer.grad_norm, scaler.get_scale()
+        (tensor([1., 1., 1., 1.]), tensor(2.), 8.0)
+    """
+
+    # torch calls it from unscale_(), and with allow_fp16, a scale of 1, to check for a step that divides by itself.
+    def _unscale_grads_(
+        self, optimizer: Any, inv_scale: Tensor, found_inf: Tensor, allow_fp16: bool
+    ) -> dict[torch.device, Tensor]:
+        found = self._look_at_once(optimizer, allow_fp16)
+        return super()._unscale_grads_(optimizer, inv_scale, found_inf, allow_fp16) if found is None else found
+
+    def _look_at_once(self, optimizer: Any, only_check: bool) -> dict[torch.device, Tensor] | None:
+        """Check, and divide unless ``only_check``, in one pass; or return None where that is left to torch."""
+        states = getattr(self, "_per_optimizer_states", None)
+        if not isinstance(optimizer, FusedStep) or states is None or modes.watch_operations():
+            return None
+        first = next((param for group in optimizer.param_groups for param in group["params"]), None)
+        if first is None or first.device.type != "cpu":  # a look at each would cost time
+            return None
+        with torch.no_grad(), no_function_modes():
+            norm = GradNorm([group["params"] for group in optimizer.param_groups])
+            dtypes = norm.dtypes()
+            if not norm.are_plain() or (torch.float16 in dtypes and not only_check):
+                return None
+            scale = self.get_scale()
+            given = getattr(optimizer, "grad_scale", None)
+            if only_check and given is not None:  # the step divides by the product, which torch rounds to float32
+                scale = float(torch.tensor(scale, dtype=torch.float32) * given)
+            if not scale >= 1:  # quotients may be infinite where gradients are not
+                return None
+            if not dtypes:
+                return {}
+            if only_check:
+                norm.measure(scale)
+            else:
+                norm.unscale(scale)
+            cpu = torch.device("cpu")
+            if not math.isfinite(norm.norm):
+                if torch.float64 not in dtypes:
+                    return {cpu: torch.ones((), dtype=torch.float32, device=cpu)}
+                # Finite float64 may have squares that are not.
+                one, found = (torch.full((), x, dtype=torch.float32, device=cpu) for x in (1.0, 0.0))
+                return super()._unscale_grads_(optimizer, one, found, True)
+        if not only_check or has_settings(optimizer.param_groups):
+            states[id(optimizer)]["grad_norm"] = norm  # which owns the gradients, until update() drops it
+            offer_norm(optimizer, norm, scale if only_check else None)
+        return {cpu: torch.zeros((), dtype=torch.float32, device=cpu)}
+
+
+if not has_method(torch.amp.GradScaler, "_unscale_grads_", _PARAMETERS):  # then the scaler is torch's
+    del GradScaler._unscale_grads_
