@@ -60,7 +60,7 @@ class Settings:
 def kernels_only() -> Iterator[None]:
     """A parameter that is left to torch's own implementation is an error: its bits would prove nothing."""
 
-    def refuse(self: Any, params: Any) -> None:
+    def refuse(self: Any, params: Any, clips: Any = ()) -> None:
         raise AssertionError(f"left to torch: {[[tuple(p.shape) for p in group] for group in params]}")
 
     with mock.patch.object(FusedStep, "_torch_step", refuse):

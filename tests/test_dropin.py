@@ -45,7 +45,7 @@ def test_class_has_the_constructor_of_torch(name: str) -> None:
     assert issubclass(ours, theirs)
     assert ours.__name__ == name
     mine, torchs = inspect.signature(ours), inspect.signature(theirs)
-    added = [mine.parameters[x] for x in ("max_grad_norm", "skip_nonfinite")]
+    added = [mine.parameters[x] for x in ("max_grad_norm", "skip_nonfinite", "ema_decay")]
     assert list(mine.parameters.values()) == [*torchs.parameters.values(), *added]
     assert {parameter.kind for parameter in added} == {inspect.Parameter.KEYWORD_ONLY}
     assert mine.return_annotation == torchs.return_annotation

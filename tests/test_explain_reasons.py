@@ -139,7 +139,7 @@ def test_the_reason_is_named(case: Case, backend: str, monkeypatch: pytest.Monke
     left, general = torch_steps(monkeypatch), count_calls(monkeypatch, FusedStep, "_general_step")
     optimizer.step()
     assert len(general) == 1
-    assert [[len(group) for group in params] for (params,) in left] == ([[0, 1]] if taker == TORCH else [])
+    assert [[len(group) for group in params] for (params, *_) in left] == ([[0, 1]] if taker == TORCH else [])
 
 
 @pytest.mark.parametrize(

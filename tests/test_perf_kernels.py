@@ -84,7 +84,11 @@ PLANTED = {
         ),
         r"avx2 Sgd float 1: arithmetic on scalars or narrow registers in the loop rose from 0 to 1",
     ),
-    "the flags of another instruction set": ((), None, r"avx2 Sgd float 0: its loop has no full-width fma any more"),
+    "the flags of another instruction set": (
+        (),
+        None,
+        r"avx2 Sgd float 0: its loop has no full-width fma, mul any more",
+    ),
     "vectors that find no register": (
         AVX2,
         (

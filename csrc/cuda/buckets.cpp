@@ -41,7 +41,8 @@ void cut(std::vector<Chunk>& chunks, size_t row, int64_t count, int64_t chunk) {
 
 bool Bucket::takes(const Task& task) const {
   return task.device == first->device && task.rule == first->rule && task.variant == first->variant &&
-         task.dtype == first->dtype && task.factor == first->factor &&
+         task.dtype == first->dtype && task.factor == first->factor && task.averages == first->averages &&
+         task.average_is_new == first->average_is_new && task.average_weight == first->average_weight &&
          (task.device_options == nullptr) == (first->device_options == nullptr) && same_fold(task, *first);
 }
 

@@ -1,6 +1,7 @@
 // One kernel over any rule, for the storage type that FUSEDOPTIM_STORAGE names: compiled once for each.
 #include <utility>
 
+#include "core/average.h"
 #include "cuda/device.cuh"
 
 namespace fusedoptim::cuda {
@@ -36,6 +37,16 @@ __device__ __forceinline__ void update(const Rule<T>& rule, S* const* at, const 
       if (k != 1) *reinterpret_cast<Elements*>(global(at[k])) = operands[k];
     }
     if (launch.grad_scale != nullptr && !launch.zero_grad) *reinterpret_cast<Elements*>(global(at[1])) = operands[1];
+    if (launch.averages) {
+      Elements* const average = reinterpret_cast<Elements*>(global(at[kOperands]));
+      const Average<T> lerp(launch.average_weight);
+      Elements moved = launch.average_is_new ? operands[0] : *average;
+      if (!launch.average_is_new) {
+#pragma unroll
+        for (int i = 0; i < width; ++i) moved.at[i] = narrow<S>(lerp(widen(moved.at[i]), widen(operands[0].at[i])));
+      }
+      *average = moved;
+    }
   }
   if (launch.zero_grad) *reinterpret_cast<Elements*>(global(at[1])) = Elements{};
 }
@@ -96,25 +107,29 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor) step(const __gr
 
     const int64_t begin = int64_t(chunk.index) * kChunk;
     const int count = int(min(row.count - begin, int64_t(kChunk)));
-    S* first[kOperands];
+    S* first[kOperands + 1];
     bool whole = row.layout == kNoLayout;
 #pragma unroll
-    for (int k = 0; k < kOperands; ++k) {
-      first[k] = static_cast<S*>(row.operands[k]) + (row.layout == kNoLayout ? begin : 0);
+    for (int k = 0; k < kOperands + 1; ++k) {
+      const bool is_used = k < kOperands || launch.averages;
+      first[k] = is_used ? static_cast<S*>(row.operands[k]) + (row.layout == kNoLayout ? begin : 0) : nullptr;
       whole = whole && aligned(first[k]);
     }
     const int packed = whole ? count / kWhole * kWhole : 0;  // elements taken 16 bytes at a time
     for (int i = threadIdx.x * kWhole; i < packed; i += kThreads * kWhole) {
-      S* at[kOperands];
+      S* at[kOperands + 1];
 #pragma unroll
-      for (int k = 0; k < kOperands; ++k) at[k] = first[k] + i;
+      for (int k = 0; k < kOperands + 1; ++k) at[k] = first[k] + i;
       update<Rule, variant, kWhole>(rule, at, launch, skip, grad_scale);
     }
     for (int i = packed + threadIdx.x; i < count; i += kThreads) {
-      S* at[kOperands];
+      S* at[kOperands + 1];
 #pragma unroll
-      for (int k = 0; k < kOperands; ++k) at[k] = first[k] + (row.layout == kNoLayout ? i : 0);
-      if (row.layout != kNoLayout) locate<kOperands>(launch.layouts + row.layout, begin + i, at);
+      for (int k = 0; k < kOperands + 1; ++k) at[k] = first[k] + (row.layout == kNoLayout ? i : 0);
+      if (row.layout != kNoLayout) {
+        const int64_t* const layout = launch.layouts + row.layout;
+        launch.averages ? locate<kOperands + 1>(layout, begin + i, at) : locate<kOperands>(layout, begin + i, at);
+      }
       update<Rule, variant, 1>(rule, at, launch, skip, grad_scale);
     }
   }

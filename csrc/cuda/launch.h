@@ -13,7 +13,7 @@ constexpr int kChunk = 8192;            // elements that a block takes at once
 constexpr int kZeroChunk = 65536;       // bytes that a block zeroes at once
 constexpr int kNoLayout = -1;
 
-// One parameter. Operands are param, grad and the states.
+// One parameter. Operands are param, grad, the states, and the average if there is one.
 struct Row {
   void* operands[kMaxOperands];
   int64_t count;     // elements
@@ -44,8 +44,10 @@ struct StepLaunch {
   const float* grad_scale;  // null, or: grad is divided by it first, and stored
   int32_t chunk_count, counts_count;
   double factor;  // grad is multiplied by it, and rounded as grad is stored: 1, -1 to maximize, or clipped
+  double average_weight;
   bool zero_grad;
-  bool fold_on_device;  // `fold` holds the rule's options and not its constants
+  bool averages, average_is_new;  // as a task's: the average is the operand behind the rule's
+  bool fold_on_device;            // `fold` holds the rule's options and not its constants
   int32_t number_count;
   double step;  // the step count, after its increment, of rows that have none on the device
   DeviceNumber numbers[kMaxDeviceNumbers];

@@ -106,6 +106,9 @@ struct Driver::State {
     step.chunk_count = shape.chunk_count;
     step.counts_count = shape.counts_count;
     step.factor = task.factor;
+    step.averages = task.averages;
+    step.average_is_new = task.average_is_new;
+    step.average_weight = task.average_weight;
     step.zero_grad = zero_grad;
     step.step = task.next_step;
     step.fold_on_device = task.device_options != nullptr;

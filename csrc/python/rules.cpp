@@ -74,6 +74,18 @@ py::object GroupReader::find(const char* name) const {
   return py::reinterpret_steal<py::object>(found);
 }
 
+py::object GroupReader::setting(const char* name) const {
+  PyObject* const key = key_of(name);
+  if (is_transparent_) {
+    PyObject* const found = PyDict_GetItemWithError(group_.ptr(), key);
+    if (found == nullptr && PyErr_Occurred()) throw py::error_already_set();
+    return py::reinterpret_borrow<py::object>(found);
+  }
+  const int has = PySequence_Contains(group_.ptr(), key);
+  if (has < 0) throw py::error_already_set();
+  return has != 0 ? find(name) : py::object();
+}
+
 py::object GroupReader::item(const char* name) const {
   py::object found = find(name);
   if (!found) {
@@ -148,7 +160,7 @@ bool GroupReader::may_have_settings() const {
 
 bool GroupReader::average(double& weight) const {
   const char* const name = "ema_decay";
-  const py::object found = find(name);
+  const py::object found = setting(name);
   if (!found || found.is_none()) return false;
   const double decay = number(found, name, nullptr, false);
   if (!(decay >= 0 && decay <= 1)) {

@@ -44,7 +44,7 @@ class GroupReader {
   void operator()(const char* name, double& first, double& second) const;  // a pair, such as betas, within [0, 1)
   void operator()(const char* name, double& first, double& second, OnDevice) const;
   void operator()(const char* name, bool& out) const;
-  bool has(const char* name) const { return bool(find(name)); }
+  bool has(const char* name) const { return bool(setting(name)); }
   bool may_have_settings() const;  // of a dict, whether it has any of those that most groups lack: quicker than to ask
   bool average(double& weight) const;  // whether the group asks for averages, and 1 - ema_decay
   bool flag(const char* name) const;   // false where the group lacks it
@@ -56,6 +56,7 @@ class GroupReader {
  private:
   pybind11::object find(const char* name) const;  // null where the group lacks it
   pybind11::object item(const char* name) const;
+  pybind11::object setting(const char* name) const;  // as find, but a dict that makes what it lacks is not asked to
   double number(pybind11::handle value, const char* name, const double* place, bool may_stay) const;
   void pair(const char* name, double& first, double& second, bool may_stay) const;
 

@@ -10,7 +10,8 @@
 //   strided  layouts x zero_grad x grad_scale, as a strided row takes another way through the loop.
 //
 // All else turns with the number of the launch, by counts that share no factor, so that across the 64 kernels every
-// pair of it occurs: found_inf absent or 0, -0; the clip; the fold; the grid from one block to more blocks than chunks.
+// pair of it occurs: found_inf absent or 0, -0; the clip; the average; the fold; the grid from one block to more blocks
+// than chunks.
 #include "covering.h"
 
 #include <cmath>
@@ -177,6 +178,8 @@ class Design {
     set_flags(step, int(launch_ % 7));
     constexpr double kClips[] = {1, 0.3, 1, 1, 0.7, 1, 1, 1e-3, 1, 0, 1};
     step.clip = kClips[launch_ % std::size(kClips)];
+    step.averages = launch_ % 13 % 3 != 0;
+    step.average_is_new = launch_ % 13 % 3 == 2;
     step.grid = 0;
     return step;
   }

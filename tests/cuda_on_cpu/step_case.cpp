@@ -14,6 +14,8 @@
 namespace cuda_on_cpu {
 namespace {
 
+constexpr double kAverageWeights[] = {0.001, 0.7};  // from the near end, and from the far one
+
 using fusedoptim::Task;
 using fusedoptim::cuda::kChunk;
 using fusedoptim::cuda::StepLaunch;
@@ -359,7 +361,8 @@ std::string describe(const StepCase& step) {
                                     "the device, counting on the host"};
   const auto optional = [](const std::optional<float>& x) { return x.has_value() ? std::to_string(*x) : "none"; };
   return all_rules()[step.rule].name + " variant " + std::to_string(step.variant) + " " + name_of(step.dtype) +
-         (step.maximize ? ", maximize" : "") + (step.zero_grad ? ", zero_grad" : "") + ", clip " +
+         (step.maximize ? ", maximize" : "") + (step.zero_grad ? ", zero_grad" : "") +
+         (step.averages ? step.average_is_new ? ", new average" : ", average" : "") + ", clip " +
          std::to_string(step.clip) + ", grad_scale " + optional(step.grad_scale) + ", found_inf " +
          optional(step.found_inf) + ", folded on " + kFolds[int(step.fold)] + ", " +
          std::to_string(step.device_numbers) + " device numbers, grid " + std::to_string(step.grid) + ", seed " +

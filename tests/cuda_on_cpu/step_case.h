@@ -44,6 +44,7 @@ struct StepCase {
   DType dtype;
   bool maximize = false, zero_grad = false;
   double clip = 1;
+  bool averages = false, average_is_new = false;
   std::optional<float> grad_scale, found_inf;
   Fold fold = Fold::kOnHost;
   int device_numbers = 0;  // so many options lie on the device, float and double in turn, if constants are folded there
