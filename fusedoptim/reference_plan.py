@@ -373,8 +373,8 @@ def average_decay(group: Mapping[str, Any]) -> float | None:
     decay = group.get("ema_decay")
     if decay is None:
         return None
-    if not 0 <= float(decay) <= 1:
-        raise ValueError(f"ema_decay must be None or from 0 to 1, got {float(decay)}")
+    if isinstance(decay, (str, bytes)) or not 0 <= float(decay) <= 1:
+        raise ValueError(f"ema_decay must be None or from 0 to 1, got {decay!r}")
     return float(decay)
 
 

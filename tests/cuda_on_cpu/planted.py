@@ -100,6 +100,9 @@ STRIDED = [
 ARITHMETIC = [
     Planted("the factor forgotten", STEP, "if (launch.factor != 1) grad =", "if (false) grad =", "maximize"),
     Planted(
+        "a new average as it was", STEP, "launch.average_is_new ? operands[0] : *average", "*average", "new average"
+    ),
+    Planted(
         "a clipped gradient not rounded",
         STEP,
         "widen(narrow<S>(grad * T(launch.factor)))",

@@ -152,7 +152,7 @@ class Check {
   };
 
   void add_row(const RowCase& row) {
-    const int operands = operands_of(step_.rule, step_.variant);
+    const int operands = operands_of(step_.rule, step_.variant) + (step_.averages ? 1 : 0);
     std::vector<Operand>& made = operands_.emplace_back();
     for (int k = 0; k < operands; ++k) made.push_back(make_operand(row, k));
 
@@ -236,6 +236,9 @@ class Check {
     launch.chunk_count = int(chunks_.size());
     launch.counts_count = int(counts_.size());
     launch.factor = step_.maximize ? -step_.clip : step_.clip;
+    launch.averages = step_.averages;
+    launch.average_is_new = step_.average_is_new;
+    launch.average_weight = kAverageWeights[step_.seed % 2];
     launch.zero_grad = step_.zero_grad;
     launch.fold_on_device = on_device();
     // Only of rows without a step count on the device; nothing may read it elsewhere.
@@ -283,6 +286,9 @@ class Check {
         task.layout = &layouts[i];
       }
       task.factor = step_.maximize ? -step_.clip : step_.clip;
+      task.averages = step_.averages;
+      task.average_is_new = step_.average_is_new;
+      task.average_weight = kAverageWeights[step_.seed % 2];
       tasks.push_back(task);
     }
     if (skips()) {
