@@ -1,8 +1,8 @@
 """The tail of a training loop: clipping by the global norm, AdamW's step, averages. Ours beside torch's fastest way.
 
 torch's: `clip_grad_norm_` (foreach), AdamW with `fused=True`, `AveragedModel` with `get_ema_multi_avg_fn`. Ours does it
-all in a step, with `max_grad_norm` and `ema_decay`. Gradients are clipped in every step. Correct: parameters and averages
-are no farther from float64 than torch's by more than rounding explains. Exit status 1 if not.
+all in a step, with `max_grad_norm` and `ema_decay`. Gradients are clipped in every step. Correct: parameters and
+averages are no farther from float64 than torch's by more than rounding explains. Exit status 1 if not.
 """
 
 import sys
@@ -60,14 +60,14 @@ def torchs(work: str, params: list[nn.Parameter]) -> tuple[Callable[[], Any], Ca
     if "average" not in work:
         return lambda: (clip_grad_norm_(params, MAX_NORM), optimizer.step()), list
     model = nn.ParameterList(params)
-    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(DECAY))
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(DECAY))  # type: ignore[no-untyped-call]
 
     def tail() -> None:
         clip_grad_norm_(params, MAX_NORM)
         optimizer.step()
         average.update_parameters(model)
 
-    return tail, lambda: [p.detach() for p in average.module]  # type: ignore[union-attr]
+    return tail, lambda: [p.detach() for p in average.parameters()]
 
 
 def ours(work: str, params: list[nn.Parameter]) -> tuple[Callable[[], Any], Callable[[], list[Tensor]]]:

@@ -128,7 +128,8 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor) step(const __gr
       for (int k = 0; k < kOperands + 1; ++k) at[k] = first[k] + (row.layout == kNoLayout ? i : 0);
       if (row.layout != kNoLayout) {
         const int64_t* const layout = launch.layouts + row.layout;
-        launch.averages ? locate<kOperands + 1>(layout, begin + i, at) : locate<kOperands>(layout, begin + i, at);
+        const int64_t index = begin + i;
+        launch.averages ? locate<kOperands + 1>(layout, index, at) : locate<kOperands>(layout, index, at);
       }
       update<Rule, variant, 1>(rule, at, launch, skip, grad_scale);
     }

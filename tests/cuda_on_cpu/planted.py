@@ -91,8 +91,8 @@ STRIDED = [
     Planted(
         "second chunk strided as the first",
         STEP,
-        "launch.layouts + row.layout, begin + i, at)",
-        "launch.layouts + row.layout, i, at)",
+        "const int64_t index = begin + i;",
+        "const int64_t index = i;",
         "8733 strided elements",
     ),
 ]
