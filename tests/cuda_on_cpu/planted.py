@@ -108,6 +108,7 @@ ARITHMETIC = [
         "widen(narrow<S>(grad * T(launch.factor)))",
         "grad * T(launch.factor)",
         "clip 0.3",
+        storage="bf16",
     ),
     Planted("states swapped on the way back", STEP, "narrow<S>(state[k])", "narrow<S>(state[kStates - 1 - k])", "adam"),
     Planted(
