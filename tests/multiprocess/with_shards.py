@@ -60,7 +60,7 @@ def left_to_torch(own: Rank) -> None:
     mesh = _mesh(own)
     calls = []
 
-    def note(optimizer: Any, params: Any) -> None:
+    def note(optimizer: Any, params: Any, clips: Any = ()) -> None:
         calls.append(params)
         FusedStep.torch_step_itself(optimizer, params)  # type: ignore[attr-defined]
 
