@@ -2,36 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fusedoptim import reference
 from fusedoptim.reference_plan import average_decay, name_of
 
 
-def state_names(rule: str, group: Mapping[str, Any]) -> tuple[str, ...]:
-    """What a parameter's state holds: what the rule keeps, and the average if the group asks for it."""
-    names = reference.RULES[rule].state_names(group)
-    return names if group.get("ema_decay") is None else (*names, "ema")
+def averages_to_move(optimizer: Any, lists: Iterable[Iterable[Tensor]]) -> list[tuple[Tensor, float]]:
+    """The parameters with averages of those that torch's own implementation is to step, and the decay.
 
+    Args:
+        optimizer: Whose they are.
+        lists: The parameters, one list for each group.
 
-def update_averages(optimizer: Any, lists: Iterable[Iterable[Tensor]]) -> None:
-    """Move the averages of what torch's own implementation has stepped; one list of parameters for each group."""
-    for group, params in zip(optimizer.param_groups, lists, strict=True):
+    Raises:
+        RuntimeError: The average of one is not a tensor of its shape; before anything is written.
+    """
+    moves = []
+    for index, (group, params) in enumerate(zip(optimizer.param_groups, lists, strict=True)):
         decay = average_decay(group)
-        for param in params:
-            if decay is None or param.grad is None:
+        for param in params if decay is not None else ():
+            if param.grad is None:
                 continue
-            state = optimizer.state[param]
-            with torch.no_grad():
-                if state.get("ema") is None:
-                    state["ema"] = param.detach().clone(memory_format=torch.preserve_format)
-                else:
-                    state["ema"].lerp_(param, 1 - decay)
+            average = optimizer.state.get(param, {}).get("ema")
+            if average is not None and getattr(average, "shape", None) != param.shape:
+                where = f"a parameter of shape {tuple(param.shape)} in group {index}"
+                raise RuntimeError(
+                    f"ema must be a tensor of the shape of its parameter in {where}; remove it to start anew"
+                )
+            moves.append((param, decay or 0.0))
+    return moves
+
+
+def move_averages(optimizer: Any, moves: Iterable[tuple[Tensor, float]]) -> None:
+    """Move the averages, now that the parameters are stepped."""
+    for param, decay in moves:
+        state = optimizer.state[param]
+        with torch.no_grad():
+            if state.get("ema") is None:
+                state["ema"] = param.detach().clone(memory_format=torch.preserve_format)
+            else:
+                state["ema"].lerp_(param, 1 - decay)
 
 
 def _pairs(optimizer: Any) -> list[tuple[Tensor, Tensor]]:

@@ -8,7 +8,7 @@ import operator
 import types
 import warnings
 from collections.abc import Generator, Iterable
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from itertools import chain
 from typing import Any
 
@@ -58,7 +58,7 @@ def clip_grad_norm_(
         parameters = list(parameters)
         if is_generator and len(parameters) == 0:
             warnings.warn("`parameters` is an empty generator, no gradient clipping will occur.", stacklevel=2)
-    with torch.no_grad(), modes.without_function_modes() if modes.function_mode_count() else nullcontext():
+    with torch.no_grad(), modes.no_function_modes():
         grads = GradNorm([parameters], norm_type)
         if any(foreach or is_dtensor(grad) for grad in grads.others):
             return _torch_clip(parameters, max_norm, norm_type, error_if_nonfinite, foreach)

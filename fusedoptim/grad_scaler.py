@@ -11,7 +11,7 @@ from torch import Tensor
 from fusedoptim import modes
 from fusedoptim.clip import GradNorm
 from fusedoptim.private import has_method
-from fusedoptim.settings import has_settings, no_function_modes, offer_norm
+from fusedoptim.settings import has_settings, offer_norm
 from fusedoptim.step import FusedStep
 
 _PARAMETERS = ["self", "optimizer", "inv_scale", "found_inf", "allow_fp16"]
@@ -57,7 +57,7 @@ class GradScaler(torch.amp.GradScaler):
         first = next((param for group in optimizer.param_groups for param in group["params"]), None)
         if first is None or first.device.type != "cpu":  # a look at each would cost time
             return None
-        with torch.no_grad(), no_function_modes():
+        with torch.no_grad(), modes.no_function_modes():
             norm = GradNorm([group["params"] for group in optimizer.param_groups])
             dtypes = norm.dtypes()
             if not norm.are_plain() or (torch.float16 in dtypes and not only_check):

@@ -25,6 +25,12 @@ _DeviceContext: Any = private("torch.utils._device.DeviceContext", type(None))
 without_function_modes: Callable[[], Any] = private("torch._C.DisableTorchFunction", nullcontext)
 with_function_modes: Callable[[], Any] = private("torch._C._EnableTorchFunction", nullcontext)
 
+
+def no_function_modes() -> Any:
+    """For a block in which tensors are looked at: no Python code of a function mode runs."""
+    return without_function_modes() if function_mode_count() else nullcontext()
+
+
 # Functions that return 0 or None where nothing of their kind is active, for the module to ask.
 CHECKS: tuple[Callable[[], Any], ...] = (function_mode_count, _dispatch_mode_count, _functorch_level, _tracing_state)
 

@@ -174,7 +174,12 @@ class Rule:
     """A rule's function and, for given options, the names of its state."""
 
     update: Callable[..., tuple[Tensor, dict[str, Tensor]]]
-    state_names: Callable[[Mapping[str, Any]], tuple[str, ...]]
+    own_state: Callable[[Mapping[str, Any]], tuple[str, ...]]
+
+    def state_names(self, group: Mapping[str, Any]) -> tuple[str, ...]:
+        """What a parameter's state holds: what the rule keeps, and its average if the group asks for one."""
+        names = self.own_state(group)
+        return names if group.get("ema_decay") is None else (*names, "ema")
 
     def options(self, group: Mapping[str, Any]) -> dict[str, Any]:
         """Return the entries of a parameter group that are options of this rule, as bools those annotated so.

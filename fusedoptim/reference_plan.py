@@ -137,9 +137,8 @@ class ReferencePlan:
         self, param: Tensor, group: Any, options: Any, existing: dict[str, Any], new_state: Any, name: str
     ) -> str | None:
         """Note a parameter for ``commit``, or return why its state cannot be taken."""
-        own_names = self._rule.state_names(options)
         decay = average_decay(group)
-        names = own_names if decay is None else (*own_names, "ema")
+        own_names, names = self._rule.own_state(options), self._rule.state_names({**options, "ema_decay": decay})
         if names and isinstance(existing, Mapping) and not is_transparent(existing):
             return _STATE_OF_ITS_OWN
         if names and not isinstance(existing, dict):
@@ -298,7 +297,7 @@ class ReferencePlan:
     def _written(self, grads_are_written: bool) -> list[Tensor]:
         tensors: list[Tensor] = []
         for row in self._rows:
-            tensors += [row.param, *(row.state[name] for name in self._rule.state_names(row.options))]
+            tensors += [row.param, *(row.state[name] for name in self._rule.own_state(row.options))]
             tensors += [row.grad] if grads_are_written else []
             tensors += [row.average] if row.average is not None else []
         return [local_of(tensor) for tensor in tensors]

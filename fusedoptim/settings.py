@@ -9,7 +9,7 @@ import sys
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -133,7 +133,7 @@ def clip_next_step(optimizer: Any, max_norm: float, norm_type: float, error_if_n
     if modes.watch_operations():
         params = [p for group in optimizer.param_groups for p in group["params"]]
         return torch.nn.utils.clip_grad_norm_(params, max_norm, norm_type, error_if_nonfinite)
-    with torch.no_grad(), no_function_modes():
+    with torch.no_grad(), modes.no_function_modes():
         norm = _take_offered_norm(optimizer, None) if norm_type == 2.0 else None
         if norm is None:
             norm = GradNorm(_params_of(optimizer.param_groups), norm_type)
@@ -161,7 +161,7 @@ def take_clips(optimizer: Any, grad_scale: Any) -> list[Any] | None:
         if modes.watch_operations():
             clips, norm, is_finite = _torchs_clips(groups, grad_scale, pending)
         else:
-            with no_function_modes():
+            with modes.no_function_modes():
                 scale = None if grad_scale is None else float(grad_scale)
                 clips, measured, is_finite = _clips(groups, scale, pending, _take_offered_norm(optimizer, scale))
                 norm = None if measured is None else measured.as_tensor()
@@ -184,7 +184,7 @@ def _level_of_caller() -> int:
 def expected_clips(optimizer: Any, grad_scale: float | None) -> list[float]:
     """What ``take_clips`` is to return for a step that is not skipped, all measured by the reference."""
     groups, pending = optimizer.param_groups, optimizer.__dict__.get("_next_clip")
-    with torch.no_grad(), no_function_modes():
+    with torch.no_grad(), modes.no_function_modes():
         if pending is not None and pending.norm.is_still_theirs(_params_of(groups)):
             norm = GradNorm(_params_of(groups), pending.norm.norm_type, by_reference=True)
             norm.measure()
@@ -255,8 +255,3 @@ def _torchs_clips(
 def _params_of(groups: list[Any], chosen: list[bool] | None = None) -> list[Any]:
     """The parameters of each group, or of those that are chosen."""
     return [group["params"] for i, group in enumerate(groups) if chosen is None or chosen[i]]
-
-
-def no_function_modes() -> Any:
-    """For a block in which tensors are looked at: no Python code of a mode runs."""
-    return modes.without_function_modes() if modes.function_mode_count() else nullcontext()

@@ -138,7 +138,9 @@ def check_entry(entry: Any, param: Tensor, names: Sequence[str], where: str, nam
         problem = None
         if value is None:
             others = [key for key in _OF_OTHERS if key in entry]
-            if len(names) > 1:
+            if name == "ema":  # which then begins with the next step
+                continue
+            if len(names) - ("ema" in names) > 1:
                 problem = "is missing"
             elif others:
                 problem = f"is missing, but {others[0]!r} is there: convert_state_dict knows what some libraries save"

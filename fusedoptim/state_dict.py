@@ -110,7 +110,7 @@ def _check(
     kept: list[tuple[str, ...]] = []  # of each group
     for index, (own, saved) in enumerate(zip(optimizer.param_groups, state_dict["param_groups"], strict=True)):
         check_group(saved, rule, len(own["params"]), places[index])
-        names = rule.state_names({"amsgrad": False, "momentum": 0, **saved})
+        names = rule.state_names({"amsgrad": False, "momentum": 0, "ema_decay": own.get("ema_decay"), **saved})
         kept.append(names)
         for position, (param, key) in enumerate(zip(own["params"], saved["params"], strict=True)):
             if owners.setdefault(key, param) is not param:

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from fusedoptim import backend, modes, native
-from fusedoptim.averages import averaged, copy_averages, state_names, update_averages
+from fusedoptim import backend, modes, native, reference
+from fusedoptim.averages import averaged, averages_to_move, copy_averages, move_averages
 from fusedoptim.clip import clipped
 from fusedoptim.mappings import is_transparent
 from fusedoptim.private import private
@@ -375,7 +375,7 @@ class FusedStep(Optimizer):
             )
             if name == "step"
             else native.zeros_like(param)
-            for name in state_names(self._rule, group)
+            for name in reference.RULES[self._rule].state_names(group)
         }
 
     def _torch_step(self, params: list[list[Tensor]] | None, clips: Sequence[Any] = ()) -> None:
@@ -383,15 +383,16 @@ class FusedStep(Optimizer):
         step: Any = self._torch_class.step
         if getattr(step, "hooked", False):  # torch wraps it to call the hooks, which our own step has called
             step = step.__wrapped__
-        if clips:
-            lists = [group["params"] for group in self.param_groups] if params is None else params
-            with clipped(lists, clips, self.__dict__.get("grad_scale")):
-                self._torch_step(params)
-            return
-        if params is None:
-            step(self)
-            update_averages(self, [group["params"] for group in self.param_groups])
-            return
+        lists = [group["params"] for group in self.param_groups] if params is None else params
+        moves = averages_to_move(self, lists)
+        with clipped(lists, clips, self.__dict__.get("grad_scale")) if clips else nullcontext():
+            if params is None:
+                step(self)
+            else:
+                self._step_some(step, params)
+        move_averages(self, moves)
+
+    def _step_some(self, step: Callable[[Any], Any], params: list[list[Tensor]]) -> None:
         other = object.__new__(type(self))  # no group is changed, even for a moment: an interrupt would leave it so
         other.__dict__.update(self.__dict__)
         other.param_groups = [
@@ -400,7 +401,6 @@ class FusedStep(Optimizer):
         step(other)
         other.param_groups = self.param_groups
         self.__dict__.update(other.__dict__)
-        update_averages(self, params)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

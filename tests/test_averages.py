@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import helpers
@@ -181,6 +182,57 @@ def test_a_file_without_averages_keeps_the_setting() -> None:
     set_grads(optimizer, 1)
     optimizer.step()
     assert_equal(averages_of(optimizer), [p.detach() for p in params_of(optimizer)])
+
+
+def with_average(optimizer: Any, make: Callable[[Tensor], Any]) -> dict[str, Any]:
+    file = copy.deepcopy(optimizer.state_dict())
+    file["state"][0]["ema"] = make(file["state"][0]["ema"])
+    return file
+
+
+DAMAGED: dict[str, tuple[Callable[[Tensor], Any], str]] = {
+    "shape": (lambda _: torch.zeros(9), "has shape"),
+    "no tensor": (lambda _: "x", "must be a tensor"),
+    "sparse": (lambda x: x.to_sparse(), "has layout"),
+    "expanded": (lambda x: torch.zeros(1).expand(x.shape), "elements that share memory"),
+}
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("what", DAMAGED)
+def test_a_damaged_average_is_not_loaded(what: str, rule: str) -> None:
+    damage, message = DAMAGED[what]
+    optimizer = optimizer_of(rule, make_params(), ema_decay=0.9)
+    set_grads(optimizer, 0)
+    optimizer.step()
+    before = averages_of(optimizer)
+    with pytest.raises(ValueError, match=message):
+        optimizer.load_state_dict(with_average(optimizer, damage))
+    assert_equal(averages_of(optimizer), before)
+
+
+def test_two_averages_in_one_place_are_not_loaded() -> None:
+    optimizer = optimizer_of("SGD", make_params([(3,), (3,)]), ema_decay=0.9)
+    set_grads(optimizer, 0)
+    optimizer.step()
+    file = with_average(optimizer, torch.clone)
+    file["state"][1]["ema"] = file["state"][0]["ema"]
+    with pytest.raises(ValueError, match="share"):
+        optimizer.load_state_dict(file)
+
+
+@pytest.mark.parametrize("average", ["x", torch.zeros(9)], ids=["no tensor", "shape"])
+def test_a_damaged_average_stops_the_step(average: Any) -> None:
+    """Of a parameter that torch steps as well, and before it has."""
+    for param in (*make_params([(3,)]), Parameter(torch.ones(3, dtype=torch.complex64))):
+        optimizer = optimizer_of("momentum", [param], ema_decay=0.9)
+        set_grads(optimizer, 0)
+        optimizer.step()
+        before = param.detach().clone()
+        optimizer.state[param]["ema"] = average
+        with pytest.raises((RuntimeError, AttributeError)):  # the latter from the reference, of what is no tensor
+            optimizer.step()
+        assert torch.equal(param, before)
 
 
 @pytest.mark.parametrize("decay", [-0.1, 1.5, torch.nan, "0.9"])

@@ -8,9 +8,8 @@
 
 namespace fusedoptim {
 
-constexpr int kSumLanes = 128;  // value i is added to lane i % kSumLanes, in order
-constexpr int64_t kSumUnit =
-    4096;  // elements whose squares are added so; then the sums of units, then those of tensors
+constexpr int kSumLanes = 128;      // value i is added to lane i % kSumLanes, in order
+constexpr int64_t kSumUnit = 4096;  // elements added so; then the sums of units, then those of tensors
 
 // Adds the upper half of the lanes to the lower, until one is left. `count`: of values, behind which lanes are 0.
 static constexpr double fold_lanes(double* lanes, int64_t count) {

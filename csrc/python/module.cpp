@@ -74,6 +74,7 @@ bool fast_step(Plan& plan, py::handle optimizer, bool zero_grad, std::optional<d
 
 double sum_squares(const Grads& grads, const std::vector<double>& of_others, std::optional<double> grad_scale,
                    int threads) {
+  if (grad_scale) grad_scale = fusedoptim::python::usual_if_nan(*grad_scale);
   return grads.sum_squares(of_others, grad_scale ? &*grad_scale : nullptr, threads, chosen_set());
 }
 

@@ -412,6 +412,42 @@ def test_grad_scale(dtype: torch.dtype, mode: str | None, scale: float, monkeypa
     assert_same(snapshot(device), snapshot(host))
 
 
+@of_dtypes
+@pytest.mark.parametrize("name", ["SGD", "AdamW"])
+def test_averages(name: str, dtype: torch.dtype) -> None:
+    """Of two groups with decays of their own, from the first step on; one step is skipped, and one decay changed."""
+
+    def make(params: list[Any]) -> Any:
+        groups = [{"params": params[:3], "ema_decay": 0.9}, {"params": params[3:], "ema_decay": 0.3}]
+        return getattr(fusedoptim, name)(groups, lr=0.1, fused=True)
+
+    device, host = twins(make, dtype)
+    for seed in (1, 2, 3, 4):
+        device.param_groups[0]["ema_decay"] = host.param_groups[0]["ema_decay"] = 0.9 if seed < 4 else 0.6
+        device.found_inf = host.found_inf = torch.tensor(float(seed == 3))
+        step_both(device, host, seed)
+    finish()
+    averages = [device.state[p]["ema"] for p in params_of(device)]
+    assert any((average != p).any() for average, p in zip(averages, params_of(device), strict=True))
+    assert_same(snapshot(device), snapshot(host))
+
+
+@of_dtypes
+def test_clipping(dtype: torch.dtype) -> None:
+    """Each group by a limit of its own; gradients stay as they are."""
+
+    def make(params: list[Any]) -> Any:
+        groups = [{"params": params[:3], "max_grad_norm": 0.7}, {"params": params[3:], "max_grad_norm": 30.0}]
+        return fusedoptim.Adam(groups, lr=0.1, maximize=True, fused=True)
+
+    device, host = twins(make, dtype)
+    for seed in (1, 2):
+        step_both(device, host, seed)
+    finish()
+    assert 0 < float(host.grad_norm) / 30 < 1000
+    assert_same(snapshot(device), snapshot(host))
+
+
 @pytest.mark.parametrize("lr_dtype", [torch.float32, torch.float64, torch.bfloat16])
 @of_cases(one_per_class())
 @of_dtypes

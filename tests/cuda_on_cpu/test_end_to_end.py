@@ -31,6 +31,7 @@ POSED = {
         50,
         "not reference and not skipped_step",
     ),  # where Adam's state is there, empty, after a step that was skipped
+    "test_averages": (120, "not reference"),
     "cuda_on_cpu/device_tests": (300, ""),
 }
 
