@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
-import threading
 from collections import ChainMap
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -14,9 +12,10 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from fusedoptim import backend, modes, native, reference
+from fusedoptim import backend, hooks, modes, native, reference
 from fusedoptim.averages import averaged, averages_to_move, copy_averages, move_averages
 from fusedoptim.clip import clipped
+from fusedoptim.hooks import label, post_hooks, pre_hooks
 from fusedoptim.mappings import is_transparent
 from fusedoptim.private import private
 from fusedoptim.settings import clip_next_step, constructor, has_settings, set_up, take_clips
@@ -30,20 +29,7 @@ _EXCHANGED = (
     "written to it"
 )
 
-# The profiler label that torch's own C++ code uses: a twentieth of the cost of torch.profiler.record_function.
-_label: Callable[[str], Any] = private("torch._C._profiler._RecordFunctionFast", torch.profiler.record_function)
 _disable_dynamo: Callable[[Any], Any] = private("torch._compile._disable_dynamo", torch.compiler.disable)
-_global_pre_hooks: dict[int, Any] = private("torch.optim.optimizer._global_optimizer_pre_hooks", {})
-_global_post_hooks: dict[int, Any] = private("torch.optim.optimizer._global_optimizer_post_hooks", {})
-
-
-class _Thread(threading.local):
-    """What is known in one thread: the optimizer whose overridden ``step`` has been called with the hooks."""
-
-    hooked: Any = None
-
-
-_thread = _Thread()
 
 
 class FusedStep(Optimizer):
@@ -113,13 +99,13 @@ class FusedStep(Optimizer):
         """
         if torch.compiler.is_dynamo_compiling():
             return _outside_graph(FusedStep.step, self, *args, **kwargs)
-        if _global_pre_hooks or self._optimizer_step_pre_hooks or self._optimizer_step_post_hooks or _global_post_hooks:
-            return _step_with_hooks(self, *args, **kwargs)
-        with _label(self._step_label):
+        if pre_hooks or self._optimizer_step_pre_hooks or self._optimizer_step_post_hooks or post_hooks:
+            return hooks.step_with_hooks(self, *args, **kwargs)
+        with label(self._step_label):
             loss = self._take_step(*args, **kwargs)
             self._optimizer_step_code()  # where torch's profiler looks at the optimizer
-            if self._optimizer_step_post_hooks or _global_post_hooks:  # registered during the step
-                _call_post_hooks(self, (self, *args), kwargs)
+            if self._optimizer_step_post_hooks or post_hooks:  # registered during the step
+                hooks.call_post_hooks(self, (self, *args), kwargs)
         return loss
 
     step.hooked = True  # type: ignore[attr-defined]  # torch need not wrap it: it calls the hooks itself
@@ -159,7 +145,7 @@ class FusedStep(Optimizer):
         if set_to_none is not True and set_to_none is not False and isinstance(set_to_none, str):
             cure = 'step(zero_grad="to_zero") is what takes a string'
             raise TypeError(f"set_to_none must be True or False, got {set_to_none!r}; {cure}")
-        with _label(self._zero_grad_profile_name):
+        with label(self._zero_grad_profile_name):
             self._reset_gradients(set_to_none)
 
     def _patch_step_function(self) -> None:
@@ -169,13 +155,7 @@ class FusedStep(Optimizer):
     @staticmethod
     def profile_hook_step(func: Callable[..., Any]) -> Callable[..., Any]:
         """Wrap a ``step`` that a subclass has put in place of ours, so that it is called with the hooks, and once."""
-        with_hooks = Optimizer.profile_hook_step(_with_mark(func))
-
-        @functools.wraps(func)
-        def step(self: Any, *args: Any, **kwargs: Any) -> Any:
-            return (func if _thread.hooked is self else with_hooks)(self, *args, **kwargs)
-
-        return step
+        return hooks.hooked_once(func)
 
     @_disable_dynamo
     def clip_grad_norm_(self, max_norm: float, norm_type: float = 2.0, error_if_nonfinite: bool = False) -> Tensor:
@@ -447,58 +427,6 @@ def _innermost(function: Any) -> Any:
     while (inner := getattr(function, "_torchdynamo_orig_callable", None)) is not None:
         function = inner
     return function
-
-
-class _Hooked:
-    """Marks, within a block, the optimizer whose hooks have been called."""
-
-    def __init__(self, optimizer: FusedStep | None) -> None:
-        self._optimizer = optimizer
-
-    def __enter__(self) -> None:
-        self._before, _thread.hooked = _thread.hooked, self._optimizer
-
-    def __exit__(self, *_: object) -> None:
-        _thread.hooked = self._before
-
-
-def _with_mark(step: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(step)
-    def marked(self: Any, *args: Any, **kwargs: Any) -> Any:
-        with _Hooked(self):
-            return step(self, *args, **kwargs)
-
-    return marked
-
-
-def _take_step(optimizer: FusedStep, *args: Any, **kwargs: Any) -> Any:
-    return optimizer._take_step(*args, **kwargs)
-
-
-def _step_with_hooks(optimizer: FusedStep, *args: Any, **kwargs: Any) -> Any:
-    """The step with its hooks, as torch calls them, unless that has been done; with a label of a tenth of the cost."""
-    if _thread.hooked is optimizer:
-        with _Hooked(None):  # but a step that the closure takes has its own
-            return optimizer._take_step(*args, **kwargs)
-    with _label(optimizer._step_label):
-        args = (optimizer, *args)
-        for hook in (*_global_pre_hooks.values(), *optimizer._optimizer_step_pre_hooks.values()):
-            changed = hook(optimizer, args, kwargs)
-            if isinstance(changed, tuple) and len(changed) == 2:
-                args, kwargs = changed
-            elif changed is not None:
-                raise RuntimeError(
-                    f"{hook!r} must return None or a tuple of (new_args, new_kwargs), but got {changed}."
-                )
-        loss = _take_step(*args, **kwargs)
-        optimizer._optimizer_step_code()
-        _call_post_hooks(optimizer, args, kwargs)
-        return loss
-
-
-def _call_post_hooks(optimizer: FusedStep, args: Any, kwargs: Any) -> None:
-    for hook in (*optimizer._optimizer_step_post_hooks.values(), *_global_post_hooks.values()):
-        hook(optimizer, args, kwargs)
 
 
 def _without(left: list[list[Tensor]], stepped: list[list[list[Tensor]]]) -> list[list[Tensor]] | None:

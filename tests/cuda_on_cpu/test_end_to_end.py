@@ -32,6 +32,7 @@ POSED = {
         "not reference and not skipped_step",
     ),  # where Adam's state is there, empty, after a step that was skipped
     "test_averages": (120, "not reference"),
+    "test_clipping": (110, "not reference"),
     "cuda_on_cpu/device_tests": (300, ""),
 }
 
