@@ -55,13 +55,27 @@ def _ordered(values: list[float]) -> float:
 
 @of_dtypes
 @of_paths
-@pytest.mark.parametrize("grad_scale", [None, 3.7])
+@pytest.mark.parametrize("grad_scale", [None, 3.7, 2.0**14])
 def test_bits_of_many_gradients(dtype: torch.dtype, where: str, grad_scale: float | None) -> None:
     """Sizes that are cut in pieces and bundled, in one to four threads."""
     grads = [numbers(size, dtype, i) for i, size in enumerate((*SIZES, *[5] * 300))]
     with backend("reference"):
         expected = norm_of(with_grads(grads), grad_scale)
     for count in (1, 2, 4):
+        with backend(where), threads(count):
+            assert norm_of(with_grads(grads), grad_scale) == expected
+
+
+@of_dtypes
+@pytest.mark.parametrize("where", PATHS[1:])
+@pytest.mark.parametrize("grad_scale", [None, 2.0**16, 2.0**-3, 3.7])
+def test_bits_of_gradients_beyond_the_caches(dtype: torch.dtype, where: str, grad_scale: float | None) -> None:
+    """Whole units are summed several abreast; subnormals are rounded when they are scaled."""
+    grads = [numbers(4096 * units + rest, dtype, units) for units, rest in ((3, 0), (517, 11), (0, 77), (9, 128))]
+    grads[1][::3] *= torch.finfo(dtype).tiny
+    with backend("reference"):
+        expected = norm_of(with_grads(grads), grad_scale)
+    for count in (1, 2):
         with backend(where), threads(count):
             assert norm_of(with_grads(grads), grad_scale) == expected
 

@@ -69,23 +69,29 @@ struct Loop {
   }
 };
 
-template <class S>
-void unscale(void* grad, int64_t begin, int64_t count, double scale) {
-  using V = Vec<Arithmetic<S>>;
-  const V divisor{Arithmetic<S>(scale)};
-  S* at = static_cast<S*>(grad) + begin;
-  for (; count >= V::kLanes; count -= V::kLanes, at += V::kLanes) store(at, load(at) / divisor);
-  if (count > 0) store_part(at, load_part(at, int(count)) / divisor, int(count));
+// to = f(from), rounded as it is stored; `to` may be `from`.
+template <class S, class F>
+FUSEDOPTIM_SIMD void map(const S* from, S* to, int64_t count, F f) {
+  constexpr int kLanes = Vec<Arithmetic<S>>::kLanes;
+  for (; count >= kLanes; count -= kLanes, from += kLanes, to += kLanes) {
+    __builtin_prefetch(reinterpret_cast<const char*>(from) + kAhead);
+    store(to, f(load(from)));
+  }
+  if (count > 0) store_part(to, f(load_part(from, int(count))), int(count));
 }
 
 template <class S>
-void scale(const void* from_, void* to_, int64_t count, double factor_) {
-  using V = Vec<Arithmetic<S>>;
-  const V factor{Arithmetic<S>(factor_)};
-  const S* from = static_cast<const S*>(from_);
-  S* to = static_cast<S*>(to_);
-  for (; count >= V::kLanes; count -= V::kLanes, from += V::kLanes, to += V::kLanes) store(to, load(from) * factor);
-  if (count > 0) store_part(to, load_part(from, int(count)) * factor, int(count));
+void scale(const void* from, void* to, int64_t count, double factor) {
+  const Vec<Arithmetic<S>> v{Arithmetic<S>(factor)};
+  map(static_cast<const S*>(from), static_cast<S*>(to), count, [v](auto x) { return x * v; });
+}
+
+template <class S>
+void unscale(const void* from, void* to, int64_t count, double scale_) {
+  const double reciprocal = cpu::exact_reciprocal(scale_);
+  if (reciprocal != 0) return scale<S>(from, to, count, reciprocal);
+  const Vec<Arithmetic<S>> v{Arithmetic<S>(scale_)};
+  map(static_cast<const S*>(from), static_cast<S*>(to), count, [v](auto x) { return x / v; });
 }
 
 template <class S>
@@ -115,12 +121,14 @@ constexpr void fill_rule(Kernel (&kernels)[kMaxVariants][kDTypes], std::integer_
 
 template <template <class> class... Rules>
 constexpr InstructionSet fill(const char* name, RuleList<Rules...>) {
-  InstructionSet set{name,
-                     {},
-                     {unscale<double>, unscale<float>, unscale<BFloat16>, unscale<Half>},
-                     {scale<double>, scale<float>, scale<BFloat16>, scale<Half>},
-                     {squares<double>, squares<float>, squares<BFloat16>, squares<Half>},
-                     {average<double>, average<float>, average<BFloat16>, average<Half>}};
+  InstructionSet set{
+      name,
+      {},
+      {unscale<double>, unscale<float>, unscale<BFloat16>, unscale<Half>},
+      {scale<double>, scale<float>, scale<BFloat16>, scale<Half>},
+      {squares<double>, squares<float>, squares<BFloat16>, squares<Half>},
+      {squares_abreast<double>, squares_abreast<float>, squares_abreast<BFloat16>, squares_abreast<Half>},
+      {average<double>, average<float>, average<BFloat16>, average<Half>}};
   int rule = 0;
   (fill_rule<Rules>(set.kernels[rule++], std::make_integer_sequence<int, Rules<float>::kVariants>()), ...);
   return set;

@@ -42,7 +42,10 @@ class Runner {
   }
 
   void update(const Task& task, void* const* operands, int64_t begin, int64_t count) const {
-    if (options_.unscale) set_.unscale[int(task.dtype)](operands[1], begin, count, options_.grad_scale);
+    if (options_.unscale) {
+      char* const grad = static_cast<char*>(operands[1]) + size_t(begin) * size_of(task.dtype);
+      set_.unscale[int(task.dtype)](grad, grad, count, options_.grad_scale);
+    }
     if (is_clipped_apart(task)) {
       clipped_apart(task, operands, begin, count);
     } else {

@@ -1,7 +1,10 @@
 // The sum of squares, in double, in the order of core/sum.h.
 #pragma once
 
+#include <algorithm>
+
 #include "core/sum.h"
+#include "cpu/instruction_set.h"
 #include "cpu/pack.h"
 
 namespace fusedoptim::FUSEDOPTIM_ISA {
@@ -13,6 +16,8 @@ using Doubles = Raw<double, kDoubles>;
 FUSEDOPTIM_SIMD Doubles as_doubles(Raw<float, kDoubles> x) {
 #if defined(__AVX512F__)
   return Doubles(_mm512_cvtps_pd(x));
+#elif defined(__AVX2__)
+  return Doubles(_mm256_cvtps_pd(x));
 #else
   return __builtin_convertvector(x, Doubles);
 #endif
@@ -25,9 +30,17 @@ FUSEDOPTIM_SIMD Doubles widened(const float* from) {
   return as_doubles(narrow);
 }
 FUSEDOPTIM_SIMD Doubles widened(const BFloat16* from) {
+#if defined(__AVX512F__)
+  const __m256i bits = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+  return Doubles(_mm512_cvtps_pd(_mm256_castsi256_ps(_mm256_slli_epi32(bits, 16))));
+#elif defined(__AVX2__)
+  const __m128i bits = _mm_cvtepu16_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from)));
+  return Doubles(_mm256_cvtps_pd(_mm_castsi128_ps(_mm_slli_epi32(bits, 16))));
+#else
   Raw<uint16_t, kDoubles> bits;
   std::memcpy(&bits, from, sizeof(bits));
   return as_doubles((Raw<float, kDoubles>)(__builtin_convertvector(bits, Raw<uint32_t, kDoubles>) << 16));
+#endif
 }
 FUSEDOPTIM_SIMD Doubles widened(const Half* from) {
 #if defined(__AVX512F__)
@@ -51,22 +64,34 @@ FUSEDOPTIM_SIMD Doubles plus_square(Doubles sum, Doubles x) {
   return sum + x * x;
 }
 
+// The sums of each lane, of several units whose rows are read in turn.
+template <int units>
 struct Lanes {
   static constexpr int kVectors = kSumLanes / kDoubles;
-  Doubles sums[kVectors];
+  Doubles sums[units][kVectors] = {};
 
-  // Adds rows of kSumLanes elements, one to each lane. With AVX-512 the lanes are 16 registers; with fewer registers
-  // they stay in the first-level cache, which costs no more than widening does.
-  template <bool fetches, class S>
-  FUSEDOPTIM_SIMD void add(const S* from, int64_t rows) {
-    for (; rows > 0; --rows, from += kSumLanes) {
-      for (int line = 0; fetches && line < kSumLanes * int(sizeof(S)) / kLine; ++line)
-        __builtin_prefetch(reinterpret_cast<const char*>(from) + kAhead + line * kLine);
+  // Adds rows of kSumLanes elements, one to each lane. Of one unit the sums are 16 registers with AVX-512; more, and
+  // those of fewer registers, stay in the first-level cache, which costs no more than widening does.
+  template <bool fetches, class S, class Square>
+  FUSEDOPTIM_SIMD void add(const S* const* from, int64_t rows, const Square& square) {
+    for (int64_t row = 0; row < rows; ++row) {
+#pragma GCC unroll 1
+      for (int u = 0; u < units; ++u) {
+        const S* const at = from[u] + row * kSumLanes;
+        for (int line = 0; fetches && line < kSumLanes * int(sizeof(S)) / kLine; ++line)
+          __builtin_prefetch(reinterpret_cast<const char*>(at) + kAhead + line * kLine);
 #if defined(__AVX512F__)
 #pragma GCC unroll 16
 #endif
-      for (int k = 0; k < kVectors; ++k) sums[k] = plus_square<S>(sums[k], widened(from + k * kDoubles));
+        for (int k = 0; k < kVectors; ++k) sums[u][k] = square(sums[u][k], at + k * kDoubles);
+      }
     }
+  }
+
+  FUSEDOPTIM_SIMD double folded(int unit) const {
+    double all[kSumLanes];
+    std::memcpy(all, sums[unit], sizeof(all));
+    return fold_lanes(all, kSumLanes);
   }
 };
 
@@ -97,18 +122,38 @@ double squares(const void* grad, int64_t count) {
   const S* from = static_cast<const S*>(grad);
   if (count < kSumLanes) return few_squares(from, int(count));
   const int64_t rows = count / kSumLanes, rest = count % kSumLanes;
-  Lanes lanes;
-  for (Doubles& sum : lanes.sums) sum = Doubles{};
-  lanes.add<true>(from, rows);
+  const auto square = [](Doubles sum, const S* at) { return plus_square<S>(sum, widened(at)); };
+  Lanes<1> lanes;
+  lanes.add<true>(&from, rows, square);
   if (rest > 0) {
     S row[kSumLanes];
     std::memcpy(row, from + rows * kSumLanes, rest * sizeof(S));
     std::memset(row + rest, 0, (kSumLanes - rest) * sizeof(S));  // zeros change no sum
-    lanes.add<false>(row, 1);
+    const S* const last = row;
+    lanes.add<false>(&last, 1, square);
   }
-  double all[kSumLanes];
-  std::memcpy(all, lanes.sums, sizeof(all));
-  return fold_lanes(all, count);
+  return lanes.folded(0);
+}
+
+// Of kAbreast whole units, of which `factor` is not 1 only for float32: elements are multiplied by it and rounded
+// first.
+template <class S>
+void squares_abreast(const void* const* grads, double factor, double* sums) {
+  const S* from[cpu::kAbreast];
+  std::copy(grads, grads + cpu::kAbreast, reinterpret_cast<const void**>(from));
+  Lanes<cpu::kAbreast> lanes;
+  if constexpr (sizeof(S) == 4) {
+    const Raw<float, kDoubles> factors = Raw<float, kDoubles>{} + float(factor);
+    lanes.add<true>(from, kSumUnit / kSumLanes, [&](Doubles sum, const S* at) {
+      Raw<float, kDoubles> narrow;
+      std::memcpy(&narrow, at, sizeof(narrow));
+      return plus_square<S>(sum, as_doubles(narrow * factors));
+    });
+  } else {
+    lanes.add<true>(from, kSumUnit / kSumLanes,
+                    [](Doubles sum, const S* at) { return plus_square<S>(sum, widened(at)); });
+  }
+  for (int u = 0; u < cpu::kAbreast; ++u) sums[u] = lanes.folded(u);
 }
 
 }  // namespace fusedoptim::FUSEDOPTIM_ISA
