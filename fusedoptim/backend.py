@@ -23,8 +23,11 @@ class Plan(Protocol):
 
     def fast_step(
         self, optimizer: Any, zero_grad: bool, grad_scale: float | None, drop_grads: bool, clips: Any
-    ) -> bool:
-        """Take the whole step, gradients and all, and return True; or change nothing and return False."""
+    ) -> bool | tuple[bool, float | None, tuple[str, ...]]:
+        """Take the whole step, gradients and all, and return True; or change nothing and return False.
+
+        Where gradients were measured for it, return whether the step was skipped, their norm and their dtypes.
+        """
 
     def is_ours(self, optimizer: Any) -> bool:
         """Whether neither the optimizer nor a mode of torch asks for torch's own step, as far as is quickly known."""

@@ -135,11 +135,10 @@ class GradNorm:
 
     def as_tensor(self) -> Tensor:
         """The norm as torch returns it, on the device of the first gradient, in the type common to all."""
+        if self._torchs is not None:
+            return self._torchs
         samples = self._grads.samples()
-        if self._torchs is not None or not samples:
-            return torch.tensor(0.0) if self._torchs is None else self._torchs
-        dtype = functools.reduce(torch.promote_types, [grad.dtype.to_real() for grad in samples])
-        return torch.tensor(self.norm, dtype=dtype, device=samples[0].device)
+        return common_scalar(self.norm, [grad.dtype for grad in samples], samples[0].device if samples else None)
 
     def check_finite(self) -> None:
         """Raise what torch raises if the norm is not finite."""
@@ -174,6 +173,17 @@ class GradNorm:
             and bool(self._grads.are_as_found())
             and len(self._grads) == sum(p.grad is not None for p in now)
         )
+
+
+def common_scalar(norm: float, dtypes: list[torch.dtype], device: torch.device | None) -> Tensor:
+    """A norm as torch returns it, in the type common to the gradients."""
+    if not dtypes:
+        return torch.tensor(0.0)
+    return torch.tensor(norm, dtype=functools.reduce(torch.promote_types, map(_real, dtypes)), device=device)
+
+
+def _real(dtype: torch.dtype) -> torch.dtype:
+    return dtype.to_real() if dtype.is_complex else dtype
 
 
 @contextmanager

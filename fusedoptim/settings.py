@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.utils import get_total_norm
 
 from fusedoptim import modes
-from fusedoptim.clip import GradNorm
+from fusedoptim.clip import GradNorm, common_scalar
 
 # By name, what each is unless it is asked for: only then is it in the groups, so that a state dict is torch's.
 DEFAULTS: dict[str, Any] = {"max_grad_norm": None, "skip_nonfinite": False, "ema_decay": None}
@@ -171,6 +171,14 @@ def take_clips(optimizer: Any, grad_scale: Any) -> list[Any] | None:
         optimizer.skipped_steps += 1
         return None
     return clips
+
+
+def note_measured(optimizer: Any, is_skipped: bool, norm: float | None, dtypes: tuple[str, ...]) -> bool:
+    """Note what ``fast_step`` has measured, of gradients of these dtypes, and return whether the step was taken."""
+    if norm is not None:
+        optimizer.grad_norm = common_scalar(norm, [getattr(torch, dtype) for dtype in dtypes], torch.device("cpu"))
+    optimizer.skipped_steps += is_skipped
+    return not is_skipped
 
 
 def _level_of_caller() -> int:

@@ -18,7 +18,7 @@ from fusedoptim.clip import clipped
 from fusedoptim.hooks import label, post_hooks, pre_hooks
 from fusedoptim.mappings import is_transparent
 from fusedoptim.private import private
-from fusedoptim.settings import clip_next_step, constructor, has_settings, set_up, take_clips
+from fusedoptim.settings import clip_next_step, constructor, has_settings, note_measured, set_up, take_clips
 from fusedoptim.state_dict import load
 
 _ZERO_GRAD = (None, "to_zero", "to_none")
@@ -253,8 +253,12 @@ class FusedStep(Optimizer):
         plan = self._take_plan()
         try:
             if "_next_clip" not in attributes:
-                if on_host and plan.fast_step(self, zero_grad, grad_scale, drop_grads, None):
-                    return drop_grads or zero_grad
+                if on_host and not ("_offered_norm" in attributes and has_settings(self.param_groups)):
+                    done = plan.fast_step(self, zero_grad, grad_scale, drop_grads, None)
+                    if done is True or (done and note_measured(self, *done)):
+                        return drop_grads or zero_grad
+                    if done:
+                        return False
                 clips = () if not has_settings(self.param_groups) else None
             if clips is None:
                 clips = take_clips(self, grad_scale)

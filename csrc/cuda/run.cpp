@@ -25,11 +25,6 @@ const char* rule_name(int rule, RuleList<Rules...>) {
   return names[rule];
 }
 
-const char* dtype_name(DType dtype) {
-  const char* const names[kDTypes] = {"float64", "float32", "bfloat16", "float16"};
-  return names[int(dtype)];
-}
-
 struct Launch {
   int device;
   cudaStream_t stream;
@@ -92,7 +87,7 @@ struct Driver::State {
     launch.kernel = step_kernel(task.rule, task.variant, task.dtype);
     launch.blocks = blocks(task.device, launch.kernel, shape.chunk_count);
     launch.name = std::string(rule_name(task.rule, AllRules())) + " on " + std::to_string(bucket.rows.size()) + " " +
-                  dtype_name(task.dtype) + " parameters";
+                  name_of(task.dtype) + " parameters";
     launch.is_step = true;
     StepLaunch& step = launch.step;
     step = {};

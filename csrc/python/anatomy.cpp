@@ -131,9 +131,8 @@ void Anatomy::learn_places(py::handle torch) {
 }
 
 void Anatomy::learn_types() {
-  const char* const names[kDTypes] = {"float64", "float32", "bfloat16", "float16"};
   for (int i = 0; i < kDTypes; ++i) {
-    types_[i] = type(cdata(zeros(py::int_(1), names[i])));
+    types_[i] = type(cdata(zeros(py::int_(1), name_of(DType(i)))));
     for (int k = 0; k < i; ++k) expect(types_[k] != types_[i], "a tensor's dtype");
   }
 }

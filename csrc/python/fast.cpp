@@ -3,7 +3,10 @@
 // no other thread runs, so that what was seen is what is written to. Whatever is not so, the first step of a parameter
 // included, is left to the general path, before anything is written.
 #include <algorithm>
+#include <cmath>
 
+#include "core/sum.h"
+#include "cpu/grads.h"
 #include "cpu/run.h"
 #include "python/anatomy.h"
 #include "python/plan.h"
@@ -16,7 +19,7 @@ constexpr size_t kRowsAhead = 8;
 }  // namespace
 
 bool Plan::fast_step(py::handle optimizer, const cpu::InstructionSet& set, bool zero_grad, const double* grad_scale,
-                     bool drop_grads, const std::vector<double>* clips) {
+                     bool drop_grads, const std::vector<double>* clips, Measured& measured) {
   all_general_ = Anatomy::get() == nullptr;
   if (all_general_ || in_use_ || !odd_.empty()) return false;
   const Attributes attributes(optimizer);
@@ -43,13 +46,20 @@ bool Plan::fast_step(py::handle optimizer, const cpu::InstructionSet& set, bool 
   schedule_.plan(fast_tasks_.data(), fast_count_, options);
   const bool others_run = schedule_.elements() >= kElementsPerRelease * int64_t(fast_count_);
   if (others_run && !own_fast_rows()) return false;
-  for (size_t i = 0; i < fast_count_; ++i) write_step(fast_rows_[i].step);
+  const auto take = [&] {
+    if (clips == nullptr && !clip_fast_rows(options, set, measured)) return false;
+    if (measured.is_skipped) return true;
+    for (size_t i = 0; i < fast_count_; ++i) write_step(fast_rows_[i].step);
+    schedule_.run(set);
+    return true;
+  };
   if (others_run) {
     const py::gil_scoped_release released;
-    schedule_.run(set);
-  } else {
-    schedule_.run(set);
+    if (!take()) return false;
+  } else if (!take()) {
+    return false;
   }
+  if (measured.is_skipped) return true;
   finish_fast_rows(grads_are_written);
   if (drop_grads) python::drop_grads(py::reinterpret_borrow<py::iterable>(groups));
   return true;
@@ -99,8 +109,8 @@ bool Plan::read_groups(py::handle groups, const std::vector<double>* clips) {
     if (!reader.has_list()) return !(all_general_ = true);  // it may yield its parameters only once
     if (!reader.is_transparent() || reader.asks_for_torch()) return false;
     const bool has_settings = reader.may_have_settings();
-    if (has_settings && clips == nullptr && (reader.has("max_grad_norm") || reader.has("skip_nonfinite"))) return false;
     Group& group = groups_.emplace_back();
+    if (has_settings && clips == nullptr && !reader.clipping(group.max_norm, group.skips)) return false;
     group.index = int(g);
     group.params = reader.params();
     group.dict = dict;
@@ -123,6 +133,7 @@ bool Plan::look(PyObject* state, bool zero_grad) {
   std::vector<Place> found;
   for (Group& group : groups_) {
     if (group.all_general) continue;
+    group.fast_begin = fast_count_;
     PyObject* const* items = PySequence_Fast_ITEMS(group.params.ptr());
     const Py_ssize_t size = PyList_GET_SIZE(group.params.ptr());
     for (Py_ssize_t i = 0; i < size; ++i) {
@@ -149,6 +160,7 @@ bool Plan::look(PyObject* state, bool zero_grad) {
         found.push_back(place);
       }
     }
+    group.fast_end = fast_count_;
   }
   if (found.empty()) return true;
   odd_.insert(odd_.end(), found.begin(), found.end());
@@ -318,6 +330,48 @@ bool Plan::own_fast_rows() {
     for (int k = 0; k < fast_tasks_[i].operand_count - 2; ++k) {
       kept_.push_back(py::reinterpret_borrow<py::object>(row.entries[k]));
     }
+    if (rule_.counts_steps) {
+      kept_.push_back(py::reinterpret_borrow<py::object>(row.entries[fast_tasks_[i].operand_count - 2]));
+    }
+  }
+  return true;
+}
+
+bool Plan::clip_fast_rows(const RunOptions& options, const cpu::InstructionSet& set, Measured& measured) {
+  const auto any = [&](const auto& test) { return std::any_of(groups_.begin(), groups_.end(), test); };
+  const bool skips = any([](const Group& group) { return group.skips; });
+  measured.is_clipped = any([](const Group& group) { return group.max_norm.has_value(); });
+  if (!measured.is_clipped && !skips) return true;
+  const Anatomy& anatomy = *Anatomy::get();
+  // The norm is of all gradients whose groups have a limit. Whether a step is skipped is up to the others as well.
+  std::vector<cpu::Grad> grads;
+  size_t limited = 0;
+  for (const bool has_limit : {true, false}) {
+    for (const Group& group : groups_) {
+      if (group.max_norm.has_value() != has_limit || !(has_limit || skips)) continue;
+      for (size_t i = group.fast_begin; i < group.fast_end; ++i) {
+        const Task& task = fast_tasks_[i];
+        if (!anatomy.is_row_major(fast_rows_[i].grad)) return false;  // elements are added in the order of rows
+        grads.push_back({task.operands[1], task.count, task.dtype, nullptr});
+        if (has_limit) measured.dtypes[size_t(task.dtype)] = true;
+      }
+    }
+    if (has_limit) limited = grads.size();
+  }
+  std::vector<double> sums(grads.size());
+  cpu::sum_squares(grads, options.unscale ? &options.grad_scale : nullptr, options.threads, set, sums.data());
+  const double squares = ordered_sum(sums.data(), int64_t(limited));
+  const double rest = ordered_sum(sums.data() + limited, int64_t(sums.size() - limited));
+  if (!std::isfinite(squares) || !std::isfinite(rest)) {
+    const auto is_wide = [](const cpu::Grad& grad) { return grad.dtype == DType::f64; };
+    if (std::any_of(grads.begin(), grads.end(), is_wide)) return false;
+    measured.is_skipped = skips;
+  }
+  measured.norm = std::sqrt(squares);
+  for (const Group& group : groups_) {
+    if (!group.max_norm) continue;
+    const double clip = usual_if_nan(std::min(*group.max_norm / (measured.norm + 1e-6), 1.0));  // NaN stays NaN
+    for (size_t i = group.fast_begin; i < group.fast_end; ++i) fast_tasks_[i].factor *= clip;
   }
   return true;
 }

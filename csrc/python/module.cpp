@@ -64,12 +64,22 @@ const InstructionSet& chosen_set() {
   return *of_fast_steps;
 }
 
-bool fast_step(Plan& plan, py::handle optimizer, bool zero_grad, std::optional<double> grad_scale, bool drop_grads,
-               py::handle clips) {
-  const double* const scale = grad_scale ? &*grad_scale : nullptr;
-  if (clips.is_none()) return plan.fast_step(optimizer, chosen_set(), zero_grad, scale, drop_grads, nullptr);
-  const auto of_groups = py::cast<std::vector<double>>(clips);
-  return plan.fast_step(optimizer, chosen_set(), zero_grad, scale, drop_grads, &of_groups);
+// Whether the step was taken; where it has measured gradients, (is_skipped, norm, dtypes), norm None if none is
+// clipped.
+py::object fast_step(Plan& plan, py::handle optimizer, bool zero_grad, std::optional<double> grad_scale,
+                     bool drop_grads, py::handle clips) {
+  std::optional<std::vector<double>> of_groups;
+  if (!clips.is_none()) of_groups = py::cast<std::vector<double>>(clips);
+  Plan::Measured measured;
+  const bool done = plan.fast_step(optimizer, chosen_set(), zero_grad, grad_scale ? &*grad_scale : nullptr, drop_grads,
+                                   of_groups ? &*of_groups : nullptr, measured);
+  if (!done || !(measured.is_clipped || measured.is_skipped)) return py::bool_(done);
+  py::list dtypes;
+  for (int i = 0; i < fusedoptim::kDTypes; ++i) {
+    if (measured.dtypes[size_t(i)]) dtypes.append(fusedoptim::name_of(fusedoptim::DType(i)));
+  }
+  return py::make_tuple(measured.is_skipped, measured.is_clipped ? py::object(py::float_(measured.norm)) : py::none(),
+                        py::tuple(dtypes));
 }
 
 double sum_squares(const Grads& grads, const std::vector<double>& of_others, std::optional<double> grad_scale,

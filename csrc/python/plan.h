@@ -5,9 +5,11 @@
 
 #include <pybind11/pybind11.h>
 
+#include <array>
 #include <deque>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <tuple>
 #include <unordered_map>
@@ -42,9 +44,14 @@ class Plan {
   // Takes the whole step of an optimizer at once where all parameters and what belongs to them are plain CPU tensors of
   // one layout, their state is there, and the optimizer overrides none of torch's parts. Else changes nothing and
   // returns false. `grad_scale`: null for none. `clips`: what the gradients of each group are multiplied by, or null:
-  // then it also refuses groups that ask for clipping or skipping.
+  // then it finds that itself, for groups that ask for clipping or skipping, and fills `measured`.
+  struct Measured {
+    bool is_clipped = false, is_skipped = false;
+    double norm = 0;
+    std::array<bool, kDTypes> dtypes = {};  // of the gradients that were measured
+  };
   bool fast_step(py::handle optimizer, const cpu::InstructionSet& set, bool zero_grad, const double* grad_scale,
-                 bool drop_grads, const std::vector<double>* clips);
+                 bool drop_grads, const std::vector<double>* clips, Measured& measured);
 
   // Whether neither the optimizer nor a mode that is active asks for torch's own step.
   bool is_ours(py::handle optimizer) const { return is_ours(optimizer, Attributes(optimizer)); }
@@ -84,6 +91,10 @@ class Plan {
     int index;
     double factor = 1, average_weight = 0;
     bool averages = false;
+    // What the fast path clips and skips by, and which of its rows are the group's.
+    std::optional<double> max_norm;
+    bool skips = false;
+    size_t fast_begin = 0, fast_end = 0;
     int named = -1;  // so many of a parameter's own tensors are called as follows, borrowed
     PyObject* names[kMaxOwned + 1];
     bool strict, all_general = false;
@@ -164,6 +175,9 @@ class Plan {
   void fetch_ahead(size_t row) const;
   bool find_named(PyObject* own, Group& group, int states, PyObject** entries) const;
   bool own_fast_rows();
+  // Finds norm and coefficients of rows on the fast path. False where that takes another look, as of float64 gradients
+  // that are finite when their squares are not. No Python code runs.
+  bool clip_fast_rows(const RunOptions& options, const cpu::InstructionSet& set, Measured& measured);
   void finish_fast_rows(bool grads_are_written);
   bool is_odd(const Place& place, size_t& next) const;  // `next`: in odd_, as places are asked for in their order
   void forget_odd(PyObject* state, bool zero_grad);

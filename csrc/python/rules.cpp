@@ -158,6 +158,18 @@ bool GroupReader::may_have_settings() const {
   return false;
 }
 
+bool GroupReader::clipping(std::optional<double>& max_norm, bool& skips) const {
+  const py::object limit = setting("max_grad_norm"), skipping = setting("skip_nonfinite");
+  if (limit && !limit.is_none()) {
+    if (!PyFloat_CheckExact(limit.ptr()) && !PyLong_CheckExact(limit.ptr())) return false;
+    max_norm = to_number(limit, "max_grad_norm");
+    if (!(*max_norm >= 0)) return false;
+  }
+  if (skipping && !PyBool_Check(skipping.ptr())) return false;
+  skips = skipping.is(py::handle(Py_True));
+  return true;
+}
+
 bool GroupReader::average(double& weight) const {
   const char* const name = "ema_decay";
   const py::object found = setting(name);

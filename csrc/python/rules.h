@@ -3,6 +3,7 @@
 
 #include <pybind11/pybind11.h>
 
+#include <optional>
 #include <vector>
 
 #include "core/task.h"
@@ -44,8 +45,9 @@ class GroupReader {
   void operator()(const char* name, double& first, double& second) const;  // a pair, such as betas, within [0, 1)
   void operator()(const char* name, double& first, double& second, OnDevice) const;
   void operator()(const char* name, bool& out) const;
-  bool has(const char* name) const { return bool(setting(name)); }
   bool may_have_settings() const;  // of a dict, whether it has any of those that most groups lack: quicker than to ask
+  // Reads max_grad_norm and skip_nonfinite; false where one is not simply a number, or not in its range.
+  bool clipping(std::optional<double>& max_norm, bool& skips) const;
   bool average(double& weight) const;  // whether the group asks for averages, and 1 - ema_decay
   bool flag(const char* name) const;   // false where the group lacks it
   pybind11::object params() const;     // a list, of what any other iterable yields
