@@ -19,7 +19,7 @@ from variants import OURS, Variant
 
 PLAIN = "plain"
 TAILS = (PLAIN, "clip", "clip+amp+ema")
-MAX_NORM, DECAY = 0.1, 0.999  # all gradients of the workloads are longer
+MAX_NORM, DECAY = 0.3, 0.999  # some gradients of the workloads are shorter: there a wrong scale is seen
 
 
 def phases_of(tail: str) -> tuple[str, ...]:
