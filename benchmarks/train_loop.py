@@ -126,6 +126,15 @@ class Case:
         return figures
 
 
+def make_cases(args: argparse.Namespace) -> list[Case]:
+    """What is asked for."""
+    return [
+        Case(workload, rule, args, tail)
+        for workload, rule, tail in product(args.workload or WORKLOADS, args.optimizer or RULES, TAILS)
+        if (tail in args.tail if args.tail else tail == PLAIN or rule == TAIL_RULE)
+    ]
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the benchmark; the exit status is 1 if a variant of ours trained wrongly."""
     args = parse(arguments)
@@ -133,11 +142,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     clock_cost = clock_cost_us(clock_for(args.device))
     console.print(f"clock: {clock_cost:.3f} µs a reading; times are medians in µs\n")
 
-    cases = [
-        Case(workload, rule, args, tail)
-        for workload, rule, tail in product(args.workload or WORKLOADS, args.optimizer or RULES, TAILS)
-        if (tail in args.tail if args.tail else tail == PLAIN or rule == TAIL_RULE)
-    ]
+    cases = make_cases(args)
     settings = {"rounds": args.rounds, "zero_grad": args.zero_grad, "quick": args.quick}
     results: list[dict[str, Any]] = []
     record = {"machine": machine, "clock_cost_us": clock_cost, "settings": settings, "results": results}

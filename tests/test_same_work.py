@@ -84,12 +84,23 @@ def test_gradients_are_scaled_and_cleared_alike(mode: str, tail: str) -> None:
         model = ParameterList([torch.ones(3)])
         (p,) = model.parameters()
         some = tails.Tail(tail, variant, "sgd", model, 0.5, mode)
+        assert some.scale == (2**16 if "amp" in tail else 1)
         some.begin()
         p.grad = torch.full((3,), 0.125 * some.scale)  # too short to be clipped
         some.run()
         some.begin()
         assert torch.equal(p.detach(), torch.full((3,), 0.9375)), variant.name
         assert p.grad is None if mode != "to_zero" else not p.grad.any(), variant.name
+
+
+def test_an_overflow_is_seen_by_all() -> None:
+    for variant in variants.VARIANTS.values():
+        model = ParameterList([torch.ones(3)])
+        some = tails.Tail("clip+amp+ema", variant, "sgd", model, 0.5)
+        model[0].grad = torch.tensor([1.0, torch.inf, 1.0])
+        some.run()
+        assert torch.equal(model[0].detach(), torch.ones(3)), variant.name
+        assert some.scale == 2**15, variant.name
 
 
 @compiler
