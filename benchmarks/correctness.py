@@ -18,7 +18,7 @@ torch's fp32 variants order their operations differently, so that they are a sam
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import takewhile
 
 import torch
@@ -93,7 +93,6 @@ class Verdict:
 
     Attributes:
         training_steps: The step at which `training` was judged.
-        distance: To each torch variant at the end of the run, as a share of the move. Not judged.
     """
 
     correct: bool
@@ -102,7 +101,6 @@ class Verdict:
     training_steps: int
     losses: dict[int, float]
     score: float
-    distance: dict[str, float] = field(default_factory=dict)
 
 
 def copies(tensors: Iterable[Tensor]) -> list[Tensor]:
@@ -191,8 +189,6 @@ class TrainingCheck:
                 lambda r: r.training[step],
             )
             correct = all(within(figure(record), map(figure, others)) for figure in figures)
-            moved = [p.double() for p in record.params]
-            distance = {other: Error.of(records[other].params, moved, self.start).overall for other in YARDSTICKS}
-            return Verdict(correct, record.rounding, record.training[step], step, record.losses, record.score, distance)
+            return Verdict(correct, record.rounding, record.training[step], step, record.losses, record.score)
 
         return {name: verdict(name, record) for name, record in records.items()}
