@@ -34,7 +34,7 @@ CLAIMS = (
     Claim(("tutorial-b1", "adam"), "torch-fused", OURS, 1.35),
 )
 ROUNDS = 5
-QUICK_ROUNDS, QUICK_ITERATIONS = 2, 10
+QUICK_ROUNDS, QUICK_ITERATIONS = 2, 6
 TAIL_RULE = "adam"  # whose loops also have the other tails by default
 
 
