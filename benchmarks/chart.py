@@ -11,10 +11,18 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from training import PHASES
+from loop_tables import case_label
 from variants import OURS
 
-COLORS = {"zero_grad": "#e9a23b", "forward": "#c3ccd6", "backward": "#8e9cab", "step": "#2166ac"}
+COLORS = {
+    "zero_grad": "#e9a23b",
+    "forward": "#c3ccd6",
+    "backward": "#8e9cab",
+    "scaler": "#b2abd2",
+    "clip": "#d6604d",
+    "step": "#2166ac",
+    "average": "#5aae61",
+}
 INK = "#333333"
 COLUMNS = 3
 
@@ -23,9 +31,10 @@ def draw_panel(axes: Axes, result: Mapping[str, Any]) -> None:
     """One workload: a bar per variant, its phases stacked; at its end the time of the whole loop."""
     variants = result["variants"]
     names = list(variants)[::-1]
-    totals = [sum(variants[name]["phases"][phase]["median"] for phase in PHASES) for name in names]
+    phases = list(variants[names[0]]["phases"])
+    totals = [sum(variants[name]["phases"][phase]["median"] for phase in phases) for name in names]
     left = [0.0] * len(names)
-    for phase in PHASES:
+    for phase in phases:
         widths = [variants[name]["phases"][phase]["median"] for name in names]
         axes.barh(names, widths, left=left, color=COLORS[phase], label=phase, height=0.68)
         left = [a + b for a, b in zip(left, widths, strict=True)]
@@ -36,7 +45,7 @@ def draw_panel(axes: Axes, result: Mapping[str, Any]) -> None:
             text += f"  ({variants[name]['loop_ratio']['median']:.2f} x)"
         axes.text(total, row, text, va="center", fontsize=8, color=INK)
     axes.set_xlim(0, 1.42 * max(totals))
-    axes.set_title(result["workload"], loc="left", fontsize=10, fontweight="bold", color=INK)
+    axes.set_title(case_label(result), loc="left", fontsize=10, fontweight="bold", color=INK)
     axes.set_xlabel("µs per iteration", fontsize=8, color=INK)
     axes.tick_params(labelsize=8, length=0, colors=INK)
     axes.spines[["top", "right", "left"]].set_visible(False)
@@ -72,6 +81,7 @@ def draw_loops(results: Sequence[Mapping[str, Any]], title: str, caption: str, p
         draw_panel(axes, result)
     for axes in panels[len(results) :]:
         axes.set_axis_off()
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper right", ncols=len(PHASES), frameon=False, fontsize=9)
+    shown = {name: handle for axes in panels for handle, name in zip(*axes.get_legend_handles_labels(), strict=True)}
+    legend = {phase: shown[phase] for phase in COLORS if phase in shown}
+    figure.legend(legend.values(), legend, loc="outside upper right", ncols=len(legend), frameon=False, fontsize=9)
     finish(figure, title, caption, path)

@@ -22,7 +22,7 @@ from correctness import Error, within
 from measure import CpuClock, Spread, interleaved, ratio, time_call
 from options import begin, make_parser
 from readme_tables import table, write_into
-from report import correct_text, machine_line, make_table, number, save_json, spread_text
+from report import machine_line, make_table, number, save_json
 
 SECTION = "cliffs"
 LIMIT = 1.5
@@ -89,17 +89,22 @@ def results_of(times: Times) -> list[dict[str, Any]]:
     return results
 
 
+HEADER = ("situation", "µs", "of the plain step", "allowed", "torch.optim, µs", "result")
+
+
+def cells(result: Mapping[str, Any]) -> list[str]:
+    """The row of a situation."""
+    return [
+        f"**{result['situation']}**" if result["over"] else result["situation"],
+        *(number(result[key]["median"]) for key in ("time", "ratio", "allowed", "torch")),
+        "correct" if result["correct"] else "WRONG",
+    ]
+
+
 def lines(record: Mapping[str, Any]) -> Iterator[str]:
     """The table as Markdown."""
-    rows = [
-        [
-            f"**{r['situation']}**" if r["over"] else r["situation"],
-            *(number(r[key]["median"]) for key in ("time", "ratio", "allowed", "torch")),
-            "correct" if r["correct"] else "WRONG",
-        ]
-        for r in record["situations"]
-    ]
-    yield from table(["situation", "µs", "of the plain step", "allowed", "torch.optim, µs", "result"], rows)
+    rows = [cells(result) for result in record["situations"]]
+    yield from table(HEADER, rows)
     over = sum(r["over"] for r in record["situations"])
     yield f"\n{len(rows) - over} of {len(rows)} take no more than is allowed; the others are **bold**."
     yield f"\n{machine_line(record['machine'])}, {record['machine']['date'][:10]}"
@@ -116,18 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         result["correct"] = is_correct(SITUATIONS[result["situation"]])
     record = {"machine": machine, "situations": results}
     save_json(args.output / "cliffs.json", record)
-    rows = [
-        (
-            r["situation"].replace("`", ""),
-            *(spread_text(Spread(**r[key])) for key in ("time", "ratio")),
-            f"{'[bold red]' if r['over'] else ''}{number(r['allowed']['median'])}",
-            spread_text(Spread(**r["torch"])),
-            correct_text(r["correct"]),
-        )
-        for r in results
-    ]
-    columns = ("", "step, µs", "of the plain step", "allowed", "torch.optim, µs", "result")
-    console.print(make_table("Adam, 400 tensors of 64 elements", columns, rows))
+    console.print(make_table("Adam, 400 tensors of 64 elements", HEADER, map(cells, results)))
     console.print("over what is allowed:", "; ".join(r["situation"] for r in results if r["over"]) or "none")
     if args.into:
         write_into(args.into, list(lines(record)), SECTION)

@@ -18,12 +18,13 @@ torch's fp32 variants order their operations differently, so that they are a sam
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import takewhile
 
 import torch
 from torch import Tensor, nn
 
+from tails import PLAIN, Tail
 from training import Trainer
 from variants import VARIANTS
 from workloads import Workload
@@ -72,7 +73,7 @@ class Record:
     """What one fp32 training left behind.
 
     Attributes:
-        params: The trained parameters.
+        params: The trained parameters, and their averages if there are any.
         rounding: Error against the float64 optimizer that took the same gradients.
         training: Error (overall) against the float64 training, by number of steps.
         losses: Training loss, by number of steps.
@@ -92,7 +93,6 @@ class Verdict:
 
     Attributes:
         training_steps: The step at which `training` was judged.
-        distance: To each torch variant at the end of the run, as a share of the move. Not judged.
     """
 
     correct: bool
@@ -101,12 +101,11 @@ class Verdict:
     training_steps: int
     losses: dict[int, float]
     score: float
-    distance: dict[str, float] = field(default_factory=dict)
 
 
-def snapshot(model: nn.Module) -> list[Tensor]:
-    """Copies of the parameters."""
-    return [p.detach().clone() for p in model.parameters()]
+def copies(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """Of their own memory."""
+    return [t.detach().clone() for t in tensors]
 
 
 class TrainingCheck:
@@ -118,43 +117,55 @@ class TrainingCheck:
         device: Where.
         zero_grad: How gradients are cleared, see `Variant.loop_calls`.
         iterations: Length of the run.
+        tail: What follows the backward pass; float64 needs no scale.
     """
 
-    def __init__(self, workload: Workload, rule: str, device: torch.device, zero_grad: str, iterations: int) -> None:
+    def __init__(
+        self,
+        workload: Workload,
+        rule: str,
+        device: torch.device,
+        zero_grad: str,
+        iterations: int,
+        tail: str = PLAIN,
+    ) -> None:
         self.rule, self.lr, self.zero_grad, self.iterations = rule, workload.lr[rule], zero_grad, iterations
+        self.tail, self.unscaled_tail = tail, tail.replace("+amp", "")
         self.task = workload.task(device)
-        self.start = snapshot(self.task.model)
         self.exact: dict[int, list[Tensor]] = {}
-        trainer = Trainer(self.task.to(device, torch.float64), REFERENCE, rule, self.lr, "separate")
+        wide = self.task.to(device, torch.float64)
+        trainer = Trainer(wide, REFERENCE, rule, self.lr, "separate", self.unscaled_tail)
+        self.start = copies(trainer.tail.results())
         for step in range(1, iterations + 1):
             trainer.begin()
             trainer.forward(step - 1).backward()  # type: ignore[no-untyped-call]
             trainer.step()
             if step & (step - 1) == 0:
-                self.exact[step] = snapshot(trainer.model)
+                self.exact[step] = copies(trainer.tail.results())
 
     def train(self, variant: str) -> Record:
         """Trains in fp32 with the float64 optimizer alongside."""
-        trainer = Trainer(self.task, VARIANTS[variant], self.rule, self.lr, self.zero_grad)
+        trainer = Trainer(self.task, VARIANTS[variant], self.rule, self.lr, self.zero_grad, self.tail)
         params = list(trainer.model.parameters())
         shadow = [nn.Parameter(p.detach().double()) for p in params]
-        shadow_optimizer = REFERENCE.build(self.rule, shadow, self.lr)
+        exact = Tail(self.unscaled_tail, REFERENCE, self.rule, nn.ParameterList(shadow), self.lr)
         training: dict[int, float] = {}
         losses: dict[int, float] = {}
         for step in range(1, self.iterations + 1):
             trainer.begin()
             loss = trainer.forward(step - 1)
-            loss.backward()  # type: ignore[no-untyped-call]
+            trainer.scaled(loss).backward()
             for p, s in zip(params, shadow, strict=True):
-                s.grad = None if p.grad is None else p.grad.double()
+                s.grad = None if p.grad is None else p.grad.double() / trainer.tail.scale
             trainer.step()
-            shadow_optimizer.step()
+            exact.run()
             if step in self.exact:
-                training[step] = Error.of(params, self.exact[step], self.start).overall
+                training[step] = Error.of(trainer.tail.results(), self.exact[step], self.start).overall
             if step % LOSS_EVERY == 0 or step == self.iterations:
                 losses[step] = loss.item()
-        rounding = Error.of(params, shadow, self.start)
-        return Record(snapshot(trainer.model), rounding, training, losses, self.task.evaluate(trainer.model))
+        rounding = Error.of(trainer.tail.results(), exact.results(), self.start)
+        record = copies(trainer.tail.results()), rounding, training, losses, self.task.evaluate(trainer.model)
+        return Record(*record)
 
     def meaningful_step(self, errors: list[dict[int, float]]) -> int:
         """The number of steps after which to compare with the float64 training, see the head of this file."""
@@ -178,8 +189,6 @@ class TrainingCheck:
                 lambda r: r.training[step],
             )
             correct = all(within(figure(record), map(figure, others)) for figure in figures)
-            moved = [p.double() for p in record.params]
-            distance = {other: Error.of(records[other].params, moved, self.start).overall for other in YARDSTICKS}
-            return Verdict(correct, record.rounding, record.training[step], step, record.losses, record.score, distance)
+            return Verdict(correct, record.rounding, record.training[step], step, record.losses, record.score)
 
         return {name: verdict(name, record) for name, record in records.items()}

@@ -7,7 +7,7 @@ from rich.table import Table
 
 from measure import Spread
 from report import correct_text, make_table, number, spread_text
-from training import PHASES
+from tails import PLAIN
 from variants import OURS, RULES
 
 Result = Mapping[str, Any]
@@ -18,13 +18,20 @@ def ratio_text(figures: Mapping[str, Any], key: str) -> str:
     return spread_text(Spread(**figures[key])) if key in figures else "-"
 
 
+def case_label(result: Result) -> str:
+    """What a row is called: the workload or model, the optimizer, and the tail if it is more than the step."""
+    names = result.get("workload") or result["model"], RULES[result["optimizer"]].class_name, result.get("tail", PLAIN)
+    return ", ".join(name for name in names if name != PLAIN)
+
+
 def case_table(result: Result) -> Table:
-    """Times per phase, ratios to ours and correctness of every variant."""
-    columns = ("", *PHASES, "loop", "loop ratio", "step ratio", "error", "result")
+    """Times per phase, ratios to ours and correctness of every variant; "step ratio" is of all after the backward."""
+    phases = list(next(iter(result["variants"].values()))["phases"])
+    columns = ("", *phases, "loop", "loop ratio", "step ratio", "error", "result")
     rows = (
         (
             f"[bold]{name}[/]" if name == OURS else name,
-            *(number(figures["phases"][phase]["median"]) for phase in PHASES),
+            *(number(figures["phases"][phase]["median"]) for phase in phases),
             spread_text(Spread(**figures["loop"])),
             ratio_text(figures, "loop_ratio"),
             ratio_text(figures, "step_ratio"),
@@ -33,8 +40,7 @@ def case_table(result: Result) -> Table:
         )
         for name, figures in result["variants"].items()
     )
-    title = f"{result['workload']}, {RULES[result['optimizer']].class_name}, {result['iterations']} iterations"
-    return make_table(title, columns, rows)
+    return make_table(f"{case_label(result)}, {result['iterations']} iterations", columns, rows)
 
 
 def score_lines(result: Result) -> Iterable[str]:
@@ -49,11 +55,11 @@ def score_lines(result: Result) -> Iterable[str]:
 
 def summary_table(results: Sequence[Result]) -> Table:
     """One line per workload and optimizer: how much longer the loop takes with each variant of torch."""
-    others = [name for name in results[0]["variants"] if name != OURS]
+    others = [name for name in dict.fromkeys(name for r in results for name in r["variants"]) if name != OURS]
     rows = (
         (
-            f"{result['workload']}, {RULES[result['optimizer']].class_name}",
-            *(ratio_text(result["variants"][name], "loop_ratio") for name in others),
+            case_label(result),
+            *(ratio_text(result["variants"].get(name, {}), "loop_ratio") for name in others),
             correct_text(all(figures["correct"] for figures in result["variants"].values())),
         )
         for result in results

@@ -6,8 +6,8 @@
 #include <omp.h>
 
 #include <atomic>
+#include <cstddef>
 #include <cstdint>
-#include <cstring>
 
 namespace {
 
@@ -48,8 +48,23 @@ void step_chunk(const Chunk& chunk, int64_t ahead, uint64_t zero) {
     ahead > 0 ? move<written, true>(chunk, ahead, zero) : move<written, false>(chunk, 0, zero);
 }
 
-void fill_chunk(const Chunk& chunk, int64_t, uint64_t zero) {
-    if (zero == 0) std::memset(chunk.stream[0], 0, size_t(chunk.size));
+template <bool fetch>
+void scan_lines(const Chunk& chunk, int64_t ahead, uint64_t zero) {
+    char* at = chunk.stream[0];
+    Line all{};
+    int64_t i = 0;
+    for (; i + int64_t(sizeof(Line)) <= chunk.size; i += sizeof(Line)) {
+        if constexpr (fetch) __builtin_prefetch(at + i + ahead);
+        all ^= *(const Line*)(at + i);
+    }
+    char sum = 0;
+    for (; i < chunk.size; ++i) sum ^= at[i];
+    for (size_t k = 0; k < sizeof(Line); ++k) sum ^= ((const char*)&all)[k];
+    if (zero != 0) at[0] = sum;
+}
+
+void scan_chunk(const Chunk& chunk, int64_t ahead, uint64_t zero) {
+    ahead > 0 ? scan_lines<true>(chunk, ahead, zero) : scan_lines<false>(chunk, 0, zero);
 }
 
 // Static: each thread walks its own share, the same in every call. Dynamic: whoever is free takes the next chunk.
@@ -79,9 +94,9 @@ void step(const Chunk* chunks, int64_t count, int written, const Way* way, uint6
     share_out(chunks, count, *way, zero, kernels[written - 1]);
 }
 
-// The only stream is written, with zeros.
-void fill(const Chunk* chunks, int64_t count, int, const Way* way, uint64_t zero) {
-    share_out(chunks, count, *way, zero, fill_chunk);
+// The only stream is read, and were `zero` not 0, the sum of a chunk's bytes without carry written to its first.
+void scan(const Chunk* chunks, int64_t count, int, const Way* way, uint64_t zero) {
+    share_out(chunks, count, *way, zero, scan_chunk);
 }
 
 }  // extern "C"

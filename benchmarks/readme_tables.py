@@ -6,11 +6,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from loop_tables import case_label
 from report import RESULTS, machine_line, number
-from variants import OURS, RULES
+from variants import OURS, OURS_CALLS, RULES
 
 Result = Mapping[str, Any]
 SECTION = "figures"
+LOOP_COLUMNS = (OURS, OURS_CALLS, "torch-default", "torch-fused")  # the best and the plainest of both
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
@@ -32,14 +34,14 @@ def cell(figures: Result, time: str, ratio: str) -> str:
 def tables(record: Result, optimizers: Sequence[str]) -> Iterator[str]:
     """The machine and one line per case of a record, `time` being that of the whole loop or of the step."""
     results = [result for result in record["results"] if result["optimizer"] in optimizers]
-    subject, time, ratio = (
-        ("workload", "loop", "loop_ratio") if "workload" in results[0] else ("model", "time", "ratio")
-    )
+    time, ratio = ("loop", "loop_ratio") if "workload" in results[0] else ("time", "ratio")
     names = [OURS, *(name for name in results[0]["variants"] if name != OURS)]
+    if time == "loop":
+        names = [name for name in LOOP_COLUMNS if any(name in result["variants"] for result in results)]
     rows = (
         [
-            f"{result[subject]}, {RULES[result['optimizer']].class_name}",
-            *(cell(result["variants"][name], time, ratio) for name in names),
+            case_label(result),
+            *(cell(result["variants"][name], time, ratio) if name in result["variants"] else "" for name in names),
         ]
         for result in results
     )

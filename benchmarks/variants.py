@@ -81,10 +81,10 @@ class Variant:
         """Whether this is fusedoptim."""
         return self.module is fusedoptim
 
-    def build(self, rule: str, params: Iterable[torch.Tensor], lr: float) -> Any:
-        """Constructs the optimizer `rule`, of `ALL_RULES`, over `params`."""
+    def build(self, rule: str, params: Iterable[torch.Tensor], lr: float, **settings: Any) -> Any:
+        """Constructs the optimizer `rule`, of `ALL_RULES`, over `params`, with further keyword arguments."""
         kind = ALL_RULES[rule]
-        return getattr(self.module, kind.class_name)(params, lr=lr, **kind.options, **self.flags)
+        return getattr(self.module, kind.class_name)(params, lr=lr, **kind.options, **self.flags, **settings)
 
     def loop_calls(self, optimizer: Any, zero_grad: str) -> tuple[Callable[[], object], Callable[[], object]]:
         """The two calls a training loop makes, as `zero_grad` asks.
@@ -105,6 +105,7 @@ class Variant:
 
 
 OURS = "fusedoptim"
+OURS_CALLS = "fusedoptim-calls"  # leaves to the step only what torch's does, see `tails.py`
 VARIANTS = {
     variant.name: variant
     for variant in (
@@ -112,6 +113,7 @@ VARIANTS = {
         Variant("torch-default", torch.optim, {}),
         Variant("torch-foreach", torch.optim, {"foreach": True}),
         Variant("torch-fused", torch.optim, {"fused": True}),
+        Variant(OURS_CALLS, fusedoptim, {}),
         Variant(OURS, fusedoptim, {}),
     )
 }

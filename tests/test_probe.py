@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import importlib
 import re
 import shutil
@@ -45,6 +46,23 @@ def test_the_limit_moves_every_byte(written: int, ahead: int, dynamic: bool, bac
         for at, (new, old) in enumerate(zip(tensors, before[k], strict=True)):
             expected = old if k == written else old ^ before[written][at] if k == 0 else ~old
             assert torch.equal(new, expected)
+
+
+@pytest.mark.parametrize("ahead", [0, 2048])
+@pytest.mark.parametrize("size", [1, 63, 64, 1000, 40001])
+def test_the_limit_reads_every_byte(size: int, ahead: int) -> None:
+    stream = torch.randint(-128, 127, (size,), dtype=torch.int8)
+    before = stream.clone()
+    table = probe.cut([[stream]], 4096)
+    way = probe._Way(2, False, False, ahead)
+    scan = probe.library().scan
+    scan.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_void_p, ctypes.c_uint64]
+    scan(table.ctypes.data, len(table), 0, ctypes.addressof(way), 0)
+    assert torch.equal(stream, before)
+    scan(table.ctypes.data, len(table), 0, ctypes.addressof(way), 1)  # as if zero were not 0: then it says what it read
+    for new, old in zip(stream.split(4096), before.split(4096), strict=True):
+        assert new[0] == functools.reduce(torch.bitwise_xor, old)
+        assert torch.equal(new[1:], old[1:])
 
 
 def test_every_other_call_turns_around_where_it_should() -> None:

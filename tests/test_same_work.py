@@ -10,12 +10,12 @@ from typing import Any
 import benchmark_modules
 import pytest
 import torch
-from torch.nn import Parameter
+from torch.nn import ParameterList
 
 import fusedoptim
 
-arena, correctness, probe, shapes, variants = benchmark_modules.load(
-    "arena", "correctness", "probe", "shapes", "variants", needs=("rich", "sklearn")
+arena, correctness, probe, shapes, tails, variants = benchmark_modules.load(
+    "arena", "correctness", "probe", "shapes", "tails", "variants", needs=("rich", "sklearn")
 )
 
 compiler = pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="compiles the limit")
@@ -77,18 +77,35 @@ def test_gradients_that_a_step_leaves_are_noticed(forgotten: int, monkeypatch: p
 
 
 # ---- the same work --------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("tail", tails.TAILS)
 @pytest.mark.parametrize("mode", variants.ZERO_GRAD_MODES)
-def test_gradients_are_cleared_alike(mode: str) -> None:
+def test_gradients_are_scaled_and_cleared_alike(mode: str, tail: str) -> None:
     for variant in variants.VARIANTS.values():
-        p = Parameter(torch.ones(3))
-        optimizer = variant.build("sgd", [p], 0.1)
-        begin, step = variant.loop_calls(optimizer, mode)
-        begin()
-        p.grad = torch.ones(3)
-        step()
-        begin()
-        assert torch.equal(p.detach(), torch.full((3,), 0.9)), variant.name
+        model = ParameterList([torch.ones(3)])
+        (p,) = model.parameters()
+        some = tails.Tail(tail, variant, "sgd", model, 0.5, mode)
+        assert some.scale == (2**16 if "amp" in tail else 1)
+        some.begin()
+        p.grad = torch.full((3,), 0.125 * some.scale)  # too short to be clipped
+        some.run()
+        some.begin()
+        assert torch.equal(p.detach(), torch.full((3,), 0.9375)), variant.name
         assert p.grad is None if mode != "to_zero" else not p.grad.any(), variant.name
+
+
+def test_an_overflow_is_seen_by_all() -> None:
+    for variant in variants.VARIANTS.values():
+        model = ParameterList([torch.ones(3)])
+        some = tails.Tail("clip+amp+ema", variant, "sgd", model, 0.5)
+        model[0].grad = torch.tensor([1.0, torch.inf, 1.0])
+        some.run()
+        assert torch.equal(model[0].detach(), torch.ones(3)), variant.name
+        assert some.scale == 2**15, variant.name
+
+
+@pytest.mark.parametrize(("model", "tensors", "elements"), [("resnet50", 161, 25_557_032), ("gpt2", 148, 124_439_808)])
+def test_shapes_are_the_published_ones(model: str, tensors: int, elements: int) -> None:
+    assert (len(shapes.MODELS[model].shapes), shapes.MODELS[model].elements) == (tensors, elements)
 
 
 @compiler
