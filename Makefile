@@ -31,12 +31,12 @@ CXX_FILES = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu'
 PY_FILES = fusedoptim benchmarks examples tests setup.py
 say = @printf '==> %s\n' $(1)
 
-.PHONY: help build test test-ecosystem bench bench-peers perf-gate lint sanitize fuzz format wheel clean distclean FORCE
+.PHONY: help build test test-ecosystem bench bench-step bench-peers perf-gate lint sanitize fuzz format wheel clean distclean FORCE
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo
-	@echo 'test, test-ecosystem, bench, bench-peers, perf-gate, sanitize and fuzz pass ARGS on: make test ARGS="-k adam"'
+	@echo 'test, test-ecosystem, bench, bench-step, bench-peers, perf-gate, sanitize and fuzz pass ARGS on: make test ARGS="-k adam"'
 
 build: $(BUILT) ## compile the native module (1 to 2 CPU minutes, 4 with CUDA) and install, editable, into .venv
 	@$(RUN) -m fusedoptim
@@ -52,6 +52,10 @@ test-ecosystem: $(TRAINERS_READY) $(BUILT) ## train under Lightning, transformer
 bench: $(BUILT) ## time whole training loops against torch.optim, with correctness beside every time
 	$(call say,'bench: $(RUN) benchmarks/train_loop.py $(ARGS)')
 	@$(RUN) benchmarks/train_loop.py $(ARGS)
+
+bench-step: $(BUILT) ## time step() alone
+	$(call say,'bench-step: $(RUN) -m pytest benchmarks/bench_step.py $(ARGS)')
+	@$(RUN) -m pytest benchmarks/bench_step.py $(ARGS)
 
 bench-peers: $(PEERS_READY) $(BUILT) ## time step() beside other optimizer packages that run on a CPU
 	$(call say,'bench-peers: $(PEERS)/bin/python benchmarks/peers.py $(ARGS)')
@@ -105,7 +109,7 @@ wheel: $(READY) ## build the source archive and, from it, the wheel into dist/
 	@ls -l dist
 
 clean: ## remove what was built, and leave .venv
-	@rm -rf build dist *.egg-info fusedoptim/_C*.so $(BUILT) .pytest_cache .mypy_cache .ruff_cache
+	@rm -rf build dist *.egg-info fusedoptim/_C*.so $(BUILT) .pytest_cache .mypy_cache .ruff_cache .benchmarks
 	@find . -path './.venv*' -prune -o -name __pycache__ -print0 | xargs -0 rm -rf
 	$(call say,'clean: done')
 

@@ -110,8 +110,8 @@ class Probe:
     """The traffic of one step with almost no arithmetic, in the fastest of several ways.
 
     Args:
-        kind: "step", whose last stream is read and all others are read and written, or "scan", which reads its only
-            one.
+        kind: "step", whose last stream is read and all others are read and written; "scan", which reads its only
+            stream; or "fill", which writes zeros.
         streams: Contiguous tensors of one dtype, one list per stream; a step leaves their values as they are.
         repeats: How many calls in a row a trial takes, sharing the caches between them.
         trials: How many each way has.
