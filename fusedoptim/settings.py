@@ -8,7 +8,7 @@ import math
 import sys
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch.nn.utils import get_total_norm
 
 from fusedoptim import modes
 from fusedoptim.clip import GradNorm
+from fusedoptim.zero_redundancy import refuse_settings
 
 # By name, what each is unless it is asked for: only then is it in the groups, so that a state dict is torch's.
 DEFAULTS: dict[str, Any] = {"max_grad_norm": None, "skip_nonfinite": False, "ema_decay": None}
@@ -63,11 +64,13 @@ def set_up(optimizer: Any, **settings: Any) -> None:
     _check(optimizer.param_groups)
 
 
-def _check(groups: Iterable[Mapping[str, Any]]) -> None:
+def _check(groups: list[Any]) -> None:
     for index, group in enumerate(groups):
         for name in DEFAULTS:
             if name in group:
                 _check_one(name, group[name], f" in parameter group {index}")
+    if has_settings(groups):
+        refuse_settings(groups)
 
 
 def _check_one(name: str, value: Any, where: str) -> None:
