@@ -90,6 +90,7 @@ def _run_rank(phase: str, rank: int, folder: Path, backends: list[str]) -> None:
 
 def main(folder: Path, backends: list[str]) -> None:
     import with_checkpoints
+    import with_clipping
     import with_ddp
     import with_fsdp
     import with_fsdp1
@@ -98,7 +99,7 @@ def main(folder: Path, backends: list[str]) -> None:
     # What torch's engines import once they run: here, not in each process.
     for late in ("fsspec", "torch._dynamo", "torch.distributed.fsdp"):
         importlib.import_module(late)
-    assert all((with_checkpoints, with_ddp, with_fsdp, with_fsdp1, with_shards))
+    assert all((with_checkpoints, with_clipping, with_ddp, with_fsdp, with_fsdp1, with_shards))
     for phase, world in PHASES.items():
         children = []
         for rank in range(world):

@@ -14,6 +14,7 @@ import pytest
 import ranks
 import torch.distributed
 import with_checkpoints
+import with_clipping
 import with_ddp
 import with_fsdp
 import with_fsdp1
@@ -21,7 +22,7 @@ import with_shards
 
 from fusedoptim import native
 
-assert all((with_checkpoints, with_ddp, with_fsdp, with_fsdp1, with_shards))  # which fill the table
+assert all((with_checkpoints, with_clipping, with_ddp, with_fsdp, with_fsdp1, with_shards))  # which fill the table
 
 BACKENDS = ["native", "reference"] if native.available() else ["reference"]
 LIMIT = 400  # seconds

@@ -119,8 +119,7 @@ def still_being_received(own: Rank) -> None:
     assert not p.grad.to_local().any()
 
 
-@scenario("two", "four")
-def tensor_parallel(own: Rank) -> None:
+def parallel(own: Rank) -> Any:
     """Layers cut by columns and by rows; with four processes FSDP cuts them again, to strided shards."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
@@ -128,15 +127,21 @@ def tensor_parallel(own: Rank) -> None:
     from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
     mesh = init_device_mesh("cpu", (own.world // 2, 2), mesh_dim_names=("data", "tensor"))
+    model = Exact()
+    plan = {"layers.0": ColwiseParallel(output_layouts=Replicate()),
+            "layers.1": RowwiseParallel(input_layouts=Replicate())}  # fmt: skip
+    parallelize_module(model, mesh["tensor"], plan)
+    if own.world == 4:
+        fully_shard(model, mesh=mesh["data"])
+        kinds = {type(x).__name__ for p in model.parameters() for x in p.placements}
+        assert "_StridedShard" in kinds, kinds
+    return model
+
+
+@scenario("two", "four")
+def tensor_parallel(own: Rank) -> None:
     for kind in ("momentum", "AdamW"):
-        model, single = Exact(), Exact()
-        plan = {"layers.0": ColwiseParallel(output_layouts=Replicate()),
-                "layers.1": RowwiseParallel(input_layouts=Replicate())}  # fmt: skip
-        parallelize_module(model, mesh["tensor"], plan)
-        if own.world == 4:
-            fully_shard(model, mesh=mesh["data"])
-            kinds = {type(x).__name__ for p in model.parameters() for x in p.placements}
-            assert "_StridedShard" in kinds, kinds
+        model, single = parallel(own), Exact()
         optimizer, other = make(kind, model.parameters()), make(kind, single.parameters())
         samples = PER_RANK * own.world // 2
         for step in range(3):
