@@ -98,7 +98,10 @@ class GradNorm:
 
     def measure(self, grad_scale: float | None = None) -> None:
         """Find the norm, of quotients by ``grad_scale``, each rounded to the gradient's dtype, if that is given."""
-        if self.norm_type == 2.0 or len(self._grads) == 0:
+        if self.is_cut and self.norm_type == math.inf:
+            self.norm = self._grads.largest()  # torch's raises in a process whose shard is empty, and the others wait
+            self.is_finite = math.isfinite(self.norm)
+        elif self.norm_type == 2.0 or len(self._grads) == 0:
             of_others = [sum_of_squares(grad, grad_scale) for grad in self.others]
             self.norm = math.sqrt(self._grads.sum_squares(of_others, grad_scale))
             self.is_finite = math.isfinite(self.norm)

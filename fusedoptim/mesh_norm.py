@@ -120,17 +120,20 @@ class MeshGrads:
             total = _all(mesh, ordered_sum([copy, *(part.counted(squares_of(part)) for part in parts)]), ordered_sum)
         return total
 
-    def norm_of_huge(self, grad_scale: float | None) -> float | None:
-        """The norm where squares overflow float64, or None where an element is infinite or NaN in some process."""
+    def largest(self, grad_scale: float | None = None) -> float:
+        """The largest magnitude of an element, in all processes, NaN if one of them is."""
         magnitude = _largest_of([largest(grad, grad_scale) for part in self._parts for grad in part.tensors])
         for mesh, _ in self._meshes:
             magnitude = _all(mesh, magnitude, _largest_of)
+        return magnitude
+
+    def norm_of_huge(self, grad_scale: float | None) -> float | None:
+        """The norm where squares overflow float64, or None where an element is infinite or NaN in some process."""
+        magnitude = self.largest(grad_scale)
         if not math.isfinite(magnitude):
             return None
         factor = 2.0 ** -math.frexp(magnitude)[1]
-        total = self._total(
-            lambda part: ordered_sum([sum_of_squares(grad, grad_scale, factor) for grad in part.tensors])
-        )
+        total = self._total(lambda part: ordered_sum([sum_of_squares(x, grad_scale, factor) for x in part.tensors]))
         return math.sqrt(total) / factor
 
     def as_tensor(self, norm: float) -> Tensor:
@@ -197,4 +200,4 @@ def _all(mesh: Any, number: float, combine: Callable[[list[float]], float]) -> f
 
 
 def _largest_of(magnitudes: list[float]) -> float:
-    return max(magnitudes, default=0.0) if all(map(math.isfinite, magnitudes)) else math.nan
+    return math.nan if any(map(math.isnan, magnitudes)) else max(magnitudes, default=0.0)

@@ -18,11 +18,14 @@ import with_clipping
 import with_ddp
 import with_fsdp
 import with_fsdp1
+import with_mesh_norms
 import with_shards
 
 from fusedoptim import native
 
-assert all((with_checkpoints, with_clipping, with_ddp, with_fsdp, with_fsdp1, with_shards))  # which fill the table
+assert all(
+    (with_checkpoints, with_clipping, with_ddp, with_fsdp, with_fsdp1, with_mesh_norms, with_shards)
+)  # which fill the table
 
 BACKENDS = ["native", "reference"] if native.available() else ["reference"]
 LIMIT = 400  # seconds
