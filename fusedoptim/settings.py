@@ -18,6 +18,7 @@ from torch.nn.utils import get_total_norm
 
 from fusedoptim import modes
 from fusedoptim.clip import GradNorm
+from fusedoptim.dtensor import has_dtensors
 from fusedoptim.zero_redundancy import refuse_settings
 
 # By name, what each is unless it is asked for: only then is it in the groups, so that a state dict is torch's.
@@ -222,8 +223,9 @@ def _clips(
         rest = _params_of(groups, [limit is None for limit in limits])
         is_finite = norm.is_finite
     if any(group.get("skip_nonfinite") for group in groups):
-        if is_finite and rest:
-            others = GradNorm(rest, by_reference=by_reference)
+        together = bool(rest) and has_dtensors(_params_of(groups))  # their processes know the same of all gradients
+        if together or (is_finite and rest):
+            others = GradNorm(_params_of(groups) if together else rest, by_reference=by_reference)
             others.measure(grad_scale)
             is_finite = others.is_finite
     else:

@@ -19,7 +19,8 @@ import fusedoptim
 def _meshes(own: Rank) -> tuple[Any, Any]:
     from torch.distributed.device_mesh import init_device_mesh
 
-    return init_device_mesh("cpu", (own.world,)), init_device_mesh("cpu", (own.world // 2, 2))
+    plane = init_device_mesh("cpu", (own.world // 2, 2), mesh_dim_names=("data", "tensor"))
+    return init_device_mesh("cpu", (own.world,)), plane
 
 
 def _with_grad(grad: Tensor) -> Parameter:
@@ -81,7 +82,7 @@ def norms_of_extremes(own: Rank) -> None:
         for bad in (math.inf, math.nan):
             grad[-1] = bad
             params[0].grad = cut(grad, line, Shard(0))
-            assert _norm(params).hex() == bad.hex()
+            assert _norm(params).hex() == _norm(params, math.inf).hex() == bad.hex()
             with pytest.raises(RuntimeError, match="non-finite"):
                 fusedoptim.clip_grad_norm_(params, 1.0, error_if_nonfinite=True)
 
@@ -111,3 +112,38 @@ def norms_where_processes_differ(own: Rank) -> None:
         bad.grad = torch.zeros_like(bad)
     p.grad = q.grad = plain.grad = None
     assert _norm([p, q, plain]) == 0
+    half = _with_grad(cut(torch.full((own.world // 2, 3), 1.0 + own.rank % 2), plane["data"], Shard(0)))
+    q.grad = torch.ones_like(q)
+    assert _norm([q, half]) == _norm([half, q]) == pytest.approx((16 + 3 * own.world // 2) ** 0.5)
+
+
+@scenario("two", "four")
+def decisions_where_processes_differ(own: Rank) -> None:
+    """All skip the step, whichever group has the infinity of one process, and whether or not it is clipped."""
+    from torch.distributed.tensor import Shard
+
+    line, _ = _meshes(own)
+    for bad in (0, 1, None):
+        for limits in ((1.0, None), (None, 1.0), (None, None)):
+            params = [_with_grad(cut(torch.ones(own.world, 9), line, Shard(0))), _with_grad(torch.ones(7))]
+            groups = [{"params": p, "max_grad_norm": x} for p, x in zip(params, limits, strict=True)]
+            optimizer = fusedoptim.SGD(groups, lr=1.0, skip_nonfinite=True)
+            if bad is not None and own.rank == own.world - 1:
+                params[bad].grad = params[bad].grad * math.inf  # type: ignore[operator]
+            optimizer.step()
+            assert optimizer.skipped_steps == (0 if bad is None else 1)
+
+
+@scenario("two")
+def norms_of_what_is_being_received(own: Rank) -> None:
+    import torch.distributed._functional_collectives as collectives
+    from torch.distributed.tensor import DTensor, Replicate
+
+    line, _ = _meshes(own)
+    received = collectives.all_reduce(torch.full((5, 2), own.rank + 1.0), "sum", line)
+    grad = DTensor.from_local(received, line, [Replicate()], run_check=False)
+    assert isinstance(grad._local_tensor, collectives.AsyncCollectiveTensor)
+    p = Parameter(cut(torch.zeros(5, 2), line, Replicate()))
+    p.grad = grad
+    assert fusedoptim.clip_grad_norm_([p], 1.0).item() == pytest.approx(90**0.5)
+    assert _norm([p]) == pytest.approx(1.0)
