@@ -34,17 +34,18 @@ def clip_grad_norm_(
     """Clip gradients by their global norm, as ``torch.nn.utils.clip_grad_norm_``, in half of its passes or fewer.
 
     The squares are added in float64, in an order that no number of threads changes. Gradients that need no clipping are
-    not written.
+    not written. Where parameters are DTensors, the norm is over all processes, each of which must call this.
 
     Args:
         parameters: Tensors, or one, whose ``grad`` is clipped; of any shape, dtype and device.
         max_norm: The largest norm that is left, in the unit of the gradients.
         norm_type: p of the p-norm, ``math.inf`` for the largest magnitude. All but 2 are measured by torch.
         error_if_nonfinite: Raise if the norm is infinite or NaN.
-        foreach: As torch's. Gradients on the CPU are always taken together.
+        foreach: As torch's. Gradients on the CPU, and DTensors, are always taken together.
 
     Returns:
-        The norm before clipping, 0-dimensional, on the device of the first gradient.
+        The norm before clipping, 0-dimensional, on the device of the first gradient; as torch's, a DTensor where
+        parameters are, of which each process has a copy.
 
     Raises:
         RuntimeError: The norm is not finite, and ``error_if_nonfinite`` is set.

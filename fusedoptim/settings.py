@@ -19,7 +19,7 @@ from torch.nn.utils import get_total_norm
 from fusedoptim import modes
 from fusedoptim.clip import GradNorm
 from fusedoptim.dtensor import has_dtensors
-from fusedoptim.zero_redundancy import refuse_settings
+from fusedoptim.partial_view import refuse_fsdp1, refuse_settings
 
 # By name, what each is unless it is asked for: only then is it in the groups, so that a state dict is torch's.
 DEFAULTS: dict[str, Any] = {"max_grad_norm": None, "skip_nonfinite": False, "ema_decay": None}
@@ -134,6 +134,7 @@ def _take_offered_norm(optimizer: Any, grad_scale: float | None) -> GradNorm | N
 def clip_next_step(optimizer: Any, max_norm: float, norm_type: float, error_if_nonfinite: bool) -> Tensor:
     """See ``FusedStep.clip_grad_norm_``."""
     optimizer.__dict__.pop("_next_clip", None)
+    refuse_fsdp1(optimizer.param_groups, max_norm)
     if modes.watch_operations():
         params = [p for group in optimizer.param_groups for p in group["params"]]
         return torch.nn.utils.clip_grad_norm_(params, max_norm, norm_type, error_if_nonfinite)

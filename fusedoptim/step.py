@@ -171,10 +171,12 @@ class FusedStep(Optimizer):
             error_if_nonfinite: Raise if the norm is infinite or NaN.
 
         Returns:
-            The norm before clipping, 0-dimensional, on the device of the first gradient.
+            The norm before clipping, 0-dimensional, on the device of the first gradient; as torch's, a DTensor where
+            parameters are, of which each process has a copy.
 
         Raises:
             RuntimeError: The norm is not finite, and ``error_if_nonfinite`` is set.
+            ValueError: The parameters are FSDP1's, whose processes have a part of the gradients each.
         """
         return clip_next_step(self, max_norm, norm_type, error_if_nonfinite)
 
