@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+_FSDP = "torch.distributed.fsdp"
 _ZERO = "torch.distributed.optim.zero_redundancy_optimizer"
 _CURES = {
     "max_grad_norm": "clip before the step, by {clip}",
@@ -24,6 +25,8 @@ def refuse_settings(groups: Iterable[Mapping[str, Any]]) -> None:
     Raises:
         ValueError: So it is: the parameters are FSDP1's, or a ZeroRedundancyOptimizer is what calls.
     """
+    if _FSDP not in sys.modules and _ZERO not in sys.modules:
+        return
     for index, group in enumerate(groups):
         for name, cure in _CURES.items():
             value = group.get(name)
@@ -54,7 +57,7 @@ def _refuse(what: str, cure: str, groups: Iterable[Mapping[str, Any]], max_norm:
 
 def _are_fsdp1s(groups: Iterable[Mapping[str, Any]]) -> bool:
     return (
-        "torch.distributed.fsdp" in sys.modules
+        _FSDP in sys.modules
         and any(getattr(param, "_fsdp_flattened", False) for group in groups for param in list(group["params"])[:1])
         and torch.distributed.is_initialized()
         and torch.distributed.get_world_size() > 1
