@@ -42,7 +42,8 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ranks")
     program = [sys.executable, ranks.__file__, str(folder), ",".join(BACKENDS)]
     path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path, "GLOO_SOCKET_IFNAME": "lo"}
+    own = {"OMP_NUM_THREADS": "1", "PYTHONPATH": path, "GLOO_SOCKET_IFNAME": "lo", "KINETO_LOG_LEVEL": "99"}
+    environment = {**os.environ, **own}
     with open(folder / "output", "w") as output:
         running = subprocess.Popen(program, stdout=output, stderr=output, env=environment, start_new_session=True)
         try:
