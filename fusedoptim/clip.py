@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_ as _torch_clip
 from torch.nn.utils import get_total_norm
 
-from fusedoptim import backend, modes, native
-from fusedoptim.dtensor import is_dtensor
-from fusedoptim.grads import ReferenceGrads, largest, ordered_sum, sum_of_squares
+from fusedoptim import backend, modes
+from fusedoptim.grads import largest, ordered_sum, sum_of_squares
+from fusedoptim.mesh_norm import MeshGrads, grads_of, replicated
 
 _WIDE = (torch.float64, torch.complex128)  # whose squares may overflow float64
 
@@ -34,17 +34,18 @@ def clip_grad_norm_(
     """Clip gradients by their global norm, as ``torch.nn.utils.clip_grad_norm_``, in half of its passes or fewer.
 
     The squares are added in float64, in an order that no number of threads changes. Gradients that need no clipping are
-    not written.
+    not written. Where parameters are DTensors, the norm is over all processes, each of which must call this.
 
     Args:
         parameters: Tensors, or one, whose ``grad`` is clipped; of any shape, dtype and device.
         max_norm: The largest norm that is left, in the unit of the gradients.
         norm_type: p of the p-norm, ``math.inf`` for the largest magnitude. All but 2 are measured by torch.
         error_if_nonfinite: Raise if the norm is infinite or NaN.
-        foreach: As torch's. Gradients on the CPU are always taken together.
+        foreach: As torch's. Gradients on the CPU, and DTensors, are always taken together.
 
     Returns:
-        The norm before clipping, 0-dimensional, on the device of the first gradient.
+        The norm before clipping, 0-dimensional, on the device of the first gradient; as torch's, a DTensor where
+        parameters are, of which each process has a copy.
 
     Raises:
         RuntimeError: The norm is not finite, and ``error_if_nonfinite`` is set.
@@ -60,7 +61,7 @@ def clip_grad_norm_(
             warnings.warn("`parameters` is an empty generator, no gradient clipping will occur.", stacklevel=2)
     with torch.no_grad(), modes.no_function_modes():
         grads = GradNorm([parameters], norm_type)
-        if any(foreach or is_dtensor(grad) for grad in grads.others):
+        if foreach and grads.others and not grads.is_cut:
             return _torch_clip(parameters, max_norm, norm_type, error_if_nonfinite, foreach)
         grads.measure()
         if error_if_nonfinite:
@@ -81,13 +82,15 @@ class GradNorm:
         others: The gradients that are not plain memory of the CPU.
         norm: In float64, before clipping.
         is_finite: Whether all gradients are, as far as ``norm_type`` lets it be known.
+        is_cut: Whether parameters are DTensors; then to measure is a collective.
     """
 
     def __init__(self, lists: Iterable[Iterable[Tensor]], norm_type: float = 2.0, by_reference: bool = False) -> None:
         self._lists = [list(params) for params in lists]
         self.by_reference = by_reference
         is_native = backend.in_use == "native" and not by_reference
-        self._grads: Any = native.grads(self._lists) if is_native else ReferenceGrads(self._lists)
+        self._grads: Any = grads_of(self._lists, is_native)
+        self.is_cut = isinstance(self._grads, MeshGrads)
         self.norm_type = float(norm_type)
         self.others: list[Tensor] = self._grads.others()
         self._torchs: Tensor | None = None
@@ -96,14 +99,20 @@ class GradNorm:
 
     def measure(self, grad_scale: float | None = None) -> None:
         """Find the norm, of quotients by ``grad_scale``, each rounded to the gradient's dtype, if that is given."""
-        if self.norm_type == 2.0 or len(self._grads) == 0:
+        if self.is_cut and self.norm_type == math.inf:
+            self.norm = self._grads.largest()  # torch's raises in a process whose shard is empty, and the others wait
+            self.is_finite = math.isfinite(self.norm)
+        elif self.norm_type == 2.0 or len(self._grads) == 0:
             of_others = [sum_of_squares(grad, grad_scale) for grad in self.others]
             self.norm = math.sqrt(self._grads.sum_squares(of_others, grad_scale))
             self.is_finite = math.isfinite(self.norm)
-            if not self.is_finite and any(grad.dtype in _WIDE for grad in self._grads.samples()):
+            if not self.is_finite and self.is_cut:  # in all processes, whatever the dtypes here
+                norm = self._grads.norm_of_huge(grad_scale)
+                self.norm, self.is_finite = (self.norm, False) if norm is None else (norm, True)
+            elif not self.is_finite and any(grad.dtype in _WIDE for grad in self._grads.samples()):
                 self._measure_huge(grad_scale)
         else:
-            self._torchs = get_total_norm(self._all(), self.norm_type)
+            self._torchs = replicated(get_total_norm(self._all(), self.norm_type))
             self.norm = float(self._torchs)
             self.is_finite = math.isfinite(self.norm)
 
@@ -134,9 +143,15 @@ class GradNorm:
         self.is_finite = math.isfinite(self.norm)
 
     def as_tensor(self) -> Tensor:
-        """The norm as torch returns it, on the device of the first gradient, in the type common to all."""
+        """The norm as torch returns it, on the device of the first gradient, in the type common to all.
+
+        A DTensor where parameters are, of which each process has a copy.
+        """
         if self._torchs is not None:
             return self._torchs
+        if self.is_cut:
+            cut: Tensor = self._grads.as_tensor(self.norm)
+            return cut
         samples = self._grads.samples()
         return common_scalar(self.norm, [grad.dtype for grad in samples], samples[0].device if samples else None)
 
@@ -179,11 +194,8 @@ def common_scalar(norm: float, dtypes: list[torch.dtype], device: torch.device |
     """A norm as torch returns it, in the type common to the gradients."""
     if not dtypes:
         return torch.tensor(0.0)
-    return torch.tensor(norm, dtype=functools.reduce(torch.promote_types, map(_real, dtypes)), device=device)
-
-
-def _real(dtype: torch.dtype) -> torch.dtype:
-    return dtype.to_real() if dtype.is_complex else dtype
+    dtype = functools.reduce(torch.promote_types, [dtype.to_real() for dtype in dtypes])
+    return torch.tensor(norm, dtype=dtype, device=device)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ As ``csrc/python/dtensor.cpp`` for the kernels.
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor
@@ -14,6 +15,12 @@ from torch import Tensor
 def is_dtensor(tensor: Any) -> bool:
     """Whether it is a DTensor, exactly. Does not import what nobody has imported."""
     return _is_of(tensor, "torch.distributed.tensor", "DTensor")
+
+
+def has_dtensors(lists: Iterable[Iterable[Any]]) -> bool:
+    """Whether one of them is a DTensor, exactly."""
+    dtensor = getattr(sys.modules.get("torch.distributed.tensor"), "DTensor", None)
+    return dtensor is not None and any(dtensor in map(type, tensors) for tensors in lists)
 
 
 def local_of(tensor: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ class ReferenceGrads:
     """As ``_C.Grads``, of which all are to be measured by the reference."""
 
     def __init__(self, lists: list[list[Tensor]]) -> None:
-        self._found = [(p, p.grad, _mark_of(p.grad)) for params in lists for p in params if p.grad is not None]
+        self._found = [(p, p.grad, mark_of(p.grad)) for params in lists for p in params if p.grad is not None]
         self._beginnings: list[float] | None = None  # after unscale(); see csrc/python/grads.h
 
     def __len__(self) -> int:
@@ -46,7 +46,7 @@ class ReferenceGrads:
         """Divide all in place, and return the sum of their squares."""
         for grad in self.others():
             grad.copy_(reference.prepare_grad(grad, grad_scale=grad_scale))
-        self._found = [(param, grad, _mark_of(grad)) for param, grad, _ in self._found]
+        self._found = [(param, grad, mark_of(grad)) for param, grad, _ in self._found]
         self._beginnings = self._look_at_beginnings()
         return self.sum_squares([sum_of_squares(grad, None) for grad in self.others()], None)
 
@@ -55,7 +55,7 @@ class ReferenceGrads:
 
     def are_as_found(self) -> bool:
         """Whether each parameter has the gradient that was found, in the same memory, and not written since."""
-        return all(param.grad is grad and _mark_of(grad) == mark for param, grad, mark in self._found) and (
+        return all(param.grad is grad and mark_of(grad) == mark for param, grad, mark in self._found) and (
             self._beginnings is None or self._beginnings == self._look_at_beginnings()
         )
 
@@ -70,7 +70,7 @@ def _is_plain(grad: Tensor) -> bool:
     )
 
 
-def _mark_of(grad: Tensor) -> tuple[int, int]:
+def mark_of(grad: Tensor) -> tuple[int, int]:
     """What changes when a gradient is written, or gets other memory."""
     has_address = type(grad) in _PLAIN and grad.layout == torch.strided
     return -1 if grad.is_inference() else grad._version, grad.data_ptr() if has_address else 0

@@ -8,7 +8,7 @@ import math
 import sys
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -18,6 +18,8 @@ from torch.nn.utils import get_total_norm
 
 from fusedoptim import modes
 from fusedoptim.clip import GradNorm, common_scalar
+from fusedoptim.dtensor import has_dtensors
+from fusedoptim.partial_view import may_be_partial, refuse_fsdp1, refuse_settings
 
 # By name, what each is unless it is asked for: only then is it in the groups, so that a state dict is torch's.
 DEFAULTS: dict[str, Any] = {"max_grad_norm": None, "skip_nonfinite": False, "ema_decay": None}
@@ -63,11 +65,13 @@ def set_up(optimizer: Any, **settings: Any) -> None:
     _check(optimizer.param_groups)
 
 
-def _check(groups: Iterable[Mapping[str, Any]]) -> None:
+def _check(groups: list[Any]) -> None:
     for index, group in enumerate(groups):
         for name in DEFAULTS:
             if name in group:
                 _check_one(name, group[name], f" in parameter group {index}")
+    if has_settings(groups):
+        refuse_settings(groups)
 
 
 def _check_one(name: str, value: Any, where: str) -> None:
@@ -96,6 +100,15 @@ def has_settings(groups: list[Any]) -> bool:
         if "max_grad_norm" in group or "skip_nonfinite" in group:
             return True
     return False
+
+
+def may_measure(optimizer: Any) -> bool:
+    """Whether a step in one call may find the norm by itself: nothing offers it, and no engine has other parts."""
+    attributes = optimizer.__dict__
+    if ("_offered_norm" in attributes or may_be_partial()) and has_settings(optimizer.param_groups):
+        refuse_settings(optimizer.param_groups)
+        return "_offered_norm" not in attributes
+    return True
 
 
 def clips_next_step(optimizer: Any) -> bool:
@@ -130,6 +143,7 @@ def _take_offered_norm(optimizer: Any, grad_scale: float | None) -> GradNorm | N
 def clip_next_step(optimizer: Any, max_norm: float, norm_type: float, error_if_nonfinite: bool) -> Tensor:
     """See ``FusedStep.clip_grad_norm_``."""
     optimizer.__dict__.pop("_next_clip", None)
+    refuse_fsdp1(optimizer.param_groups, max_norm)
     if modes.watch_operations():
         params = [p for group in optimizer.param_groups for p in group["params"]]
         return torch.nn.utils.clip_grad_norm_(params, max_norm, norm_type, error_if_nonfinite)
@@ -227,8 +241,9 @@ def _clips(
         rest = _params_of(groups, [limit is None for limit in limits])
         is_finite = norm.is_finite
     if any(group.get("skip_nonfinite") for group in groups):
-        if is_finite and rest:
-            others = GradNorm(rest, by_reference=by_reference)
+        together = bool(rest) and has_dtensors(_params_of(groups))  # their processes know the same of all gradients
+        if together or (is_finite and rest):
+            others = GradNorm(_params_of(groups) if together else rest, by_reference=by_reference)
             others.measure(grad_scale)
             is_finite = others.is_finite
     else:

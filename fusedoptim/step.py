@@ -18,7 +18,7 @@ from fusedoptim.clip import clipped
 from fusedoptim.hooks import label, post_hooks, pre_hooks
 from fusedoptim.mappings import is_transparent
 from fusedoptim.private import private
-from fusedoptim.settings import clip_next_step, constructor, has_settings, note_measured, set_up, take_clips
+from fusedoptim.settings import clip_next_step, constructor, has_settings, may_measure, note_measured, set_up, take_clips
 from fusedoptim.state_dict import load
 
 _ZERO_GRAD = (None, "to_zero", "to_none")
@@ -171,10 +171,12 @@ class FusedStep(Optimizer):
             error_if_nonfinite: Raise if the norm is infinite or NaN.
 
         Returns:
-            The norm before clipping, 0-dimensional, on the device of the first gradient.
+            The norm before clipping, 0-dimensional, on the device of the first gradient; as torch's, a DTensor where
+            parameters are, of which each process has a copy.
 
         Raises:
             RuntimeError: The norm is not finite, and ``error_if_nonfinite`` is set.
+            ValueError: The parameters are FSDP1's, whose processes have a part of the gradients each.
         """
         return clip_next_step(self, max_norm, norm_type, error_if_nonfinite)
 
@@ -253,7 +255,7 @@ class FusedStep(Optimizer):
         plan = self._take_plan()
         try:
             if "_next_clip" not in attributes:
-                if on_host and not ("_offered_norm" in attributes and has_settings(self.param_groups)):
+                if on_host and may_measure(self):
                     done = plan.fast_step(self, zero_grad, grad_scale, drop_grads, None)
                     if done is True or (done and note_measured(self, *done)):
                         return drop_grads or zero_grad

@@ -90,15 +90,17 @@ def _run_rank(phase: str, rank: int, folder: Path, backends: list[str]) -> None:
 
 def main(folder: Path, backends: list[str]) -> None:
     import with_checkpoints
+    import with_clipping
     import with_ddp
     import with_fsdp
     import with_fsdp1
+    import with_mesh_norms
     import with_shards
 
     # What torch's engines import once they run: here, not in each process.
     for late in ("fsspec", "torch._dynamo", "torch.distributed.fsdp"):
         importlib.import_module(late)
-    assert all((with_checkpoints, with_ddp, with_fsdp, with_fsdp1, with_shards))
+    assert all((with_checkpoints, with_clipping, with_ddp, with_fsdp, with_fsdp1, with_mesh_norms, with_shards))
     for phase, world in PHASES.items():
         children = []
         for rank in range(world):

@@ -14,14 +14,18 @@ import pytest
 import ranks
 import torch.distributed
 import with_checkpoints
+import with_clipping
 import with_ddp
 import with_fsdp
 import with_fsdp1
+import with_mesh_norms
 import with_shards
 
 from fusedoptim import native
 
-assert all((with_checkpoints, with_ddp, with_fsdp, with_fsdp1, with_shards))  # which fill the table
+assert all(
+    (with_checkpoints, with_clipping, with_ddp, with_fsdp, with_fsdp1, with_mesh_norms, with_shards)
+)  # which fill the table
 
 BACKENDS = ["native", "reference"] if native.available() else ["reference"]
 LIMIT = 400  # seconds
@@ -38,7 +42,8 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ranks")
     program = [sys.executable, ranks.__file__, str(folder), ",".join(BACKENDS)]
     path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path, "GLOO_SOCKET_IFNAME": "lo"}
+    own = {"OMP_NUM_THREADS": "1", "PYTHONPATH": path, "GLOO_SOCKET_IFNAME": "lo", "KINETO_LOG_LEVEL": "99"}
+    environment = {**os.environ, **own}
     with open(folder / "output", "w") as output:
         running = subprocess.Popen(program, stdout=output, stderr=output, env=environment, start_new_session=True)
         try:

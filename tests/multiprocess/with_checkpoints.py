@@ -11,6 +11,7 @@ from with_fsdp import sharded
 
 KINDS = [kind for kind in OPTIMIZERS if kind != "SGD"]  # that keep state
 LAST = {"two": 2, "four": 4, "two-again": 6}  # steps taken by the end of a phase
+MORE: dict[str, dict[str, Any]] = {"Adam": {"ema_decay": 0.5}, "AdamW": {"max_grad_norm": 2.0}}
 SAMPLES = 8  # of a step, however many processes there are
 
 
@@ -22,7 +23,7 @@ def _train(own: Rank, model: Any, optimizer: Any, steps: range) -> None:
 
 
 def _alone(kind: str, last: int) -> tuple[Any, Any]:
-    return alone(kind, 2, range(last))  # 2 times 4 samples
+    return alone(kind, 2, range(last), **MORE.get(kind, {}))  # 2 times 4 samples
 
 
 @scenario("two", "four", "two-again")
@@ -36,7 +37,7 @@ def checkpoints(own: Rank) -> None:
         with torch.no_grad():
             for p in model.parameters():
                 p.mul_(1 if first == 0 else 17)  # what is loaded must overwrite it
-        optimizer = make(kind, model.parameters(), fused=own.phase != "four" or None)
+        optimizer = make(kind, model.parameters(), fused=own.phase != "four" or None, **MORE.get(kind, {}))
         if first > 0:
             weights, state = get_state_dict(model, optimizer)
             saved = {"model": weights, "optimizer": state}
@@ -88,18 +89,18 @@ def whole_state_from_and_to_one_process(own: Rank) -> None:
     )
 
     for kind in KINDS:
-        single, other = alone(kind, 2, range(2))
+        single, other = _alone(kind, 2)
         model = sharded(own)
         with torch.no_grad():
             for p, q in zip(model.parameters(), single.parameters(), strict=True):
                 p.copy_(_like(q.detach(), p))
-        optimizer = make(kind, model.parameters())
+        optimizer = make(kind, model.parameters(), **MORE.get(kind, {}))
         gathered = StateDictOptions(full_state_dict=True)
         given = get_optimizer_state_dict(single, other, options=gathered)
         set_optimizer_state_dict(model, optimizer, given, options=gathered)
         assert_same_bits(model, single, optimizer, other)
         _train(own, model, optimizer, range(2, 4))
-        assert_same_bits(model, *_pair(alone(kind, 2, range(4)), optimizer))
+        assert_same_bits(model, *_pair(_alone(kind, 4), optimizer))
         back = get_optimizer_state_dict(model, optimizer, options=StateDictOptions(full_state_dict=True))
         for name, p in model.named_parameters():
             for key, entry in optimizer.state[p].items():

@@ -5,8 +5,9 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
+import pytest
 import torch
-from exact_models import OPTIMIZERS, Exact, alone, assert_same_bits, make, share
+from exact_models import OPTIMIZERS, PER_RANK, Exact, alone, assert_same_bits, data, make, share
 from ranks import Rank, scenario
 from torch import nn
 
@@ -87,6 +88,29 @@ def fsdp1_state_dict(own: Rank) -> None:
             other.load_state_dict(_fsdp().optim_state_dict_to_load(new, other, saved))
             _train(own, new, other, range(3, 5))
             _assert_whole(new, other, *alone(kind, own.world, range(5)), exact=True)
+
+
+@scenario("two")
+def fsdp1_clips_by_itself(own: Rank) -> None:
+    """An optimizer would know the norm of what lies in its process, so it says who knows the norm of all."""
+    for use_orig_params in (True, False):
+        model = _sharded(use_orig_params)
+        cure = r"with FullyShardedDataParallel each process.*model\.clip_grad_norm_\("
+        for setting in ({"max_grad_norm": 2.0}, {"skip_nonfinite": True}):
+            with pytest.raises(ValueError, match=cure):
+                make("momentum", model.parameters(), **setting)
+        optimizer = make("momentum", model.parameters())
+        with pytest.raises(ValueError, match=cure):
+            optimizer.clip_grad_norm_(2.0)
+        single = Exact()
+        other = make("momentum", single.parameters(), max_grad_norm=2.0)
+        for step in STEPS:
+            model(share(step, own.rank, own.world)).backward()
+            single(data(step, PER_RANK * own.world)).backward()
+            model.clip_grad_norm_(2.0)
+            optimizer.step(zero_grad="to_none")
+            other.step(zero_grad="to_none")
+        _assert_whole(model, optimizer, single, other, exact=False)
 
 
 @scenario("two")

@@ -21,11 +21,11 @@ def _mesh(own: Rank) -> Any:
     return init_device_mesh("cpu", (own.world,))
 
 
-def _randn(*shape: int, seed: int) -> Tensor:
+def randn(*shape: int, seed: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def _cut(x: Tensor, mesh: Any, *placements: Any) -> Any:
+def cut(x: Tensor, mesh: Any, *placements: Any) -> Any:
     from torch.distributed.tensor import distribute_tensor
 
     return distribute_tensor(x, mesh, placements, src_data_rank=None)
@@ -40,12 +40,12 @@ def any_cut(own: Rank) -> None:
     for kind in OPTIMIZERS:
         for placement in (Shard(0), Shard(1), Replicate()):
             for dtype in (torch.float32, torch.bfloat16):
-                q = Parameter(_randn(3, 70, seed=1).to(dtype))
-                p = Parameter(_cut(q.detach().clone(), mesh, placement))
+                q = Parameter(randn(3, 70, seed=1).to(dtype))
+                p = Parameter(cut(q.detach().clone(), mesh, placement))
                 optimizer, other = make(kind, [p], fused=True), make(kind, [q], fused=True)
                 for step in range(2):
-                    q.grad = _randn(3, 70, seed=10 + step).to(dtype)
-                    p.grad = _cut(q.grad.clone(), mesh, placement)
+                    q.grad = randn(3, 70, seed=10 + step).to(dtype)
+                    p.grad = cut(q.grad.clone(), mesh, placement)
                     optimizer.step(zero_grad="to_zero")
                     other.step(zero_grad="to_zero")
                     assert not p.grad.to_local().any()
@@ -67,7 +67,7 @@ def left_to_torch(own: Rank) -> None:
     FusedStep._torch_step = note  # type: ignore[method-assign]
 
     def step(which: Any, grad: Tensor, momentum: Any = None, param: Any = None, **options: Any) -> Any:
-        p = Parameter(_cut(_randn(4, 3, seed=1), mesh, Shard(0))) if param is None else param
+        p = Parameter(cut(randn(4, 3, seed=1), mesh, Shard(0))) if param is None else param
         optimizer = which([p], lr=0.1, momentum=0.9, **options)
         if momentum is not None:
             optimizer.state[p] = {"momentum_buffer": momentum.clone()}
@@ -75,10 +75,10 @@ def left_to_torch(own: Rank) -> None:
         optimizer.step()
         return whole(p).tolist()
 
-    same = _cut(_randn(4, 3, seed=2), mesh, Shard(0))
-    replicated = _cut(_randn(4, 3, seed=2), mesh, Replicate())
-    plain = _randn(4, 3, seed=2)
-    part = DTensor.from_local(_randn(4, 3, seed=3), mesh, [Partial()])
+    same = cut(randn(4, 3, seed=2), mesh, Shard(0))
+    replicated = cut(randn(4, 3, seed=2), mesh, Replicate())
+    plain = randn(4, 3, seed=2)
+    part = DTensor.from_local(randn(4, 3, seed=3), mesh, [Partial()])
     for what, arguments in {
         "other placements": (replicated,),
         "state is a DTensor on another mesh or with other placements": (same, replicated.clone()),
@@ -105,8 +105,8 @@ def still_being_received(own: Rank) -> None:
     from torch.distributed.tensor import DTensor, Replicate
 
     mesh = _mesh(own)
-    p, q = (Parameter(_randn(5, 2, seed=1)) for _ in range(2))
-    p = Parameter(_cut(p.detach(), mesh, Replicate()))
+    p, q = (Parameter(randn(5, 2, seed=1)) for _ in range(2))
+    p = Parameter(cut(p.detach(), mesh, Replicate()))
     received = collectives.all_reduce(torch.full((5, 2), own.rank + 1.0), "sum", mesh)
     assert isinstance(received, collectives.AsyncCollectiveTensor)
     p.grad = DTensor.from_local(received, mesh, [Replicate()], run_check=False)
@@ -119,8 +119,7 @@ def still_being_received(own: Rank) -> None:
     assert not p.grad.to_local().any()
 
 
-@scenario("two", "four")
-def tensor_parallel(own: Rank) -> None:
+def parallel(own: Rank) -> Any:
     """Layers cut by columns and by rows; with four processes FSDP cuts them again, to strided shards."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
@@ -128,15 +127,21 @@ def tensor_parallel(own: Rank) -> None:
     from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
     mesh = init_device_mesh("cpu", (own.world // 2, 2), mesh_dim_names=("data", "tensor"))
+    model = Exact()
+    plan = {"layers.0": ColwiseParallel(output_layouts=Replicate()),
+            "layers.1": RowwiseParallel(input_layouts=Replicate())}  # fmt: skip
+    parallelize_module(model, mesh["tensor"], plan)
+    if own.world == 4:
+        fully_shard(model, mesh=mesh["data"])
+        kinds = {type(x).__name__ for p in model.parameters() for x in p.placements}
+        assert "_StridedShard" in kinds, kinds
+    return model
+
+
+@scenario("two", "four")
+def tensor_parallel(own: Rank) -> None:
     for kind in ("momentum", "AdamW"):
-        model, single = Exact(), Exact()
-        plan = {"layers.0": ColwiseParallel(output_layouts=Replicate()),
-                "layers.1": RowwiseParallel(input_layouts=Replicate())}  # fmt: skip
-        parallelize_module(model, mesh["tensor"], plan)
-        if own.world == 4:
-            fully_shard(model, mesh=mesh["data"])
-            kinds = {type(x).__name__ for p in model.parameters() for x in p.placements}
-            assert "_StridedShard" in kinds, kinds
+        model, single = parallel(own), Exact()
         optimizer, other = make(kind, model.parameters()), make(kind, single.parameters())
         samples = PER_RANK * own.world // 2
         for step in range(3):
