@@ -33,6 +33,7 @@ class Plan:
         grad_scale: float | None,
         drop_grads: bool,
         clips: Sequence[float] | None,
+        skip_nonfinite: bool = False,
     ) -> bool | tuple[bool, float | None, tuple[str, ...]]: ...
     def is_ours(self, optimizer: Any) -> bool: ...
     def gather(

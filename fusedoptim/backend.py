@@ -22,7 +22,13 @@ class Plan(Protocol):
     torch_parts: tuple[tuple[str, Any], ...]
 
     def fast_step(
-        self, optimizer: Any, zero_grad: bool, grad_scale: float | None, drop_grads: bool, clips: Any
+        self,
+        optimizer: Any,
+        zero_grad: bool,
+        grad_scale: float | None,
+        drop_grads: bool,
+        clips: Any,
+        skip_nonfinite: bool = False,
     ) -> bool | tuple[bool, float | None, tuple[str, ...]]:
         """Take the whole step, gradients and all, and return True; or change nothing and return False.
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fusedoptim import modes
+from fusedoptim import hooks, modes
 from fusedoptim.clip import GradNorm
 from fusedoptim.private import has_method
 from fusedoptim.settings import has_settings, offer_norm
@@ -42,31 +42,48 @@ class GradScaler(torch.amp.GradScaler):
         (tensor([1., 1., 1., 1.]), tensor(2.), 8.0)
     """
 
+    def step(self, optimizer: Any, *args: Any, **kwargs: Any) -> Any:
+        """As torch's; a step of this package that divides by itself also looks for infinity and NaN by itself."""
+        has_closure = args or kwargs.get("closure") is not None  # which may write gradients
+        if not self._enabled or has_closure or not _is_plain_step(optimizer):
+            return super().step(optimizer, *args, **kwargs)
+        attributes = optimizer.__dict__
+        attributes["_check_within"] = None  # may be
+        try:
+            result = super().step(optimizer, *args, **kwargs)
+        finally:
+            check = attributes.pop("_check_within", None)
+        if check is not None:  # nobody has asked for it
+            check.finds()
+        return result
+
     # torch calls it from unscale_(), and with allow_fp16, a scale of 1, to check for a step that divides by itself.
     def _unscale_grads_(
         self, optimizer: Any, inv_scale: Tensor, found_inf: Tensor, allow_fp16: bool
     ) -> dict[torch.device, Tensor]:
-        found = self._look_at_once(optimizer, allow_fp16)
+        found: dict[torch.device, Tensor] | None = None
+        if _is_for_us(optimizer):
+            scale, given = self.get_scale(), getattr(optimizer, "grad_scale", None)
+            if allow_fp16 and given is not None:  # the step divides by the product, which torch rounds to float32
+                scale = float(torch.tensor(scale, dtype=torch.float32) * given)
+            if not scale >= 1:  # quotients may be infinite where gradients are not
+                found = None
+            elif allow_fp16 and "_check_within" in optimizer.__dict__ and _has_grads(optimizer):
+                check = optimizer.__dict__["_check_within"] = _Check(self, optimizer, scale)
+                found = {check.found.device: check.found}
+            else:
+                found = self._look_at_once(optimizer, scale, allow_fp16)
         return super()._unscale_grads_(optimizer, inv_scale, found_inf, allow_fp16) if found is None else found
 
-    def _look_at_once(self, optimizer: Any, only_check: bool) -> dict[torch.device, Tensor] | None:
+    def _look_at_once(self, optimizer: Any, scale: float, only_check: bool) -> dict[torch.device, Tensor] | None:
         """Check, and divide unless ``only_check``, in one pass; or return None where that is left to torch."""
         states = getattr(self, "_per_optimizer_states", None)
-        if not isinstance(optimizer, FusedStep) or states is None or modes.watch_operations():
-            return None
-        first = next((param for group in optimizer.param_groups for param in group["params"]), None)
-        if first is None or first.device.type != "cpu":  # a look at each would cost time
+        if states is None or modes.watch_operations():
             return None
         with torch.no_grad(), modes.no_function_modes():
             norm = GradNorm([group["params"] for group in optimizer.param_groups])
             dtypes = norm.dtypes()
             if not norm.are_plain() or (torch.float16 in dtypes and not only_check):
-                return None
-            scale = self.get_scale()
-            given = getattr(optimizer, "grad_scale", None)
-            if only_check and given is not None:  # the step divides by the product, which torch rounds to float32
-                scale = float(torch.tensor(scale, dtype=torch.float32) * given)
-            if not scale >= 1:  # quotients may be infinite where gradients are not
                 return None
             if not dtypes:
                 return {}
@@ -87,5 +104,54 @@ class GradScaler(torch.amp.GradScaler):
         return {cpu: torch.zeros((), dtype=torch.float32, device=cpu)}
 
 
+class _Check:
+    """The look for infinity and NaN, left to the step that reads the gradients anyway.
+
+    Attributes:
+        found: 1 once something is found, else 0: what the scaler reads after the step.
+    """
+
+    def __init__(self, scaler: GradScaler, optimizer: Any, scale: float) -> None:
+        self._scaler, self._optimizer, self._scale = scaler, optimizer, scale
+        self.found = torch.zeros((), dtype=torch.float32, device="cpu")
+
+    def note_inf(self) -> None:
+        """The step has found something, and changed nothing."""
+        self.found.fill_(1.0)
+
+    def finds(self) -> bool:
+        """Look now, in a pass of its own."""
+        scaler, optimizer = self._scaler, self._optimizer
+        found = scaler._look_at_once(optimizer, self._scale, only_check=True)
+        if found is None:
+            one, zero = (torch.full((), x, dtype=torch.float32, device="cpu") for x in (1.0, 0.0))
+            found = torch.amp.GradScaler._unscale_grads_(scaler, optimizer, one, zero, True)
+        self.found.copy_(sum(found.values(), torch.zeros_like(self.found)))
+        return bool(self.found)
+
+
+def _is_for_us(optimizer: Any) -> bool:
+    if not isinstance(optimizer, FusedStep):
+        return False
+    first = next((param for group in optimizer.param_groups for param in group["params"]), None)
+    return first is not None and first.device.type == "cpu"  # a look at each would cost time
+
+
+def _has_grads(optimizer: Any) -> bool:
+    params = (param for group in optimizer.param_groups for param in group["params"])
+    return any(param.device.type == "cpu" and param.grad is not None for param in params)
+
+
+def _is_plain_step(optimizer: Any) -> bool:
+    """Whether ``optimizer.step()`` is ours, divides by the scale, and nobody looks at gradients before or after it."""
+    return (
+        isinstance(optimizer, FusedStep)
+        and type(optimizer).step is FusedStep.step
+        and bool(getattr(optimizer, "_step_supports_amp_scaling", False))
+        and not (hooks.pre_hooks or hooks.post_hooks)
+        and not (optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks)
+    )
+
+
 if not has_method(torch.amp.GradScaler, "_unscale_grads_", _PARAMETERS):  # then the scaler is torch's
-    del GradScaler._unscale_grads_
+    del GradScaler._unscale_grads_, GradScaler.step

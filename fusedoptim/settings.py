@@ -187,11 +187,19 @@ def take_clips(optimizer: Any, grad_scale: Any) -> list[Any] | None:
     return clips
 
 
-def note_measured(optimizer: Any, is_skipped: bool, norm: float | None, dtypes: tuple[str, ...]) -> bool:
-    """Note what ``fast_step`` has measured, of gradients of these dtypes, and return whether the step was taken."""
-    if norm is not None:
+def note_measured(
+    optimizer: Any, is_skipped: bool, norm: float | None, dtypes: tuple[str, ...], check: Any = None
+) -> bool:
+    """Note what ``fast_step`` has measured, of gradients of these dtypes, and return whether the step was taken.
+
+    ``check``: of a scaler, which counts skipped steps by itself; or None.
+    """
+    if norm is not None and not (is_skipped and check is not None):
         optimizer.grad_norm = common_scalar(norm, [getattr(torch, dtype) for dtype in dtypes], torch.device("cpu"))
-    optimizer.skipped_steps += is_skipped
+    if is_skipped and check is not None:
+        check.note_inf()
+    elif is_skipped:
+        optimizer.skipped_steps += 1
     return not is_skipped
 
 

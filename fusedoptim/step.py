@@ -12,13 +12,12 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from fusedoptim import backend, hooks, modes, native, reference
+from fusedoptim import backend, hooks, modes, native, reference, settings
 from fusedoptim.averages import averaged, averages_to_move, copy_averages, move_averages
 from fusedoptim.clip import clipped
 from fusedoptim.hooks import label, post_hooks, pre_hooks
 from fusedoptim.mappings import is_transparent
 from fusedoptim.private import private
-from fusedoptim.settings import clip_next_step, constructor, has_settings, may_measure, note_measured, set_up, take_clips
 from fusedoptim.state_dict import load
 
 _ZERO_GRAD = (None, "to_zero", "to_none")
@@ -56,7 +55,7 @@ class FusedStep(Optimizer):
         torchs = cls.__dict__.get("_torch_class")
         if torchs is not None:
             if "__init__" not in cls.__dict__:
-                cls.__init__ = constructor(cls, torchs)  # type: ignore[method-assign]
+                cls.__init__ = settings.constructor(cls, torchs)  # type: ignore[method-assign]
             names = inspect.unwrap(torchs.step).__code__.co_names
             cls._torch_parts = tuple((x, getattr(torchs, x)) for x in names if callable(getattr(torchs, x, None)))
 
@@ -69,7 +68,7 @@ class FusedStep(Optimizer):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        set_up(self, max_grad_norm=max_grad_norm, skip_nonfinite=skip_nonfinite, ema_decay=ema_decay)
+        settings.set_up(self, max_grad_norm=max_grad_norm, skip_nonfinite=skip_nonfinite, ema_decay=ema_decay)
 
     # Takes whatever it is called with, for hooks are to see what the caller has passed.
     def step(self, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]  # noqa: D417
@@ -178,7 +177,7 @@ class FusedStep(Optimizer):
             RuntimeError: The norm is not finite, and ``error_if_nonfinite`` is set.
             ValueError: The parameters are FSDP1's, whose processes have a part of the gradients each.
         """
-        return clip_next_step(self, max_norm, norm_type, error_if_nonfinite)
+        return settings.clip_next_step(self, max_norm, norm_type, error_if_nonfinite)
 
     def averaged_parameters(self) -> AbstractContextManager[None]:
         """Give the parameters the values of their averages for a block, and their own back after it.
@@ -239,7 +238,7 @@ class FusedStep(Optimizer):
     def _update(self, zero_grad: bool, drop_grads: bool = False) -> bool:
         """Take the step, and return whether it has zeroed or dropped every gradient."""
         attributes = self.__dict__
-        found_inf = grad_scale = None
+        found_inf = grad_scale = check = None
         on_host = True
         if "found_inf" in attributes or "grad_scale" in attributes:  # set by GradScaler; found_inf sums over devices
             found_inf, grad_scale = attributes.get("found_inf"), attributes.get("grad_scale")
@@ -251,19 +250,23 @@ class FusedStep(Optimizer):
             if grad_scale is not None and not native.is_on_cuda(grad_scale):
                 grad_scale = float(grad_scale)
             on_host = found_inf is None and not isinstance(grad_scale, Tensor)
+            check = attributes.pop("_check_within", None)
         clips: Sequence[Any] | None = None
         plan = self._take_plan()
         try:
             if "_next_clip" not in attributes:
-                if on_host and may_measure(self):
-                    done = plan.fast_step(self, zero_grad, grad_scale, drop_grads, None)
-                    if done is True or (done and note_measured(self, *done)):
+                if on_host and settings.may_measure(self):
+                    done = plan.fast_step(self, zero_grad, grad_scale, drop_grads, None, check is not None)
+                    if done is True or (done and settings.note_measured(self, *done, check)):
                         return drop_grads or zero_grad
                     if done:
                         return False
-                clips = () if not has_settings(self.param_groups) else None
+                clips = () if not settings.has_settings(self.param_groups) else None
+            if check is not None and check.finds():
+                attributes.pop("_next_clip", None)
+                return False
             if clips is None:
-                clips = take_clips(self, grad_scale)
+                clips = settings.take_clips(self, grad_scale)
                 if clips is None:
                     attributes.pop("_next_clip", None)
                     return False
@@ -317,7 +320,7 @@ class FusedStep(Optimizer):
                 if plan.commit(self.state, zero_grad, grad_scale, found_inf, self.param_groups if drop_grads else None):
                     return drop_grads or (zero_grad and left is None)
                 if clips:  # a gradient may have been exchanged
-                    again = take_clips(self, grad_scale)
+                    again = settings.take_clips(self, grad_scale)
                     if again is None:
                         return False
                     clips = again

@@ -79,6 +79,33 @@ def test_pending_clips_of_any_norm(norm_type: float, value: float, skipped: int)
     assert optimizer.skipped_steps == skipped
 
 
+def test_the_norm_is_of_the_groups_with_a_limit() -> None:
+    """Its dtype as well."""
+    wide = Parameter(torch.zeros(3, dtype=torch.float64))
+    groups = [{"params": [wide]}, {"params": make_params(), "max_grad_norm": 0.5}]
+    optimizer = fusedoptim.SGD(groups, lr=0.1, skip_nonfinite=True)
+    for seed in range(2):
+        set_grads(optimizer, seed)
+        wide.grad = torch.full((3,), 1e200, dtype=torch.float64)  # finite, as its square is not
+        expected = torch.nn.utils.get_total_norm([p.grad for p in params_of(optimizer)[1:]])
+        optimizer.step()
+        torch.testing.assert_close(optimizer.grad_norm, expected)
+        assert optimizer.skipped_steps == 0
+
+
+def test_elements_are_added_in_the_order_of_rows() -> None:
+    """Also where they do not lie so, and whatever path takes the step."""
+    left = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        p = Parameter(torch.zeros(5, 40, 7, 9).to(memory_format=layout))
+        optimizer = fusedoptim.Adam([p], max_grad_norm=0.5)
+        for seed in range(3):
+            p.grad = helpers.randn(p.shape, seed).to(memory_format=layout)
+            optimizer.step()
+            left.append((optimizer.grad_norm.item(), p.detach().flatten().tolist()))
+    assert left[:3] == left[3:]
+
+
 @pytest.mark.parametrize("limit", [None, 1.0])
 def test_squares_that_overflow_are_finite_all_the_same(limit: float | None) -> None:
     param = Parameter(torch.zeros(4, dtype=torch.float64))

@@ -339,7 +339,7 @@ bool Plan::own_fast_rows() {
 
 bool Plan::clip_fast_rows(const RunOptions& options, const cpu::InstructionSet& set, Measured& measured) {
   const auto any = [&](const auto& test) { return std::any_of(groups_.begin(), groups_.end(), test); };
-  const bool skips = any([](const Group& group) { return group.skips; });
+  const bool skips = measured.may_skip || any([](const Group& group) { return group.skips; });
   measured.is_clipped = any([](const Group& group) { return group.max_norm.has_value(); });
   if (!measured.is_clipped && !skips) return true;
   const Anatomy& anatomy = *Anatomy::get();

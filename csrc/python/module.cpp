@@ -67,10 +67,11 @@ const InstructionSet& chosen_set() {
 // Whether the step was taken; where it has measured gradients, (is_skipped, norm, dtypes), norm None if none is
 // clipped.
 py::object fast_step(Plan& plan, py::handle optimizer, bool zero_grad, std::optional<double> grad_scale,
-                     bool drop_grads, py::handle clips) {
+                     bool drop_grads, py::handle clips, bool skip_nonfinite) {
   std::optional<std::vector<double>> of_groups;
   if (!clips.is_none()) of_groups = py::cast<std::vector<double>>(clips);
   Plan::Measured measured;
+  measured.may_skip = skip_nonfinite;
   const bool done = plan.fast_step(optimizer, chosen_set(), zero_grad, grad_scale ? &*grad_scale : nullptr, drop_grads,
                                    of_groups ? &*of_groups : nullptr, measured);
   if (!done || !(measured.is_clipped || measured.is_skipped)) return py::bool_(done);
@@ -128,7 +129,8 @@ PYBIND11_MODULE(_C, m) {
       .def(py::init<const std::string&, py::iterable, py::iterable, py::object, py::object>(), "rule"_a,
            "torch_parts"_a = py::tuple(), "mode_checks"_a = py::tuple(), "forward_ad"_a = py::dict(),
            "watch_operations"_a = py::none())
-      .def("fast_step", fast_step, "optimizer"_a, "zero_grad"_a, "grad_scale"_a, "drop_grads"_a, "clips"_a)
+      .def("fast_step", fast_step, "optimizer"_a, "zero_grad"_a, "grad_scale"_a, "drop_grads"_a, "clips"_a,
+           "skip_nonfinite"_a = false)
       .def("is_ours", py::overload_cast<py::handle>(&Plan::is_ours, py::const_), "optimizer"_a)
       .def("gather", gather, "groups"_a, "state"_a, "new_state"_a, "write_grads"_a, "clips"_a = std::vector<double>())
       .def("commit", commit, "state"_a, "instruction_set"_a, "threads"_a, "zero_grad"_a, "grad_scale"_a, "found_inf"_a,

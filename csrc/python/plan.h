@@ -46,6 +46,7 @@ class Plan {
   // returns false. `grad_scale`: null for none. `clips`: what the gradients of each group are multiplied by, or null:
   // then it finds that itself, for groups that ask for clipping or skipping, and fills `measured`.
   struct Measured {
+    bool may_skip = false;  // asked for, whatever the groups say
     bool is_clipped = false, is_skipped = false;
     double norm = 0;
     std::array<bool, kDTypes> dtypes = {};  // of the gradients that were measured
