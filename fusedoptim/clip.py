@@ -18,8 +18,9 @@ from torch.nn.utils import clip_grad_norm_ as _torch_clip
 from torch.nn.utils import get_total_norm
 
 from fusedoptim import backend, modes, native
+from fusedoptim.device_norm import DeviceNorm, on_device
 from fusedoptim.dtensor import is_dtensor
-from fusedoptim.grads import ReferenceGrads, largest, ordered_sum, sum_of_squares
+from fusedoptim.grads import ReferenceGrads, check_finite, largest, ordered_sum, sum_of_squares
 
 _WIDE = (torch.float64, torch.complex128)  # whose squares may overflow float64
 
@@ -59,13 +60,13 @@ def clip_grad_norm_(
         if is_generator and len(parameters) == 0:
             warnings.warn("`parameters` is an empty generator, no gradient clipping will occur.", stacklevel=2)
     with torch.no_grad(), modes.no_function_modes():
-        grads = GradNorm([parameters], norm_type)
+        grads = norm_of([parameters], norm_type)
         if any(foreach or is_dtensor(grad) for grad in grads.others):
             return _torch_clip(parameters, max_norm, norm_type, error_if_nonfinite, foreach)
         grads.measure()
         if error_if_nonfinite:
             grads.check_finite()
-        grads.scale(grads.coefficient(float(max_norm)))
+        grads.clip(float(max_norm))
         return grads.as_tensor()
 
 
@@ -93,6 +94,9 @@ class GradNorm:
         self._torchs: Tensor | None = None
         self.norm = math.nan
         self.is_finite = False
+
+    def __len__(self) -> int:
+        return len(self._grads)
 
     def measure(self, grad_scale: float | None = None) -> None:
         """Find the norm, of quotients by ``grad_scale``, each rounded to the gradient's dtype, if that is given."""
@@ -143,16 +147,15 @@ class GradNorm:
 
     def check_finite(self) -> None:
         """Raise what torch raises if the norm is not finite."""
-        if not math.isfinite(self.norm):
-            raise RuntimeError(
-                f"The total norm of order {self.norm_type} for gradients from `parameters` is non-finite, so it cannot "
-                "be clipped. To disable this error and scale the gradients by the non-finite norm anyway, set "
-                "`error_if_nonfinite=False`"
-            )
+        check_finite(self.norm, self.norm_type)
 
     def coefficient(self, max_norm: float) -> float:
         """What gradients are multiplied by so that their norm is at most ``max_norm``."""
         return min(max_norm / (self.norm + 1e-6), 1.0)  # NaN stays NaN, as in torch
+
+    def clip(self, max_norm: float) -> None:
+        """Multiply the gradients in place, so that their norm is at most ``max_norm``."""
+        self.scale(self.coefficient(max_norm))
 
     def scale(self, coefficient: float) -> None:
         """Multiply the gradients in place."""
@@ -174,6 +177,18 @@ class GradNorm:
             and bool(self._grads.are_as_found())
             and len(self._grads) == sum(p.grad is not None for p in now)
         )
+
+
+def norm_of(lists: Iterable[Iterable[Tensor]], norm_type: float = 2.0, optimizer: Any = None) -> GradNorm | DeviceNorm:
+    """The norm of gradients, not measured; on the device, where all of them lie on one.
+
+    Args:
+        lists: Lists of parameters.
+        norm_type: p of the p-norm.
+        optimizer: Whose parameters they are, if of any.
+    """
+    norm = GradNorm(lists, norm_type)
+    return on_device(norm, optimizer) or norm
 
 
 @contextmanager

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from fusedoptim import modes
-from fusedoptim.clip import GradNorm
+from fusedoptim.clip import norm_of
+from fusedoptim.device_norm import DeviceNorm, Verdict, may_be_on_device
 from fusedoptim.private import has_method
 from fusedoptim.settings import has_settings, offer_norm
 from fusedoptim.step import FusedStep
@@ -27,8 +28,11 @@ class GradScaler(torch.amp.GradScaler):
     Gradients are divided by the scale and rounded once; torch multiplies by its reciprocal. While the scale is a power
     of two, as it is by default, the bits are torch's.
 
-    It is torch's altogether with optimizers of other classes, with a scale below 1, and where a gradient is anything
-    but plain memory of the CPU.
+    On a CUDA device nothing waits. There ``unscale_`` divides and checks in one pass, and a quotient that is infinite
+    counts as a gradient that is, which with a scale below 1 may be another; a step measures what it clips anew.
+
+    It is torch's altogether with optimizers of other classes, on the CPU with a scale below 1, and where gradients are
+    neither all plain memory of the CPU nor all on one CUDA device, of float32, bfloat16 or float16.
 
     Example:
         >>> import fusedoptim, torch
@@ -55,11 +59,13 @@ class GradScaler(torch.amp.GradScaler):
         if not isinstance(optimizer, FusedStep) or states is None or modes.watch_operations():
             return None
         first = next((param for group in optimizer.param_groups for param in group["params"]), None)
-        if first is None or first.device.type != "cpu":  # a look at each would cost time
-            return None
+        if first is None or (first.device.type != "cpu" and not may_be_on_device(optimizer.param_groups)):
+            return None  # a look at each would cost time
         with torch.no_grad(), modes.no_function_modes():
-            norm = GradNorm([group["params"] for group in optimizer.param_groups])
+            norm = norm_of([group["params"] for group in optimizer.param_groups], optimizer=optimizer)
             dtypes = norm.dtypes()
+            if isinstance(norm, DeviceNorm):
+                return self._look_on_device(norm, dtypes, only_check)
             if not norm.are_plain() or (torch.float16 in dtypes and not only_check):
                 return None
             scale = self.get_scale()
@@ -85,6 +91,16 @@ class GradScaler(torch.amp.GradScaler):
             states[id(optimizer)]["grad_norm"] = norm  # which owns the gradients, until update() drops it
             offer_norm(optimizer, norm, scale if only_check else None)
         return {cpu: torch.zeros((), dtype=torch.float32, device=cpu)}
+
+    def _look_on_device(
+        self, norm: DeviceNorm, dtypes: set[torch.dtype], only_check: bool
+    ) -> dict[torch.device, Tensor] | None:
+        """The same, queued on the device of all gradients."""
+        if not only_check and (torch.float16 in dtypes or norm.share_memory()):
+            return None
+        found = torch.empty((), dtype=torch.float32, device=norm.device)
+        norm.measure(None if only_check else self._get_scale_async(), Verdict(None, found), store=not only_check)
+        return {norm.device: found}
 
 
 if not has_method(torch.amp.GradScaler, "_unscale_grads_", _PARAMETERS):  # then the scaler is torch's
