@@ -216,7 +216,9 @@ def take_clips(
         judged = [
             measurable([x for x, one in zip(lists, clipped, strict=True) if one is side]) for side in (True, False)
         ]
-        norm, limits = (judged[0], limits) if judged[0].others else (judged[1], [None for _ in groups])
+        if not judged[0].others:  # nothing that is clipped has a gradient
+            limits = [None for _ in groups]
+        norm = judged[0] if judged[0].others else judged[1]
         judged = [one for one in judged if one.others]  # either may have no gradients
     if not judged or not all(isinstance(one, DeviceNorm) and one.index == norm.index for one in judged):
         return None

@@ -5,7 +5,6 @@ Run by ``test_end_to_end.py``, with the plugin ``posed``, as ``device_tests.py``
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -40,7 +39,7 @@ INF, NAN = float("inf"), float("nan")
 
 
 @pytest.fixture(autouse=True)
-def _kept(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Tensor]]:
+def made(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     """What is allocated on the device, kept for what is queued; it holds other numbers until it is written."""
     made: list[Tensor] = []
     empty = device_norm._empty
@@ -51,7 +50,7 @@ def _kept(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Tensor]]:
 
     monkeypatch.setattr(device_norm, "_empty", noted)
     monkeypatch.setattr(device_norm, "_driver", None)  # with the tables of other tests
-    yield made
+    return made
 
 
 def params_of_sizes(dtypes: list[torch.dtype]) -> list[Parameter]:
@@ -156,8 +155,27 @@ def test_gradients_that_share_memory_are_clipped_one_after_the_other() -> None:
         b.grad = a.grad[1000:4000]
         norm = fusedoptim.clip_grad_norm_([a, b], 0.5)
         left.append((bits(norm), bits(a.grad)))
+        assert [kind(launch) for launch in launches()] == ["norm"]
         lib.posing_set_default(HOST)
     assert left[0] == left[1]
+
+
+@pytest.mark.parametrize("limits", [(0.1, 0.2), (0.0, 0.2), (0.3, 1e9)])
+def test_limits_of_groups(limits: tuple[float, float]) -> None:
+    """One norm, of all, and each group its own coefficient."""
+    optimizers = []
+    for _ in range(2):
+        groups = [{"params": make_params([(5,), (300,)])} for _ in limits]
+        optimizer = fusedoptim.SGD(groups, lr=0.1)
+        for group, limit in zip(optimizer.param_groups, limits, strict=True):
+            group["max_grad_norm"] = limit
+        optimizers.append(optimizer)
+    device, host = optimizers
+    step_both(device, host, 1)
+    finish()
+    assert bits(device.grad_norm) == bits(host.grad_norm)
+    assert_same(snapshot(device), snapshot(host))
+    assert [kind(launch) for launch in launches()] == ["norm", "step", "step"]
 
 
 @pytest.mark.parametrize("skip", [False, True])
@@ -227,19 +245,19 @@ def test_a_limit_for_what_torch_steps() -> None:
 
 @pytest.mark.parametrize("count", [1, 2, 400])
 def test_so_many_launches_whatever_the_number_of_gradients(
-    count: int, _kept: list[Tensor], monkeypatch: pytest.MonkeyPatch
+    count: int, made: list[Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = {"max_grad_norm": 0.5, "skip_nonfinite": True}
     optimizer = fusedoptim.AdamW([Parameter(randn((64,), i)) for i in range(count)], fused=True, **options)
     set_grads(optimizer, 1)
     for _ in range(3):
-        del _kept[:-3]
+        del made[:-3]
         with nothing_read(monkeypatch):
             optimizer.step()
         finish()
     assert [kind(launch) for launch in launches()] == ["norm", "step"] * 3
     assert uploads() == 2
-    assert len(_kept) == 3 + 3, "sums, norm and verdict in each step"
+    assert len(made) == 3 + 3, "sums, norm and verdict in each step"
     before = lib.stand_in_launch_count()
     with nothing_read(monkeypatch):
         fusedoptim.clip_grad_norm_(params_of(optimizer), 0.5)
