@@ -88,6 +88,9 @@ class DeviceNorm:
         self.sums = _empty((grads.scratch_size(),), torch.float64, self.device)
         self._rounded: Tensor | None = None
 
+    def __len__(self) -> int:
+        return len(self.others)
+
     def measure(self, grad_scale: Any = None, verdict: Verdict | None = None, store: bool = False) -> None:
         """Queue what finds the norm, of quotients by ``grad_scale`` if that is given, and stores these if it should."""
         dtype = self.others[0].dtype if self._grads.have_one_dtype() else torch.float32
@@ -216,10 +219,10 @@ def take_clips(
         judged = [
             measurable([x for x, one in zip(lists, clipped, strict=True) if one is side]) for side in (True, False)
         ]
-        if not judged[0].others:  # nothing that is clipped has a gradient
+        if not len(judged[0]):  # nothing that is clipped has a gradient
             limits = [None for _ in groups]
-        norm = judged[0] if judged[0].others else judged[1]
-        judged = [one for one in judged if one.others]  # either may have no gradients
+        norm = judged[0] if len(judged[0]) else judged[1]
+        judged = [one for one in judged if len(one)]  # either may have no gradients
     if not judged or not all(isinstance(one, DeviceNorm) and one.index == norm.index for one in judged):
         return None
     found = found_inf

@@ -510,6 +510,22 @@ def test_others_are_measured_one_by_one(other: str) -> None:
     assert left[0] == left[1]
 
 
+def test_a_group_on_the_host_is_clipped_and_one_on_the_device_is_not() -> None:
+    lib.stand_in_set_eager(1)
+    left = []
+    for _ in range(2):
+        params = make_params([(300,), (5,)])
+        set_grads(fusedoptim.SGD(params), 1)
+        if not left:
+            place(params[1], HOST)
+            place(params[1].grad, HOST)
+        optimizer = fusedoptim.SGD([{"params": params[:1]}, {"params": params[1:], "max_grad_norm": 0.5}], lr=0.1)
+        optimizer.step()
+        left.append([bits(optimizer.grad_norm), *(bits(p.detach()) for p in params)])
+        lib.posing_set_default(HOST)
+    assert left[0] == left[1]
+
+
 # ---- failures -------------------------------------------------------------------------------------------------------
 
 

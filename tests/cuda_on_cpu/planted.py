@@ -100,7 +100,7 @@ STRIDED = [
 ]
 
 ARITHMETIC = [
-    Planted("the factor forgotten", STEP, "if (factor != 1) grad =", "if (false) grad =", "maximize"),
+    Planted("the factor forgotten", STEP, "if (factor != 1) grad =", "if (false) grad =", "row 0 of 1 elements"),
     Planted(
         "a new average as it was", STEP, "launch.average_is_new ? operands[0] : *average", "*average", "new average"
     ),
@@ -305,7 +305,7 @@ MEASURING = [
     Planted("lanes of one unit in those of another", NORM, "lanes.at[k * kSumLanes]", "lanes.at[0]", "the norm is"),
     Planted("an element beyond the end of a unit", NORM, "max(min(row.count - begin, kSumUnit), int64_t(0))",
             "max(min(row.count - begin + 1, kSumUnit), int64_t(0))", "heap-buffer-overflow", sanitizer="address"),
-    Planted("sizes in place of strides", NORM, "* layout[1 + ndim + d]", "* layout[1 + d]", "the norm is"),
+    Planted("a dimension left out", NORM, "d = ndim - 1; d >= 0;", "d = ndim - 1; d > 0;", "the norm is"),
     Planted("divided by a reciprocal", NORM, "widen(x[k]) / grad_scale", "widen(x[k]) * (1 / grad_scale)",
             "grad_scale 3.0"),
     Planted("quotients not stored", NORM, "if (!launch.store) return;", "return;", "norm, grid"),
