@@ -188,7 +188,7 @@ def norm_of(lists: Iterable[Iterable[Tensor]], norm_type: float = 2.0, optimizer
         optimizer: Whose parameters they are, if of any.
     """
     norm = GradNorm(lists, norm_type)
-    return on_device(norm, optimizer) or norm
+    return (on_device(norm, optimizer) or norm) if norm.others else norm
 
 
 @contextmanager

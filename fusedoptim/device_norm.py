@@ -24,10 +24,10 @@ def on_device(norm: GradNorm, optimizer: Any = None) -> DeviceNorm | None:
     """The same norm, to be measured on the device; None unless all gradients lie on one and its kernels take them.
 
     Args:
-        norm: Of order 2, as made for the backend in use, and not measured.
+        norm: Not measured, of gradients some of which are not plain memory of the CPU.
         optimizer: Keeps the tables that the device reads.
     """
-    if not norm.others or norm.norm_type != 2.0 or norm.by_reference or len(norm.others) != len(norm):
+    if norm.norm_type != 2.0 or norm.by_reference or len(norm.others) != len(norm):
         return None
     if not native.has_cuda or backend.in_use != "native":
         return None
@@ -180,8 +180,11 @@ class DeviceClips:
 
 
 def may_be_on_device(groups: Iterable[Any]) -> bool:
-    """Whether the first parameter lies on a CUDA device: quickly found out, and most often so of all or none."""
-    if native.has_cuda and backend.in_use == "native":
+    """Whether the first parameter lies on a CUDA device: quickly found out, and most often so of all or none.
+
+    Asked only of a module with CUDA kernels.
+    """
+    if backend.in_use == "native":
         for group in groups:
             for param in group["params"]:
                 return native.lies_on_cuda(param)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fusedoptim import modes
+from fusedoptim import modes, native
 from fusedoptim.clip import norm_of
 from fusedoptim.device_norm import DeviceNorm, Verdict, may_be_on_device
 from fusedoptim.private import has_method
@@ -59,7 +59,9 @@ class GradScaler(torch.amp.GradScaler):
         if not isinstance(optimizer, FusedStep) or states is None or modes.watch_operations():
             return None
         first = next((param for group in optimizer.param_groups for param in group["params"]), None)
-        if first is None or (first.device.type != "cpu" and not may_be_on_device(optimizer.param_groups)):
+        if first is None or (
+            first.device.type != "cpu" and not (native.has_cuda and may_be_on_device(optimizer.param_groups))
+        ):
             return None  # a look at each would cost time
         with torch.no_grad(), modes.no_function_modes():
             norm = norm_of([group["params"] for group in optimizer.param_groups], optimizer=optimizer)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
-from fusedoptim import device_norm, modes
+from fusedoptim import device_norm, modes, native
 from fusedoptim.clip import GradNorm, norm_of
 from fusedoptim.device_norm import DeviceClips, DeviceNorm
 
@@ -167,7 +167,7 @@ def take_clips(optimizer: Any, grad_scale: Any, found_inf: Any = None) -> list[A
             clips, norm, is_finite = _torchs_clips(groups, grad_scale, pending)
         else:
             with modes.no_function_modes():
-                if device_norm.may_be_on_device(groups):
+                if native.has_cuda and device_norm.may_be_on_device(groups):
                     measurable = functools.partial(norm_of, optimizer=optimizer)
                     found = device_norm.take_clips(optimizer, pending, measurable, grad_scale, found_inf)
                     if found is not None:
