@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 import gpu_bits as bits
+import gpu_clipping as clipping
 import gpu_features as features
 import gpu_runtime as runtime
 
@@ -14,6 +15,8 @@ CHECKS: dict[str, Check] = {
     "loss scale": features.check_loss_scale,
     "graphs": runtime.check_graphs,
     "nothing waits": runtime.check_nothing_waits,
+    "clipping": clipping.check_clipping,
+    "clipping waits": clipping.check_clipping_waits,
     "layouts": bits.check_layouts,
     "misaligned": bits.check_misaligned,
     "special values": bits.check_special_values,

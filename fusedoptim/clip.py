@@ -18,7 +18,8 @@ from torch.nn.utils import clip_grad_norm_ as _torch_clip
 from torch.nn.utils import get_total_norm
 
 from fusedoptim import backend, modes
-from fusedoptim.grads import largest, ordered_sum, sum_of_squares
+from fusedoptim.device_norm import DeviceNorm, on_device
+from fusedoptim.grads import check_finite, largest, ordered_sum, sum_of_squares
 from fusedoptim.mesh_norm import MeshGrads, grads_of, replicated
 
 _WIDE = (torch.float64, torch.complex128)  # whose squares may overflow float64
@@ -60,13 +61,13 @@ def clip_grad_norm_(
         if is_generator and len(parameters) == 0:
             warnings.warn("`parameters` is an empty generator, no gradient clipping will occur.", stacklevel=2)
     with torch.no_grad(), modes.no_function_modes():
-        grads = GradNorm([parameters], norm_type)
-        if foreach and grads.others and not grads.is_cut:
+        grads = norm_of([parameters], norm_type)
+        if foreach and grads.others and not (isinstance(grads, GradNorm) and grads.is_cut):
             return _torch_clip(parameters, max_norm, norm_type, error_if_nonfinite, foreach)
         grads.measure()
         if error_if_nonfinite:
             grads.check_finite()
-        grads.scale(grads.coefficient(float(max_norm)))
+        grads.clip(float(max_norm))
         return grads.as_tensor()
 
 
@@ -96,6 +97,9 @@ class GradNorm:
         self._torchs: Tensor | None = None
         self.norm = math.nan
         self.is_finite = False
+
+    def __len__(self) -> int:
+        return len(self._grads)
 
     def measure(self, grad_scale: float | None = None) -> None:
         """Find the norm, of quotients by ``grad_scale``, each rounded to the gradient's dtype, if that is given."""
@@ -157,16 +161,15 @@ class GradNorm:
 
     def check_finite(self) -> None:
         """Raise what torch raises if the norm is not finite."""
-        if not math.isfinite(self.norm):
-            raise RuntimeError(
-                f"The total norm of order {self.norm_type} for gradients from `parameters` is non-finite, so it cannot "
-                "be clipped. To disable this error and scale the gradients by the non-finite norm anyway, set "
-                "`error_if_nonfinite=False`"
-            )
+        check_finite(self.norm, self.norm_type)
 
     def coefficient(self, max_norm: float) -> float:
         """What gradients are multiplied by so that their norm is at most ``max_norm``."""
         return min(max_norm / (self.norm + 1e-6), 1.0)  # NaN stays NaN, as in torch
+
+    def clip(self, max_norm: float) -> None:
+        """Multiply the gradients in place, so that their norm is at most ``max_norm``."""
+        self.scale(self.coefficient(max_norm))
 
     def scale(self, coefficient: float) -> None:
         """Multiply the gradients in place."""
@@ -196,6 +199,18 @@ def common_scalar(norm: float, dtypes: list[torch.dtype], device: torch.device |
         return torch.tensor(0.0)
     dtype = functools.reduce(torch.promote_types, [dtype.to_real() for dtype in dtypes])
     return torch.tensor(norm, dtype=dtype, device=device)
+
+
+def norm_of(lists: Iterable[Iterable[Tensor]], norm_type: float = 2.0, optimizer: Any = None) -> GradNorm | DeviceNorm:
+    """The norm of gradients, not measured; on the device, where all of them lie on one.
+
+    Args:
+        lists: Lists of parameters.
+        norm_type: p of the p-norm.
+        optimizer: Whose parameters they are, if of any.
+    """
+    norm = GradNorm(lists, norm_type)
+    return (on_device(norm, optimizer) or norm) if norm.others else norm
 
 
 @contextmanager

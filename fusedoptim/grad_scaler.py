@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fusedoptim import hooks, modes
-from fusedoptim.clip import GradNorm
+from fusedoptim import hooks, modes, native
+from fusedoptim.clip import GradNorm, norm_of
+from fusedoptim.device_norm import DeviceNorm, Verdict, may_be_on_device
 from fusedoptim.private import has_method
 from fusedoptim.settings import has_settings, offer_norm
 from fusedoptim.step import FusedStep
@@ -27,8 +28,11 @@ class GradScaler(torch.amp.GradScaler):
     Gradients are divided by the scale and rounded once; torch multiplies by its reciprocal. While the scale is a power
     of two, as it is by default, the bits are torch's.
 
-    It is torch's altogether with optimizers of other classes, with a scale below 1, and where a gradient is anything
-    but plain memory of the CPU.
+    On a CUDA device nothing waits. There ``unscale_`` divides and checks in one pass, and a quotient that is infinite
+    counts as a gradient that is, which with a scale below 1 may be another; a step measures what it clips anew.
+
+    It is torch's altogether with optimizers of other classes, on the CPU with a scale below 1, and where gradients are
+    neither all plain memory of the CPU nor all on one CUDA device, of float32, bfloat16 or float16.
 
     Example:
         >>> import fusedoptim, torch
@@ -62,7 +66,8 @@ class GradScaler(torch.amp.GradScaler):
         self, optimizer: Any, inv_scale: Tensor, found_inf: Tensor, allow_fp16: bool
     ) -> dict[torch.device, Tensor]:
         found: dict[torch.device, Tensor] | None = None
-        if _is_for_us(optimizer):
+        where = _where(optimizer)
+        if where == "cpu":
             scale, given = self.get_scale(), getattr(optimizer, "grad_scale", None)
             if allow_fp16 and given is not None:  # the step divides by the product, which torch rounds to float32
                 scale = float(torch.tensor(scale, dtype=torch.float32) * given)
@@ -73,6 +78,8 @@ class GradScaler(torch.amp.GradScaler):
                 found = {check.found.device: check.found}
             else:
                 found = self._look_at_once(optimizer, scale, allow_fp16)
+        elif where == "cuda":
+            found = self._look_on_device(optimizer, allow_fp16)
         return super()._unscale_grads_(optimizer, inv_scale, found_inf, allow_fp16) if found is None else found
 
     def _look_at_once(self, optimizer: Any, scale: float, only_check: bool) -> dict[torch.device, Tensor] | None:
@@ -103,6 +110,20 @@ class GradScaler(torch.amp.GradScaler):
             offer_norm(optimizer, norm, scale if only_check else None)
         return {cpu: torch.zeros((), dtype=torch.float32, device=cpu)}
 
+    def _look_on_device(self, optimizer: Any, only_check: bool) -> dict[torch.device, Tensor] | None:
+        """The same, queued on the device of all gradients."""
+        if modes.watch_operations():
+            return None
+        with torch.no_grad(), modes.no_function_modes():
+            norm = norm_of([group["params"] for group in optimizer.param_groups], optimizer=optimizer)
+            if not isinstance(norm, DeviceNorm):
+                return None
+            if not only_check and (torch.float16 in norm.dtypes() or norm.share_memory()):
+                return None
+            found = torch.empty((), dtype=torch.float32, device=norm.device)
+            norm.measure(None if only_check else self._get_scale_async(), Verdict(None, found), store=not only_check)
+            return {norm.device: found}
+
 
 class _Check:
     """The look for infinity and NaN, left to the step that reads the gradients anyway.
@@ -130,11 +151,16 @@ class _Check:
         return bool(self.found)
 
 
-def _is_for_us(optimizer: Any) -> bool:
-    if not isinstance(optimizer, FusedStep):
-        return False
-    first = next((param for group in optimizer.param_groups for param in group["params"]), None)
-    return first is not None and first.device.type == "cpu"  # a look at each would cost time
+def _where(optimizer: Any) -> str | None:
+    """The type of device on which gradients are looked at here; None where that is left to torch."""
+    first = None
+    if isinstance(optimizer, FusedStep):
+        first = next((param for group in optimizer.param_groups for param in group["params"]), None)
+    if first is None:
+        return None
+    if first.device.type == "cpu":  # a look at each would cost time
+        return "cpu"
+    return "cuda" if native.has_cuda and may_be_on_device(optimizer.param_groups) else None
 
 
 def _has_grads(optimizer: Any) -> bool:

@@ -81,6 +81,16 @@ def ordered_sum(values: list[float]) -> float:
     return float(reference.ordered_sum(torch.tensor(values, dtype=torch.float64, device="cpu")))
 
 
+def check_finite(norm: float, norm_type: float) -> None:
+    """Raise what torch raises if the norm of gradients is not finite."""
+    if not math.isfinite(norm):
+        raise RuntimeError(
+            f"The total norm of order {norm_type} for gradients from `parameters` is non-finite, so it cannot "
+            "be clipped. To disable this error and scale the gradients by the non-finite norm anyway, set "
+            "`error_if_nonfinite=False`"
+        )
+
+
 def _numbers(grad: Tensor, grad_scale: float | None) -> Tensor:
     """The elements of a gradient, divided and rounded, as real numbers unless it is a tensor subclass."""
     if grad_scale is not None:

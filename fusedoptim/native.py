@@ -26,6 +26,8 @@ except ImportError as error:
 # which no other need be the same. FUSEDOPTIM_DIRECT=1 tries it on any, FUSEDOPTIM_DIRECT=0 turns it off.
 TESTED_TORCH = ("2.10.0", "2.13.0", "2.14.1")
 
+has_cuda = bool(getattr(_C, "cuda_architectures", []))  # whether CUDA kernels are built
+
 _get_num_threads = torch.get_num_threads
 _SOURCE = Path(__file__).resolve().parent.parent
 _CURE = (
@@ -198,6 +200,21 @@ def grads(lists: list[list[torch.Tensor]]) -> Any:
     return _Grads(lists)
 
 
+def norm_driver() -> Any:
+    """What keeps the tables of norms that are found on CUDA devices."""
+    return _C.NormDriver()
+
+
+def device_grads(grads: list[torch.Tensor], driver: Any) -> Any:
+    """Gradients to be measured on the CUDA device that all of them lie on; None if they do not."""
+    return _C.DeviceGrads.of(grads, driver)
+
+
+def lies_on_cuda(tensor: Any) -> bool:
+    """Whether it is a plain tensor on a CUDA device."""
+    return bool(_C.lies_on_cuda(tensor))
+
+
 def drop_grads(groups: list[dict[str, Any]]) -> None:
     """Drop the gradients of all parameters of ``groups`` in one call."""
     _C.drop_grads(groups)
@@ -234,7 +251,7 @@ def build_info() -> dict[str, Any]:
         "instruction_sets_built": [entry.name for entry in _C.built()] if available() else [],
         "instruction_sets_supported": [entry.name for entry in _C.supported()] if available() else [],
         "instruction_set": _instruction_set.name if available() else None,
-        "cuda": bool(getattr(_C, "cuda_architectures", [])),
+        "cuda": has_cuda,
         "cuda_architectures": list(getattr(_C, "cuda_architectures", [])),
         "cuda_compiler": getattr(_C, "cuda_compiler", None),
         "cuda_runtime": getattr(_C, "cuda_runtime", None),

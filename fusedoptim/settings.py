@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
-from fusedoptim import modes
-from fusedoptim.clip import GradNorm, common_scalar
+from fusedoptim import device_norm, modes, native
+from fusedoptim.clip import GradNorm, common_scalar, norm_of
+from fusedoptim.device_norm import DeviceClips, DeviceNorm
 from fusedoptim.dtensor import has_dtensors
 from fusedoptim.partial_view import may_be_partial, refuse_fsdp1, refuse_settings
 
@@ -119,7 +120,7 @@ def clips_next_step(optimizer: Any) -> bool:
 class _NextClip:
     """The clipping of the next step."""
 
-    def __init__(self, norm: GradNorm, max_norm: float) -> None:
+    def __init__(self, norm: GradNorm | DeviceNorm, max_norm: float) -> None:
         self.norm, self.max_norm = norm, max_norm
 
 
@@ -148,18 +149,22 @@ def clip_next_step(optimizer: Any, max_norm: float, norm_type: float, error_if_n
         params = [p for group in optimizer.param_groups for p in group["params"]]
         return torch.nn.utils.clip_grad_norm_(params, max_norm, norm_type, error_if_nonfinite)
     with torch.no_grad(), modes.no_function_modes():
-        norm = _take_offered_norm(optimizer, None) if norm_type == 2.0 else None
+        norm: Any = _take_offered_norm(optimizer, None) if norm_type == 2.0 else None
         if norm is None:
-            norm = GradNorm(_params_of(optimizer.param_groups), norm_type)
+            norm = norm_of(_params_of(optimizer.param_groups), norm_type, optimizer)
             norm.measure()
         if error_if_nonfinite:
             norm.check_finite()
         optimizer.__dict__["_next_clip"] = _NextClip(norm, float(max_norm))
-        return norm.as_tensor()
+        total: Tensor = norm.as_tensor()
+        return total
 
 
-def take_clips(optimizer: Any, grad_scale: Any) -> list[Any] | None:
-    """What the gradients of each group are multiplied by in this step; or None, if the step is to be skipped."""
+def take_clips(optimizer: Any, grad_scale: Any, found_inf: Any = None) -> list[Any] | DeviceClips | None:
+    """What the gradients of each group are multiplied by in this step; or None, if the step is to be skipped.
+
+    Where ``DeviceClips`` are returned, nobody waits for the device, and they say whether the step is taken.
+    """
     groups = optimizer.param_groups
     _check(groups)
     pending = optimizer.__dict__.get("_next_clip")
@@ -176,13 +181,18 @@ def take_clips(optimizer: Any, grad_scale: Any) -> list[Any] | None:
             clips, norm, is_finite = _torchs_clips(groups, grad_scale, pending)
         else:
             with modes.no_function_modes():
+                if native.has_cuda and device_norm.may_be_on_device(groups):
+                    measurable = functools.partial(norm_of, optimizer=optimizer)
+                    found = device_norm.take_clips(optimizer, pending, measurable, grad_scale, found_inf)
+                    if found is not None:
+                        return found
                 scale = None if grad_scale is None else float(grad_scale)
                 clips, measured, is_finite = _clips(groups, scale, pending, _take_offered_norm(optimizer, scale))
                 norm = None if measured is None else measured.as_tensor()
     if norm is not None:
         optimizer.grad_norm = norm
     if not is_finite:
-        optimizer.skipped_steps += 1
+        optimizer.__dict__["_skipped_steps"] = optimizer.__dict__.get("_skipped_steps", 0) + 1
         return None
     return clips
 
@@ -199,7 +209,7 @@ def note_measured(
     if is_skipped and check is not None:
         check.note_inf()
     elif is_skipped:
-        optimizer.skipped_steps += 1
+        optimizer.__dict__["_skipped_steps"] = optimizer.__dict__.get("_skipped_steps", 0) + 1
     return not is_skipped
 
 
@@ -230,7 +240,7 @@ def _clips(
     pending: _NextClip | None,
     offered: GradNorm | None = None,
     by_reference: bool = False,
-) -> tuple[list[float], GradNorm | None, bool]:
+) -> tuple[list[float], GradNorm | DeviceNorm | None, bool]:
     """The coefficient of each group, the norm if anything is clipped, and whether the step may be taken."""
     limits = [group.get("max_grad_norm") for group in groups]
     if pending is not None:

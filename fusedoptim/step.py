@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from fusedoptim import backend, hooks, modes, native, reference, settings
 from fusedoptim.averages import averaged, averages_to_move, copy_averages, move_averages
 from fusedoptim.clip import clipped
+from fusedoptim.device_norm import DeviceClips, forget_skips, skips_on_devices
 from fusedoptim.hooks import label, post_hooks, pre_hooks
 from fusedoptim.mappings import is_transparent
 from fusedoptim.private import private
@@ -44,9 +45,6 @@ class FusedStep(Optimizer):
     grad_norm: Tensor | None = None
     """The norm of all gradients before the last step clipped them, 0-dimensional; None before the first."""
 
-    skipped_steps: int = 0
-    """How many steps ``skip_nonfinite`` has left out."""
-
     _torch_parts: ClassVar[tuple[tuple[str, Any], ...]]
     """The methods that torch's own ``step`` calls, by name: who overrides one wants it to be called."""
 
@@ -69,6 +67,16 @@ class FusedStep(Optimizer):
     ) -> None:
         super().__init__(*args, **kwargs)
         settings.set_up(self, max_grad_norm=max_grad_norm, skip_nonfinite=skip_nonfinite, ema_decay=ema_decay)
+
+    @property
+    def skipped_steps(self) -> int:
+        """How many steps ``skip_nonfinite`` has left out. Waits for the device where steps are skipped there."""
+        return int(self.__dict__.get("_skipped_steps", 0)) + skips_on_devices(self)
+
+    @skipped_steps.setter
+    def skipped_steps(self, count: int) -> None:
+        forget_skips(self)
+        self.__dict__["_skipped_steps"] = count
 
     # Takes whatever it is called with, for hooks are to see what the caller has passed.
     def step(self, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]  # noqa: D417
@@ -251,7 +259,7 @@ class FusedStep(Optimizer):
                 grad_scale = float(grad_scale)
             on_host = found_inf is None and not isinstance(grad_scale, Tensor)
             check = attributes.pop("_check_within", None)
-        clips: Sequence[Any] | None = None
+        clips: Sequence[Any] | DeviceClips | None = None
         plan = self._take_plan()
         try:
             if "_next_clip" not in attributes:
@@ -266,16 +274,23 @@ class FusedStep(Optimizer):
                 attributes.pop("_next_clip", None)
                 return False
             if clips is None:
-                clips = settings.take_clips(self, grad_scale)
-                if clips is None:
+                taken = settings.take_clips(self, grad_scale, found_inf)
+                if taken is None:
                     attributes.pop("_next_clip", None)
                     return False
-                if any(isinstance(clip, Tensor) for clip in clips):  # a mode is active, for which torch takes the step
+                clips = taken
+                if isinstance(taken, DeviceClips):
+                    on_host, found_inf = False, taken.found_inf
+                elif any(
+                    isinstance(clip, Tensor) for clip in taken
+                ):  # a mode is active, for which torch takes the step
                     self._torch_step(None, clips)
                     return False
                 if on_host and plan.fast_step(self, zero_grad, grad_scale, drop_grads, clips):
                     return drop_grads or zero_grad
             if not plan.is_ours(self) and self._why_torch() is not None:
+                if isinstance(clips, DeviceClips) and found_inf is not None and float(found_inf) != 0:
+                    return False
                 self._torch_step(None, clips)
                 return False
             if plan.torch_parts is not self._torch_parts:
@@ -299,7 +314,7 @@ class FusedStep(Optimizer):
         drop_grads: bool,
         grad_scale: float | Tensor | None,
         found_inf: Tensor | None,
-        clips: Sequence[float],
+        clips: Sequence[float] | DeviceClips,
         for_torch: Callable[[], Any],
     ) -> bool:
         """Take the step in two halves; what neither kernels nor reference take, in torch, in the context given."""
@@ -307,7 +322,11 @@ class FusedStep(Optimizer):
         try:
             for _ in range(_TRIES):
                 write_grads = zero_grad or grad_scale is not None
-                left = plan.gather(self.param_groups, self.state, self._new_state, write_grads, clips)
+                if isinstance(clips, DeviceClips):
+                    gather: Any = plan.gather  # of the kernels: the reference measures on the host
+                    left = gather(self.param_groups, self.state, self._new_state, write_grads, **clips.for_plan())
+                else:
+                    left = plan.gather(self.param_groups, self.state, self._new_state, write_grads, clips)
                 if found_inf is not None and (left is not None or plan.is_skipped_by_host()):
                     if float(found_inf) != 0:
                         return False
@@ -320,10 +339,11 @@ class FusedStep(Optimizer):
                 if plan.commit(self.state, zero_grad, grad_scale, found_inf, self.param_groups if drop_grads else None):
                     return drop_grads or (zero_grad and left is None)
                 if clips:  # a gradient may have been exchanged
-                    again = settings.take_clips(self, grad_scale)
+                    scalers = clips.scalers if isinstance(clips, DeviceClips) else found_inf
+                    again = settings.take_clips(self, grad_scale, scalers)
                     if again is None:
                         return False
-                    clips = again
+                    clips, found_inf = again, again.found_inf if isinstance(again, DeviceClips) else scalers
             raise RuntimeError(_EXCHANGED)
         finally:
             plan.clear()
@@ -367,12 +387,13 @@ class FusedStep(Optimizer):
             for name in reference.RULES[self._rule].state_names(group)
         }
 
-    def _torch_step(self, params: list[list[Tensor]] | None, clips: Sequence[Any] = ()) -> None:
+    def _torch_step(self, params: list[list[Tensor]] | None, clips: Sequence[Any] | DeviceClips = ()) -> None:
         """Let torch's own implementation take the step for the given parameters of each group, or for all."""
         step: Any = self._torch_class.step
         if getattr(step, "hooked", False):  # torch wraps it to call the hooks, which our own step has called
             step = step.__wrapped__
         lists = [group["params"] for group in self.param_groups] if params is None else params
+        clips = clips.coefficients() if isinstance(clips, DeviceClips) else clips
         moves = averages_to_move(self, lists)
         with clipped(lists, clips, self.__dict__.get("grad_scale")) if clips else nullcontext():
             if params is None:

@@ -51,6 +51,9 @@ struct Task {
   // grad is multiplied by it, and rounded as grad is stored: 1, -1 to maximize, or either times a coefficient that
   // clips. What is stored stays as it is.
   double factor = 1;
+  // Not null: the norm of the gradients, on the device, and `factor` is multiplied by what clips these to `max_norm`.
+  const double* norm = nullptr;
+  double max_norm = 0;
   // The last operand is an average of param, which moves by `average_weight` once param is written, or becomes it.
   bool averages = false, average_is_new = false;
   double average_weight = 0;

@@ -24,6 +24,10 @@ bool same_fold(const Task& task, const Task& first) {
          same_options(*task.device_options, *first.device_options);
 }
 
+bool same_limit(const Task& a, const Task& b) {
+  return a.norm == nullptr || std::memcmp(&a.max_norm, &b.max_norm, sizeof(double)) == 0;  // NaN as well
+}
+
 template <class T>
 size_t append(std::vector<char>& to, const std::vector<T>& entries) {
   static_assert(alignof(T) <= 8 && sizeof(T) % 8 == 0);  // then every part begins aligned
@@ -41,8 +45,9 @@ void cut(std::vector<Chunk>& chunks, size_t row, int64_t count, int64_t chunk) {
 
 bool Bucket::takes(const Task& task) const {
   return task.device == first->device && task.rule == first->rule && task.variant == first->variant &&
-         task.dtype == first->dtype && task.factor == first->factor && task.averages == first->averages &&
-         task.average_is_new == first->average_is_new && task.average_weight == first->average_weight &&
+         task.dtype == first->dtype && task.factor == first->factor && task.norm == first->norm &&
+         same_limit(task, *first) && task.averages == first->averages && task.average_is_new == first->average_is_new &&
+         task.average_weight == first->average_weight &&
          (task.device_options == nullptr) == (first->device_options == nullptr) && same_fold(task, *first);
 }
 
@@ -92,6 +97,18 @@ Shape write_zero_table(const std::vector<ZeroSpan>& spans, std::vector<char>& ou
   Shape shape;
   append(out, spans);
   shape.chunks = append(out, chunks);
+  shape.chunk_count = int32_t(chunks.size());
+  return shape;
+}
+
+Shape write_norm_table(const std::vector<NormRow>& rows, const std::vector<int64_t>& layouts, std::vector<char>& out) {
+  std::vector<Chunk> chunks;
+  for (size_t i = 0; i < rows.size(); ++i) cut(chunks, i, rows[i].count, kChunk);
+  Shape shape;
+  append(out, rows);
+  shape.chunks = append(out, chunks);
+  shape.layouts = append(out, layouts);
+  shape.ticket = append(out, std::vector<uint64_t>(rows.size() / 2 + 1));  // two to each, one for all rows among them
   shape.chunk_count = int32_t(chunks.size());
   return shape;
 }

@@ -3,6 +3,7 @@
 
 #include <vector>
 
+#include "cuda/norm_launch.h"
 #include "cuda/tables.h"
 
 namespace fusedoptim::cuda {
@@ -21,5 +22,6 @@ struct Bucket {
 // Append a table's contents.
 Shape write_step_table(const std::vector<Row>& rows, const std::vector<int64_t>& layouts, std::vector<char>& out);
 Shape write_zero_table(const std::vector<ZeroSpan>& spans, std::vector<char>& out);
+Shape write_norm_table(const std::vector<NormRow>& rows, const std::vector<int64_t>& layouts, std::vector<char>& out);
 
 }  // namespace fusedoptim::cuda

@@ -3,6 +3,7 @@
 
 #include <cuda_fp16.h>
 
+#include <cfloat>
 #include <cstring>
 
 #include "cuda/launch.h"
@@ -60,6 +61,12 @@ __device__ __forceinline__ P* global(P* pointer) {
 
 __device__ __forceinline__ double read(const void* at, bool is_double) {
   return is_double ? *global(static_cast<const double*>(at)) : double(*global(static_cast<const float*>(at)));
+}
+
+// What gradients of this norm are multiplied by so that it is at most `max_norm`; NaN stays NaN.
+__device__ __forceinline__ double clip_coefficient(double norm, double max_norm) {
+  const double coefficient = max_norm / (norm + 1e-6);
+  return coefficient > 1 ? 1.0 : coefficient;
 }
 
 }  // namespace fusedoptim::cuda

@@ -13,7 +13,7 @@ using T = Arithmetic<S>;
 // Updates `width` elements, which lie side by side at each of `at`. Body, tail and every layout are this one text.
 template <template <class> class Rule, int variant, int width>
 __device__ __forceinline__ void update(const Rule<T>& rule, S* const* at, const StepLaunch& launch, bool skip,
-                                       T grad_scale) {
+                                       T grad_scale, T factor) {
   constexpr int kStates = Rule<T>::states_of(variant), kOperands = 2 + kStates;
   using Elements = Pack<S, width>;
   if (!skip) {
@@ -24,7 +24,7 @@ __device__ __forceinline__ void update(const Rule<T>& rule, S* const* at, const 
     for (int i = 0; i < width; ++i) {
       if (launch.grad_scale != nullptr) operands[1].at[i] = narrow<S>(widen(operands[1].at[i]) / grad_scale);
       T param = widen(operands[0].at[i]), grad = widen(operands[1].at[i]), state[kStates + 1];
-      if (launch.factor != 1) grad = widen(narrow<S>(grad * T(launch.factor)));
+      if (factor != 1) grad = widen(narrow<S>(grad * factor));
 #pragma unroll
       for (int k = 0; k < kStates; ++k) state[k] = widen(operands[2 + k].at[i]);
       rule.template operator()<variant>(param, grad, state);
@@ -80,6 +80,8 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor) step(const __gr
   const bool skip = launch.found_inf != nullptr && *launch.found_inf != 0;
   if (skip && !launch.zero_grad) return;
   const T grad_scale = launch.grad_scale != nullptr ? T(*launch.grad_scale) : T(1);
+  const double clip = launch.norm != nullptr ? clip_coefficient(*launch.norm, launch.max_norm) : 1;
+  const T factor = T(launch.factor * clip);
 
   const bool folds = launch.fold_on_device && threadIdx.x == 0;
   double folded_step = NAN;
@@ -120,7 +122,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor) step(const __gr
       S* at[kOperands + 1];
 #pragma unroll
       for (int k = 0; k < kOperands + 1; ++k) at[k] = first[k] + i;
-      update<Rule, variant, kWhole>(rule, at, launch, skip, grad_scale);
+      update<Rule, variant, kWhole>(rule, at, launch, skip, grad_scale, factor);
     }
     for (int i = packed + threadIdx.x; i < count; i += kThreads) {
       S* at[kOperands + 1];
@@ -131,7 +133,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor) step(const __gr
         const int64_t index = begin + i;
         launch.averages ? locate<kOperands + 1>(layout, index, at) : locate<kOperands>(layout, index, at);
       }
-      update<Rule, variant, 1>(rule, at, launch, skip, grad_scale);
+      update<Rule, variant, 1>(rule, at, launch, skip, grad_scale, factor);
     }
   }
 

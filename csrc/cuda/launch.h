@@ -42,8 +42,11 @@ struct StepLaunch {
   unsigned* ticket;         // 0 before and after each launch
   const float* found_inf;   // null, or: the step is taken only if it is 0
   const float* grad_scale;  // null, or: grad is divided by it first, and stored
+  const double* norm;       // null, or: of the gradients, which are clipped to `max_norm`
+  double max_norm;
   int32_t chunk_count, counts_count;
-  double factor;  // grad is multiplied by it, and rounded as grad is stored: 1, -1 to maximize, or clipped
+  double factor;  // grad is multiplied by it and by what clips, and rounded as grad is stored: 1, -1 to maximize, or a
+                  // clip
   double average_weight;
   bool zero_grad;
   bool averages, average_is_new;  // as a task's: the average is the operand behind the rule's

@@ -6,18 +6,10 @@
 #include <map>
 
 #include "cuda/buckets.h"
+#include "cuda/capacity.h"
 
 namespace fusedoptim::cuda {
 namespace {
-
-// Blocks per place that the device has for one: more than one, so that those which finish early take others' work; few,
-// so that each has several chunks to work on.
-constexpr int kWaves = 4;
-
-template <class T>
-Bytes bytes_of(const std::vector<T>& entries) {
-  return {entries.data(), entries.size() * sizeof(T)};
-}
 
 template <template <class> class... Rules>
 const char* rule_name(int rule, RuleList<Rules...>) {
@@ -56,21 +48,8 @@ bool is_permanent(cudaError_t code) {
 struct Driver::State {
   Tables tables, zero_tables;
   std::vector<Launch> launches;
-  std::map<int, std::string> problems;                   // by device, empty where there is none
-  std::map<std::pair<int, KernelHandle>, int> capacity;  // blocks that a device runs at once
-
-  int blocks(int device, KernelHandle kernel, int chunks) {
-    int& most = capacity[{device, kernel}];
-    if (most == 0) {
-      int per_processor = 0, processors = 0;
-      check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&per_processor, kernel, kThreads, 0),
-            "asking how many blocks fit");
-      check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device),
-            "asking for the number of multiprocessors");
-      most = std::max(1, per_processor * processors * kWaves);
-    }
-    return std::clamp(chunks, 1, most);
-  }
+  std::map<int, std::string> problems;  // by device, empty where there is none
+  Capacity capacity;
 
   void prepare(const Bucket& bucket, bool zero_grad) {
     const Task& task = *bucket.first;
@@ -85,7 +64,7 @@ struct Driver::State {
     launch.device = task.device;
     launch.stream = stream;
     launch.kernel = step_kernel(task.rule, task.variant, task.dtype);
-    launch.blocks = blocks(task.device, launch.kernel, shape.chunk_count);
+    launch.blocks = capacity.blocks(task.device, launch.kernel, shape.chunk_count);
     launch.name = std::string(rule_name(task.rule, AllRules())) + " on " + std::to_string(bucket.rows.size()) + " " +
                   name_of(task.dtype) + " parameters";
     launch.is_step = true;
@@ -101,6 +80,8 @@ struct Driver::State {
     step.chunk_count = shape.chunk_count;
     step.counts_count = shape.counts_count;
     step.factor = task.factor;
+    step.norm = task.norm;
+    step.max_norm = task.max_norm;
     step.averages = task.averages;
     step.average_is_new = task.average_is_new;
     step.average_weight = task.average_weight;
@@ -194,7 +175,7 @@ void Driver::prepare_zero(const std::vector<Span>& spans, const std::vector<Devi
     launch.device = run.device;
     launch.stream = stream;
     launch.kernel = zero_kernel();
-    launch.blocks = state_->blocks(run.device, launch.kernel, table.shape.chunk_count);
+    launch.blocks = state_->capacity.blocks(run.device, launch.kernel, table.shape.chunk_count);
     launch.name = "zeroing of " + std::to_string(here.size()) + " gradients";
     launch.is_step = false;
     launch.zero = {reinterpret_cast<const ZeroSpan*>(table.memory),

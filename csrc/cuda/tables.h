@@ -14,6 +14,11 @@ struct Bytes {
   size_t size;
 };
 
+template <class T>
+Bytes bytes_of(const std::vector<T>& entries) {
+  return {entries.data(), entries.size() * sizeof(T)};
+}
+
 // Where the parts of a table begin, in bytes, and how many entries they have. Rows come first.
 struct Shape {
   size_t chunks = 0, counts = 0, layouts = 0, ticket = 0;

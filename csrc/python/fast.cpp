@@ -110,7 +110,7 @@ bool Plan::read_groups(py::handle groups, const std::vector<double>* clips) {
     if (!reader.is_transparent() || reader.asks_for_torch()) return false;
     const bool has_settings = reader.may_have_settings();
     Group& group = groups_.emplace_back();
-    if (has_settings && clips == nullptr && !reader.clipping(group.max_norm, group.skips)) return false;
+    if (has_settings && clips == nullptr && !reader.clipping(group.limit, group.skips)) return false;
     group.index = int(g);
     group.params = reader.params();
     group.dict = dict;
@@ -340,7 +340,7 @@ bool Plan::own_fast_rows() {
 bool Plan::clip_fast_rows(const RunOptions& options, const cpu::InstructionSet& set, Measured& measured) {
   const auto any = [&](const auto& test) { return std::any_of(groups_.begin(), groups_.end(), test); };
   const bool skips = measured.may_skip || any([](const Group& group) { return group.skips; });
-  measured.is_clipped = any([](const Group& group) { return group.max_norm.has_value(); });
+  measured.is_clipped = any([](const Group& group) { return group.limit.has_value(); });
   if (!measured.is_clipped && !skips) return true;
   const Anatomy& anatomy = *Anatomy::get();
   // The norm is of all gradients whose groups have a limit. Whether a step is skipped is up to the others as well.
@@ -348,7 +348,7 @@ bool Plan::clip_fast_rows(const RunOptions& options, const cpu::InstructionSet& 
   size_t limited = 0;
   for (const bool has_limit : {true, false}) {
     for (const Group& group : groups_) {
-      if (group.max_norm.has_value() != has_limit || !(has_limit || skips)) continue;
+      if (group.limit.has_value() != has_limit || !(has_limit || skips)) continue;
       for (size_t i = group.fast_begin; i < group.fast_end; ++i) {
         const Task& task = fast_tasks_[i];
         if (!anatomy.is_row_major(fast_rows_[i].grad)) return false;  // elements are added in the order of rows
@@ -369,8 +369,8 @@ bool Plan::clip_fast_rows(const RunOptions& options, const cpu::InstructionSet& 
   }
   measured.norm = std::sqrt(squares);
   for (const Group& group : groups_) {
-    if (!group.max_norm) continue;
-    const double clip = usual_if_nan(std::min(*group.max_norm / (measured.norm + 1e-6), 1.0));  // NaN stays NaN
+    if (!group.limit) continue;
+    const double clip = usual_if_nan(std::min(*group.limit / (measured.norm + 1e-6), 1.0));  // NaN stays NaN
     for (size_t i = group.fast_begin; i < group.fast_end; ++i) fast_tasks_[i].factor *= clip;
   }
   return true;

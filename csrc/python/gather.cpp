@@ -62,7 +62,7 @@ Plan::Plan(const std::string& rule, py::iterable torch_parts, py::iterable mode_
 }
 
 py::object Plan::gather(py::iterable groups, py::object state, py::object new_state, bool write_grads,
-                        const std::vector<double>& clips) {
+                        const std::vector<double>& clips, const Limits& limits) {
   const Use use(*this);
   forget();
   extents_.begin();
@@ -83,6 +83,11 @@ py::object Plan::gather(py::iterable groups, py::object state, py::object new_st
       group->dict = dict;
       group->params = params;
       group->factor = (reader.flag("maximize") ? -1 : 1) * clip_of(clips, g);
+      if (limits.norm != nullptr && limits.of_groups.at(size_t(g))) {
+        group->norm = limits.norm;
+        group->max_norm = *limits.of_groups[size_t(g)];
+        group->norm_device = limits.device;
+      }
       group->averages = reader.average(group->average_weight);
       group->strict = reader.flag("fused");
       rule_.read(GroupReader(dict, g, &group->on_device), group->options);
@@ -214,6 +219,8 @@ const char* Plan::add(Group& group, py::handle param, py::object grad, PyObject*
   }
   row.on_device = views[0].device.type == dlpack::kCuda;
   if (!row.on_device) skipped_by_host_ = true;
+  if (group.norm != nullptr && (row.on_device ? views[0].device.index : kHost) != group.norm_device)
+    throw ParamError{PyExc_RuntimeError, "the gradient was moved to another device since its norm was measured"};
   row.group = &group;
   row.param = py::reinterpret_borrow<py::object>(param);
   row.hash = hash_of(param.ptr());
@@ -356,6 +363,8 @@ void Plan::add_task(Row& row, const Views& views, DType dtype, int variant, int 
                                        param.count,
                                        nullptr,
                                        group.factor,
+                                       group.norm,
+                                       group.max_norm,
                                        group.averages,
                                        row.average_is_new,
                                        group.average_weight});

@@ -4,6 +4,7 @@
 #include <optional>
 
 #include "cuda/info.h"
+#include "python/device_grads.h"
 #include "python/grads.h"
 #include "python/plan.h"
 
@@ -41,8 +42,11 @@ T checked(py::handle value, const char* name, const char* type) {
 py::iterable as_groups(py::handle value) { return checked<py::iterable>(value, "groups", "a list of dicts"); }
 
 py::object gather(Plan& plan, py::handle groups, py::object state, py::object new_state, bool write_grads,
-                  const std::vector<double>& clips) {
-  return plan.gather(as_groups(groups), std::move(state), std::move(new_state), write_grads, clips);
+                  const std::vector<double>& clips, std::vector<std::optional<double>> limits, py::handle norm,
+                  int device) {
+  const double* const at = fusedoptim::python::address_of(norm);
+  return plan.gather(as_groups(groups), std::move(state), std::move(new_state), write_grads, clips,
+                     {at, device, std::move(limits)});
 }
 
 bool commit(Plan& plan, py::handle state, py::handle set, int threads, bool zero_grad, py::object grad_scale,
@@ -132,7 +136,8 @@ PYBIND11_MODULE(_C, m) {
       .def("fast_step", fast_step, "optimizer"_a, "zero_grad"_a, "grad_scale"_a, "drop_grads"_a, "clips"_a,
            "skip_nonfinite"_a = false)
       .def("is_ours", py::overload_cast<py::handle>(&Plan::is_ours, py::const_), "optimizer"_a)
-      .def("gather", gather, "groups"_a, "state"_a, "new_state"_a, "write_grads"_a, "clips"_a = std::vector<double>())
+      .def("gather", gather, "groups"_a, "state"_a, "new_state"_a, "write_grads"_a, "clips"_a = std::vector<double>(),
+           "limits"_a = std::vector<std::optional<double>>(), "norm"_a = py::none(), "device"_a = -1)
       .def("commit", commit, "state"_a, "instruction_set"_a, "threads"_a, "zero_grad"_a, "grad_scale"_a, "found_inf"_a,
            "drop_grads_of"_a = py::none())
       .def("is_skipped_by_host", &Plan::is_skipped_by_host)
@@ -156,6 +161,7 @@ PYBIND11_MODULE(_C, m) {
           "factor"_a, "threads"_a)
       .def("are_as_found", [](const Grads& grads) { return grads.are_as_found(chosen_set()); });
 
+  fusedoptim::python::define_device_grads(m);
   m.def(
       "learn_layout", fusedoptim::python::Anatomy::learn,
       "Learn where torch keeps the words of a tensor, for the fast path, in a thread that is in none of torch's modes; "
@@ -164,6 +170,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("zero", fusedoptim::python::zero, "tensor"_a, "threads"_a,
         "Write zeros over a new tensor and return True, or return False if it is not plain memory of the CPU.");
   m.def("drop_grads", drop_grads, "groups"_a);
+  m.def("lies_on_cuda", &fusedoptim::python::lies_on_cuda, "tensor"_a,
+        "Whether it is a plain tensor on a CUDA device.");
   m.def("is_on_cuda", &fusedoptim::python::is_on_cuda, "number"_a,
         "Whether it is one number in a plain tensor on a CUDA device.");
 }

@@ -33,6 +33,13 @@ namespace fusedoptim::python {
 // costs nothing that counts; below, the whole step is too short to let others run.
 constexpr int64_t kElementsPerRelease = 4096;
 
+// What the gradients of each group are clipped to, as far as they are, by a norm that lies on their device.
+struct Limits {
+  const double* norm = nullptr;
+  int device = kHost;
+  std::vector<std::optional<double>> of_groups;
+};
+
 class Plan {
  public:
   // `torch_parts`: pairs of a name and a function, the methods that the step of torch's class calls. `mode_checks`:
@@ -60,9 +67,10 @@ class Plan {
   // Reads the groups, and what is not for the fast path. `state` is the optimizer's state dict; `new_state(param,
   // group)` makes the state of a parameter that has none, as a dict; `write_grads`: the step will also write to the
   // gradients. Returns None, or, where some parameters are not for the kernels, one list per group of those that torch
-  // must take. A group with fused=True raises for such a parameter, unless only torch can know what it means.
+  // must take. `clips`: what the gradients of each group are multiplied by, or none; `limits`: what clips them besides.
+  // A group with fused=True raises for such a parameter, unless only torch can know what it means.
   py::object gather(py::iterable groups, py::object state, py::object new_state, bool write_grads,
-                    const std::vector<double>& clips = {});
+                    const std::vector<double>& clips = {}, const Limits& limits = {});
 
   // Whether what was gathered can only be skipped by the host, not by a number on a device. A parameter on the host is
   // one reason, a step count there another, and a rule whose first step is another one.
@@ -91,9 +99,12 @@ class Plan {
     py::object dict, params;
     int index;
     double factor = 1, average_weight = 0;
+    const double* norm = nullptr;  // on device `norm_device`, or null
+    double max_norm = 0;
+    int norm_device = kHost;
     bool averages = false;
     // What the fast path clips and skips by, and which of its rows are the group's.
-    std::optional<double> max_norm;
+    std::optional<double> limit;
     bool skips = false;
     size_t fast_begin = 0, fast_end = 0;
     int named = -1;  // so many of a parameter's own tensors are called as follows, borrowed

@@ -183,7 +183,7 @@ def kernels(
     host = ("-x", "c++", "-isystem", str(find_cuda_include()), "-include", "device_on_host.h", "-Wno-unknown-pragmas")
     flags = (*host, "-g1", optimize, *SANITIZERS[sanitizer].flags)
     step = [Object(csrc / "cuda" / "kernels.cu", (*flags, f"-DFUSEDOPTIM_STORAGE={name}"), csrc) for name in storages]
-    return [*step, Object(csrc / "cuda" / "zero.cu", flags, csrc)]
+    return [*step, *(Object(csrc / "cuda" / f"{name}.cu", flags, csrc) for name in ("norm", "zero"))]
 
 
 def runtime(sanitizer: str) -> Object:
@@ -202,7 +202,7 @@ def cpu_driver() -> list[Object]:
 def source_level(sanitizer: str, storages: Sequence[str] = STORAGES, csrc: Path = CSRC, optimize: str = "-O1") -> Path:
     """The program of ``source_level.cpp``, with the kernels of ``csrc``."""
     whole = tuple(storages) == STORAGES
-    sources = [HERE / f"{name}.cpp" for name in ("source_level", "covering", "step_case", "zero_case")]
+    sources = [HERE / f"{name}.cpp" for name in ("source_level", "covering", "step_case", "zero_case", "norm_case")]
     sources.append(CSRC / "cuda" / "kernels.cpp" if whole else HERE / "linked_kernels.cpp")
     program = [Object(source, ("-O1", "-g1")) for source in sources]
     # The slowest first, so that the last does not run alone.

@@ -176,8 +176,9 @@ class Design {
     const std::optional<float> not_found[] = {std::nullopt, 0.0f, -0.0f};
     step.found_inf = not_found[launch_ % 3];
     set_flags(step, int(launch_ % 7));
-    constexpr double kClips[] = {1, 0.3, 1, 1, 0.7, 1, 1, 1e-3, 1, 0, 1};
+    constexpr double kClips[] = {1, 0.3, 1, 1, 0.7, 1, NAN, 1e-3, 1, 0, 1};
     step.clip = kClips[launch_ % std::size(kClips)];
+    step.clip_on_device = launch_ % 5 < 2;
     step.averages = launch_ % 13 % 3 != 0;
     step.average_is_new = launch_ % 13 % 3 == 2;
     step.grid = 0;

@@ -31,6 +31,16 @@ _USAGE = re.compile(r"^ *Function (\S+):\s+REG:(\d+) STACK:(\d+).*? LOCAL:(\d+)"
 _PTX = re.compile(r"^\.target (sm_\w+)", re.MULTILINE)
 _PTX_ENTRY = re.compile(r"^\s*(?:\.\w+ )*\.entry (\w+)\(", re.MULTILINE)
 _PTX_INSTRUCTION = re.compile(r"^\s*(?:@!?%p\d+\s+)?([a-z][a-z0-9_.:]*)\s[^;]*;", re.MULTILINE)
+_OTHER = re.compile(r"4cudaL?\d(zero|norm|clip|judge)E")
+# The kernels that serve all storage types, and how many instructions of each kind must access 128 bits. In that of the
+# norm, of which each thread adds one lane, the loads that come ahead of the first use are counted instead.
+OTHERS: dict[str, dict[str, int]] = {
+    "zero": {"STG": 1},
+    "clip": {"LDG": 3, "STG": 3},
+    "norm": {},
+    "judge": {},
+}
+READ_AHEAD = 8
 _STEP = re.compile(r"4cuda\d(f64|f32|bf16|f16)4stepINS_\d+(\w+?)ELi(\d+)E")
 
 
@@ -51,6 +61,8 @@ class Kernel:
     registers: int = 0
     stack: int = 0
     local: int = 0
+    ahead: int = 0
+    """The most loads from global memory one after the other, with nothing between them that uses what they load."""
 
 
 @dataclass
@@ -94,13 +106,34 @@ def variant_of(kernel: str) -> Variant | None:
     return Variant(found[1], found[2], int(found[3])) if found else None
 
 
+def other_of(kernel: str) -> str | None:
+    """What a kernel of ``OTHERS`` is called, by its mangled name; None for step kernels."""
+    found = _OTHER.search(kernel)
+    return found[1] if found else None
+
+
+def read_ahead(instructions: Iterable[str]) -> int:
+    """The most loads from global memory with neither an operation on numbers nor an end of their block in between."""
+    most = count = 0
+    for name in instructions:
+        operation = name.split(".")[0]
+        if operation == "LDG":
+            count += 1
+            most = max(most, count)
+        elif operation in {"F2F", "FADD", "FMUL", "FFMA", "DADD", "DMUL", "DFMA", "BRA", "EXIT", "BAR"}:
+            count = 0
+    return most
+
+
 # ---- reading ---------------------------------------------------------------------------------------------------------
 def parse_code(sass: str, usage: str) -> dict[str, Kernel]:
     """The kernels in what ``cuobjdump -sass`` and ``cuobjdump -res-usage`` print for one architecture."""
     kernels: dict[str, Kernel] = {}
     _, *parts = _FUNCTION.split(sass)
     for name, text in zip(parts[::2], parts[1::2], strict=True):
-        kernels.setdefault(name, Kernel()).instructions.update(_INSTRUCTION.findall(text))
+        kernel, listed = kernels.setdefault(name, Kernel()), _INSTRUCTION.findall(text)
+        kernel.instructions.update(listed)
+        kernel.ahead = max(kernel.ahead, read_ahead(listed))
     for name, *numbers in _USAGE.findall(usage):
         kernel = kernels.setdefault(name, Kernel())
         kernel.registers, kernel.stack, kernel.local = map(int, numbers)
@@ -144,12 +177,13 @@ def _wide(instructions: Counter[str], *kinds: str) -> int:
     )
 
 
-def problems_of_kernel(kernel: Kernel, operands: tuple[int, int] | None) -> list[str]:
+def problems_of_kernel(kernel: Kernel, operands: tuple[int, int] | None, other: str | None = None) -> list[str]:
     """What is wrong with one kernel.
 
     Args:
         kernel: The kernel.
-        operands: How many arrays a step kernel reads and how many it writes; None for the kernel that zeroes memory.
+        operands: How many arrays a step kernel reads and how many it writes; None for another kernel.
+        other: The name of another kernel, in ``OTHERS``.
     """
     problems = []
     instructions = kernel.instructions
@@ -164,8 +198,11 @@ def problems_of_kernel(kernel: Kernel, operands: tuple[int, int] | None) -> list
     if approximate:
         problems.append(f"approximates: {sorted(approximate)}")
     if operands is None:
-        if not _wide(instructions, "STG"):
-            problems.append("has no 128-bit stores")
+        for kind, count in OTHERS[other or ""].items():
+            if _wide(instructions, kind) < count:
+                problems.append(f"has {_wide(instructions, kind)} 128-bit {kind} and not {count}")
+        if other == "norm" and kernel.ahead < READ_AHEAD:
+            problems.append(f"reads {kernel.ahead} elements ahead and not {READ_AHEAD}")
         return problems
     # A load of unknown address space (LD, ST) is slower, so it does not count.
     for kind, verb, count in zip(("LDG", "STG"), ("loads", "stores"), operands, strict=True):

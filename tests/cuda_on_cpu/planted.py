@@ -21,6 +21,8 @@ class Planted:
     storage: str = "f32"
     layer: str = "source"
     """Which tests notice it: a key of RUNNERS in test_planted.py."""
+    tests: str = "device_tests"
+    """The file of these, in the layer "end to end"."""
 
 
 STEP, ZERO, DEVICE = "cuda/kernels.cu", "cuda/zero.cu", "cuda/device.cuh"
@@ -98,15 +100,15 @@ STRIDED = [
 ]
 
 ARITHMETIC = [
-    Planted("the factor forgotten", STEP, "if (launch.factor != 1) grad =", "if (false) grad =", "maximize"),
+    Planted("the factor forgotten", STEP, "if (factor != 1) grad =", "if (false) grad =", "row 0 of 1 elements"),
     Planted(
         "a new average as it was", STEP, "launch.average_is_new ? operands[0] : *average", "*average", "new average"
     ),
     Planted(
         "a clipped gradient not rounded",
         STEP,
-        "widen(narrow<S>(grad * T(launch.factor)))",
-        "grad * T(launch.factor)",
+        "widen(narrow<S>(grad * factor))",
+        "grad * factor",
         "clip 0.3",
         storage="bf16",
     ),
@@ -277,13 +279,66 @@ ZEROING = [
     ),
 ]  # fmt: skip
 
-SOURCE_LEVEL = [*BOUNDS, *STRIDED, *ARITHMETIC, *FOUND_INF, *FOLDING, *ORDER, *ZEROING]
+NORM = "cuda/norm.cu"
+MEASURING = [
+    Planted(
+        "lanes folded with their neighbours",
+        NORM,
+        "for (int width = kSumLanes / 2; width > 0; width /= 2) {\n    __syncthreads();\n"
+        "    if (threadIdx.x % kSumLanes < width)",
+        "for (int width = 1; width < kSumLanes; width *= 2) {\n    __syncthreads();\n"
+        "    if (threadIdx.x % (2 * width) == 0)",
+        "the norm is",
+    ),
+    Planted(
+        "a thread adds what lies side by side",
+        NORM,
+        "*elements[i + k * kSumLanes];",
+        "*elements[count == 1 ? i : i / 1024 * 1024 + i % kSumLanes * count + k];",
+        "the norm is",
+    ),
+    Planted("last elements of a lane left out", NORM, "for (; i < count; i += kSumLanes)", "for (; i < 0; ++i)",
+            "the norm is"),
+    Planted("a gradient left out", NORM, "launch.rows[i].count > 0 ?", "launch.rows[i].count > 1 ?", "the norm is"),
+    Planted("the second unit as the first", NORM, "(first + threadIdx.x / kSumLanes) * kSumUnit", "first * kSumUnit",
+            "the norm is"),
+    Planted("lanes of one unit in those of another", NORM, "lanes.at[k * kSumLanes]", "lanes.at[0]", "the norm is"),
+    Planted("an element beyond the end of a unit", NORM, "max(min(row.count - begin, kSumUnit), int64_t(0))",
+            "max(min(row.count - begin + 1, kSumUnit), int64_t(0))", "heap-buffer-overflow", sanitizer="address"),
+    Planted("a dimension left out", NORM, "d = ndim - 1; d >= 0;", "d = ndim - 1; d > 0;", "the norm is"),
+    Planted("divided by a reciprocal", NORM, "widen(x[k]) / grad_scale", "widen(x[k]) * (1 / grad_scale)",
+            "grad_scale 3.0"),
+    Planted("quotients not stored", NORM, "if (!launch.store) return;", "return;", "norm, grid"),
+    Planted("quotients stored unasked", NORM, "if (!launch.store) return;", "", "norm, grid"),
+    Planted("units added before they are there", NORM, "__threadfence();\n  const bool is_last", "const bool is_last",
+            "data race", sanitizer="thread"),
+    Planted("tickets never taken back", NORM, "atomicInc(ticket, unsigned(count - 1))", "atomicInc(ticket, ~0u)",
+            "a ticket was written to"),
+    Planted("lanes written before all have read them", NORM, "lanes.at[threadIdx.x + width];\n  }\n  __syncthreads();",
+            "lanes.at[threadIdx.x + width];\n  }", "data race", sanitizer="thread"),
+    Planted("NaN taken for finite", NORM, "norm <= DBL_MAX", "!(norm > DBL_MAX)", "found is"),
+    Planted("the verdict of another forgotten", NORM, "before || !is_finite ? 1.0f", "!is_finite ? 1.0f", "found is"),
+    Planted("skips counted that are another's", NORM, "&& !before && !is_finite", "&& !is_finite", "skipped is"),
+    Planted("a norm of NaN clips nothing", DEVICE, "coefficient > 1 ? 1.0 : coefficient",
+            "coefficient < 1 ? coefficient : 1.0", "clip"),
+    Planted("a limit far above the norm multiplies", DEVICE, "coefficient > 1 ? 1.0 : coefficient", "coefficient",
+            "should be"),
+    Planted("written although nothing is to be clipped", NORM, "if (coefficient == 1) return;", "", "clip, grid"),
+    Planted("last elements not clipped", NORM, "i < count; i += kThreads)", "i < packed; i += kThreads)",
+            "clip, grid"),
+    Planted("no alignment needed to clip", NORM, "is_flat && aligned(first) ?", "is_flat ?", "misaligned address",
+            sanitizer="address"),
+    Planted("a step that forgets the norm", STEP, "launch.norm != nullptr ? clip_coefficient",
+            "false ? clip_coefficient", "on the device"),
+]  # fmt: skip
+
+SOURCE_LEVEL = [*BOUNDS, *STRIDED, *ARITHMETIC, *FOUND_INF, *FOLDING, *ORDER, *ZEROING, *MEASURING]
 
 # ---- the host's side of a step, from Python to the launch -----------------------------------------------------------
 
 
-def _host(name: str, file: str, old: str, new: str, seen: str) -> Planted:
-    return Planted(name, file, old, new, seen, layer="end to end")
+def _host(name: str, file: str, old: str, new: str, seen: str, tests: str = "device_tests") -> Planted:
+    return Planted(name, file, old, new, seen, layer="end to end", tests=tests)
 
 
 RUN, BUCKETS, TABLES = "cuda/run.cpp", "cuda/buckets.cpp", "cuda/tables.cpp"
@@ -337,4 +392,28 @@ END_TO_END = [
           "!row.step.on_device && run->capturing", "false", "test_capture_of_steps_counted_on_the_host"),
 ]  # fmt: skip
 
-PLANTED = [*SOURCE_LEVEL, *END_TO_END]
+GRADS, HOST_OF_NORM = "python/device_grads.cpp", "cuda/norm.cpp"
+NORM_TO_END = [
+    _host("groups of other limits in one launch", BUCKETS, "same_limit(task, *first)", "true", "test_limits_of_groups",
+          "norm_tests"),
+    _host("a limit not handed on", RUN, "step.max_norm = task.max_norm;", "", "test_a_step_that_clips", "norm_tests"),
+    _host("the norm not handed on", RUN, "step.norm = task.norm;", "", "test_a_step_that_clips", "norm_tests"),
+    _host("a verdict that nobody gives", GRADS, "memory_of<float>(found), memory_of<int64_t>(skipped)",
+          "nullptr, memory_of<int64_t>(skipped)", "test_skipping", "norm_tests"),
+    _host("quotients that torch's counts do not show", GRADS, "if (store) Torch::get().bump_versions(tensors_);", "",
+          "test_unscale", "norm_tests"),
+    _host("float64 read as float32", GRADS, "dtype == DType::f64 ||", "", "test_others_are_measured", "norm_tests"),
+    _host("gradients of two devices", GRADS, "view.device.index != device_ ||", "", "test_others_are_measured",
+          "norm_tests"),
+    _host("shared memory clipped at once", GRADS, "return extents.are_shared(true);", "return false;",
+          "test_gradients_that_share_memory", "norm_tests"),
+    _host("the norm of the first gradient", HOST_OF_NORM, "launch.row_count = int32_t(grads.size());",
+          "launch.row_count = 1;", "test_a_step_that_clips", "norm_tests"),
+    _host("a norm on the default stream", HOST_OF_NORM, "&parameter, 0,\n                                              "
+          "static_cast<cudaStream_t>(run.stream));", "&parameter, 0, nullptr);", "test_the_current_stream",
+          "norm_tests"),
+    _host("a norm in a table that a graph loses", HOST_OF_NORM, "run.capturing, bytes_of(all.rows)",
+          "false, bytes_of(all.rows)", "test_a_captured_step", "norm_tests"),
+]  # fmt: skip
+
+PLANTED = [*SOURCE_LEVEL, *END_TO_END, *NORM_TO_END]

@@ -14,6 +14,7 @@
 #include <tuple>
 
 #include "covering.h"
+#include "norm_case.h"
 #include "runtime.h"
 #include "zero_case.h"
 
@@ -61,9 +62,14 @@ void check_all(const Arguments& arguments) {
     ++launches;
   });
   const ZeroTotals zeroed = check_zero(arguments.brief, arguments.guard);
-  std::printf("%zu step kernels, %lld launches, %lld elements compared; %lld launches zeroed %lld bytes: all correct\n",
-              kernels.size(), static_cast<long long>(launches), static_cast<long long>(elements),
-              static_cast<long long>(zeroed.launches), static_cast<long long>(zeroed.bytes));
+  const NormTotals normed = check_norm(arguments.brief, arguments.guard, arguments.seed);
+  std::printf(
+      "%zu step kernels, %lld launches, %lld elements compared; %lld launches zeroed %lld bytes; %lld launches "
+      "measured "
+      "or clipped %lld elements: all correct\n",
+      kernels.size(), static_cast<long long>(launches), static_cast<long long>(elements),
+      static_cast<long long>(zeroed.launches), static_cast<long long>(zeroed.bytes),
+      static_cast<long long>(normed.launches), static_cast<long long>(normed.elements));
 }
 
 }  // namespace

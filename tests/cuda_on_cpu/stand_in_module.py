@@ -43,9 +43,9 @@ def why_not() -> str | None:
     return None
 
 
-def _ptx_command(storage: str | None) -> tuple[list[str], Path]:
+def _ptx_command(name: str) -> tuple[list[str], Path]:
     """The command that makes PTX of a source where the build made an object, and that source."""
-    ending = f"cuda/kernels_{storage}.o" if storage else "cuda/zero.o"
+    ending = f"cuda/{name}.o"
     (command,) = (words for words in commands() if "-c" in words and any(word.endswith(ending) for word in words))
     begin = command.index("&&") + 1
     words = command[begin : command.index("&&", begin)]
@@ -61,10 +61,10 @@ def _ptx_command(storage: str | None) -> tuple[list[str], Path]:
 def kernels() -> list[Object]:
     """All kernels, as C++ made of their PTX."""
     objects = []
-    for storage in (*building.STORAGES, None):
-        command, source = _ptx_command(storage)
+    for name in (*(f"kernels_{storage}" for storage in building.STORAGES), "zero", "norm"):
+        command, source = _ptx_command(name)
         key = building.key(*command, source.read_bytes(), *building.headers(CSRC))
-        ptx = building.cached(key, f"{source.stem}_{storage}.ptx", command)
+        ptx = building.cached(key, f"{name}.ptx", command)
         cpp = ptx.with_suffix(".cpp")
         cpp.write_text(ptx_to_cpp.translate(ptx.read_text()))
         objects.append(Object(cpp, HOST_FLAGS))

@@ -14,6 +14,7 @@
 namespace cuda_on_cpu {
 namespace {
 
+constexpr double kNorm = 1.7;                       // of gradients that are clipped by it
 constexpr double kAverageWeights[] = {0.001, 0.7};  // from the near end, and from the far one
 
 using fusedoptim::Task;
@@ -223,6 +224,7 @@ class Check {
     const Constant count_table("the table of step counts", counts), layouts("the table of layouts", layouts_);
     const Constant found_inf("found_inf", std::vector<float>{step_.found_inf.value_or(0)});
     const Constant grad_scale("grad_scale", std::vector<float>{step_.grad_scale.value_or(0)});
+    const Constant norm("the norm", std::vector<double>{kNorm});
     const Constant ticket("the ticket", std::vector<unsigned>{0});
 
     StepLaunch launch{};
@@ -235,7 +237,13 @@ class Check {
     launch.grad_scale = step_.grad_scale.has_value() ? grad_scale.at<float>() : nullptr;
     launch.chunk_count = int(chunks_.size());
     launch.counts_count = int(counts_.size());
-    launch.factor = step_.maximize ? -step_.clip : step_.clip;
+    launch.factor = step_.maximize ? -1 : 1;
+    if (step_.clip_on_device) {
+      launch.norm = norm.at<double>();
+      launch.max_norm = max_norm();
+    } else {
+      launch.factor *= step_.clip;
+    }
     launch.averages = step_.averages;
     launch.average_is_new = step_.average_is_new;
     launch.average_weight = kAverageWeights[step_.seed % 2];
@@ -253,12 +261,20 @@ class Check {
     }
 
     run_grid({step_.grid, 1, 1}, {fusedoptim::cuda::kThreads, 1, 1}, [&] { kernel(launch); });
-    for (const Constant* constant : {&rows, &chunks, &count_table, &layouts, &found_inf, &grad_scale, &ticket}) {
+    for (const Constant* constant : {&rows, &chunks, &count_table, &layouts, &found_inf, &grad_scale, &norm, &ticket}) {
       constant->check();
     }
   }
 
   // ---- the CPU driver ----
+  // As clip_coefficient() is to find it; NaN stays, and a clip of 1 comes of a norm far below the limit.
+  double max_norm() const { return step_.clip == 1 ? 2 * kNorm : step_.clip * kNorm; }
+  double clip() const {
+    if (!step_.clip_on_device) return step_.clip;
+    const double coefficient = max_norm() / (kNorm + 1e-6);
+    return std::isnan(coefficient) ? NAN : std::min(coefficient, 1.0);
+  }
+
   double step_of(size_t row) const {
     if (step_.fold == Fold::kOnDevice) return counts_[count_of_row_[row]].before + 1;
     return step_.rows[0].step + 1;
@@ -285,7 +301,7 @@ class Check {
         layouts[i] = {int(layout[0]), layout + 1, layout + 1 + layout[0]};
         task.layout = &layouts[i];
       }
-      task.factor = step_.maximize ? -step_.clip : step_.clip;
+      task.factor = step_.maximize ? -clip() : clip();
       task.averages = step_.averages;
       task.average_is_new = step_.average_is_new;
       task.average_weight = kAverageWeights[step_.seed % 2];
@@ -369,10 +385,10 @@ std::string describe(const StepCase& step) {
   return all_rules()[step.rule].name + " variant " + std::to_string(step.variant) + " " + name_of(step.dtype) +
          (step.maximize ? ", maximize" : "") + (step.zero_grad ? ", zero_grad" : "") +
          (step.averages ? step.average_is_new ? ", new average" : ", average" : "") + ", clip " +
-         std::to_string(step.clip) + ", grad_scale " + optional(step.grad_scale) + ", found_inf " +
-         optional(step.found_inf) + ", folded on " + kFolds[int(step.fold)] + ", " +
-         std::to_string(step.device_numbers) + " device numbers, grid " + std::to_string(step.grid) + ", seed " +
-         std::to_string(step.seed);
+         std::to_string(step.clip) + (step.clip_on_device ? " on the device" : "") + ", grad_scale " +
+         optional(step.grad_scale) + ", found_inf " + optional(step.found_inf) + ", folded on " +
+         kFolds[int(step.fold)] + ", " + std::to_string(step.device_numbers) + " device numbers, grid " +
+         std::to_string(step.grid) + ", seed " + std::to_string(step.seed);
 }
 
 int64_t check(const StepCase& step, int guard) {

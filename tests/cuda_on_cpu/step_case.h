@@ -44,6 +44,7 @@ struct StepCase {
   DType dtype;
   bool maximize = false, zero_grad = false;
   double clip = 1;
+  bool clip_on_device = false;  // the kernel finds the coefficient from a norm
   bool averages = false, average_is_new = false;
   std::optional<float> grad_scale, found_inf;
   Fold fold = Fold::kOnHost;

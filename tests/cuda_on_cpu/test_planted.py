@@ -42,7 +42,8 @@ def run_end_to_end(csrc: Path, _: Mode, planted: Planted | None) -> subprocess.C
     with tempfile.TemporaryDirectory() as out:
         module = stand_in_module.link(stand_in_module.objects(), Path(out), host)
         chosen = () if planted is None else ("-k", planted.seen)
-        return stand_in_module.run_posed(module, "tests/cuda_on_cpu/device_tests.py", *chosen)
+        tests = "device_tests" if planted is None else planted.tests
+        return stand_in_module.run_posed(module, f"tests/cuda_on_cpu/{tests}.py", *chosen)
 
 
 # By layer. Each builds the sources and runs them, and says in its output what it has noticed.

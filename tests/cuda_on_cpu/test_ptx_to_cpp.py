@@ -226,10 +226,10 @@ def newest_architecture() -> str:
 
 @pytest.mark.skipif(NVCC is None, reason="no nvcc")
 @pytest.mark.parametrize("architecture", ["compute_75", "newest"])
-@pytest.mark.parametrize("storage", ["f64", "f32", "bf16", "f16", "zero"])
+@pytest.mark.parametrize("storage", ["f64", "f32", "bf16", "f16", "zero", "norm"])
 def test_all_kernels_translate(architecture, storage, tmp_path):
     architecture = newest_architecture() if architecture == "newest" else architecture
-    source = ROOT / "csrc" / "cuda" / ("zero.cu" if storage == "zero" else "kernels.cu")
+    source = ROOT / "csrc" / "cuda" / (f"{storage}.cu" if storage in ("zero", "norm") else "kernels.cu")
     flags = ["-O3", "-std=c++17", "-fmad=false", "--expt-relaxed-constexpr", f"-I{ROOT / 'csrc'}"]
     flags += [f"-DFUSEDOPTIM_STORAGE={storage}", f"-arch={architecture}", "-ptx"]
     subprocess.run([str(NVCC), *flags, str(source), "-o", str(tmp_path / "kernels.ptx")], check=True)

@@ -95,7 +95,8 @@ def test_every_architecture_is_there(built: Contents) -> None:
 def test_every_kernel_is_there(built: Contents, operands: dict[Variant, tuple[int, int]]) -> None:
     for names in [*map(set, built.code.values()), *(ptx.kernels for ptx in built.ptx.values())]:
         variants = [machine_code.variant_of(name) for name in names]
-        assert Counter(variants) == Counter([*operands, None])  # None: the kernel that zeroes memory
+        assert Counter(variants) == Counter([*operands, *[None] * len(machine_code.OTHERS)])
+        assert {machine_code.other_of(name) for name in names} == {None, *machine_code.OTHERS}
 
 
 def test_no_kernel_spills_or_approximates_and_all_access_128_bits(
@@ -105,7 +106,9 @@ def test_no_kernel_spills_or_approximates_and_all_access_128_bits(
         f"{architecture} {name} {problem}"
         for architecture, kernels in built.code.items()
         for name, kernel in kernels.items()
-        for problem in machine_code.problems_of_kernel(kernel, operands.get(machine_code.variant_of(name)))
+        for problem in machine_code.problems_of_kernel(
+            kernel, operands.get(machine_code.variant_of(name)), machine_code.other_of(name)
+        )
     ]
     assert problems == []
 
@@ -158,19 +161,25 @@ $L__BB0_2:
 """
 
 
-def problems_of(sass: str = SASS, usage: str = USAGE, operands: tuple[int, int] | None = (2, 2)) -> list[str]:
+def problems_of(
+    sass: str = SASS, usage: str = USAGE, operands: tuple[int, int] | None = (2, 2), other: str | None = None
+) -> list[str]:
     kernels = machine_code.parse_code(sass, usage)
     assert list(kernels) == [STEP]
-    return machine_code.problems_of_kernel(kernels[STEP], operands)
+    return machine_code.problems_of_kernel(kernels[STEP], operands, other)
 
 
 def test_reading() -> None:
     kernel = machine_code.parse_code(SASS, USAGE)[STEP]
     seeds = ["MUFU.RCP", "MUFU.RSQ64H"]
     memory = ["LDG.E.128", "LDG.E.128.CONSTANT", "STG.E.128", "STG.E.128"]
-    assert kernel == Kernel(Counter(["LDC", *memory, *seeds]), 104, 0, 0)
+    assert kernel == Kernel(Counter(["LDC", *memory, *seeds]), 104, 0, 0, ahead=2)
     assert machine_code.variant_of(STEP) == Variant("bf16", "Adam", 3)
-    assert machine_code.variant_of("_ZN10fusedoptim4cudaL4zeroENS0_10ZeroLaunchE") is None
+    for name in machine_code.OTHERS:
+        mangled = f"_ZN10fusedoptim4cuda{len(name)}{name}ENS0_10ALaunchE"
+        assert machine_code.variant_of(mangled) is None
+        assert machine_code.other_of(mangled) == name
+    assert machine_code.other_of(STEP) is None
     (version, ptx), *rest = machine_code.parse_ptx(PTX).items()
     assert (version, rest) == ("12.0", [])
     told = ["ld.global.v4.f32", "bra", "add.rn.f32", "fma.rn.f32", "div.rn.f64", "cvt.rn.f16.f32", "cvt.f64.f32"]
@@ -202,8 +211,19 @@ def test_a_bad_kernel_is_found(old: str, new: str, problem: str) -> None:
 
 
 def test_a_kernel_that_zeroes_must_store_128_bits() -> None:
-    assert problems_of(operands=None) == []
-    assert problems_of(SASS.replace("STG.E.128", "STG.E"), operands=None) == ["has no 128-bit stores"]
+    assert problems_of(operands=None, other="zero") == []
+    (found,) = problems_of(SASS.replace("STG.E.128", "STG.E"), operands=None, other="zero")
+    assert found == "has 0 128-bit STG and not 1"
+
+
+@pytest.mark.parametrize("between", ["DFMA R1, R2, R3, R4", "BRA `(.L_x_1)"])
+def test_the_norm_must_read_ahead(between: str) -> None:
+    load = "        /*0020*/                   LDG.E R8, desc[UR6][R2.64] ;           /* 0x0000000602047981 */\n"
+    read = f"\t\tFunction : {STEP}\n" + 8 * load
+    assert problems_of(read, operands=None, other="norm") == []
+    use = load.replace("LDG.E R8, desc[UR6][R2.64]", between)
+    (found,) = problems_of(f"\t\tFunction : {STEP}\n" + 7 * load + use + load, operands=None, other="norm")
+    assert found == "reads 7 elements ahead and not 8"
 
 
 @pytest.mark.parametrize(
