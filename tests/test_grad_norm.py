@@ -80,6 +80,16 @@ def test_bits_of_gradients_beyond_the_caches(dtype: torch.dtype, where: str, gra
             assert norm_of(with_grads(grads), grad_scale) == expected
 
 
+@pytest.mark.parametrize("where", PATHS[1:])
+def test_neighbours_of_other_dtypes_and_layouts_beyond_the_caches(where: str) -> None:
+    units = [numbers(4096, dtype, i) for i, dtype in enumerate(DTYPES * 3)]
+    grads = [*units, numbers((512, 4096), torch.float32, 1).t(), numbers(4096 * 520, torch.bfloat16, 2), *units[:5]]
+    with backend("reference"):
+        expected = norm_of(with_grads(grads))
+    with backend(where):
+        assert norm_of(with_grads(grads)) == expected
+
+
 @of_paths
 def test_layouts_of_memory(where: str) -> None:
     grad = numbers((6, 40, 7, 50), torch.float32, 1)
