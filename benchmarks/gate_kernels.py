@@ -14,7 +14,7 @@ REGISTERS = {"avx512": "zmm", "avx2": "ymm", "baseline": "xmm"}
 FUNCTION = re.compile(r"^[0-9a-f]+ <(.*)>:$")
 KERNEL = re.compile(
     r"fusedoptim::(\w+)::"
-    r"(?:Loop<fusedoptim::(\w+), (?:fusedoptim::)?(\w+), (\d+)>::run|(unscale)<(?:fusedoptim::)?(\w+)>)\("
+    r"(?:Loop<fusedoptim::(\w+), (?:fusedoptim::)?(\w+), (\d+)>::run|(unscale|scale|average)<(?:fusedoptim::)?(\w+)>)\("
 )
 INSTRUCTION = re.compile(r"^ *([0-9a-f]+):\t((?:[0-9a-f]{2} )+) *\t(.*)$")
 RELOCATION = re.compile(r"^\t+([0-9a-f]+): (R_\w+)")

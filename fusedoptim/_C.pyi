@@ -33,8 +33,10 @@ class Plan:
         grad_scale: float | None,
         drop_grads: bool,
         clips: Sequence[float] | None,
-        skip_nonfinite: bool = False,
-    ) -> bool | tuple[bool, float | None, tuple[str, ...]]: ...
+    ) -> bool: ...
+    def measuring_step(
+        self, optimizer: Any, zero_grad: bool, grad_scale: float | None, drop_grads: bool, skip_nonfinite: bool
+    ) -> tuple[bool, float | None, tuple[str, ...]] | None: ...
     def is_ours(self, optimizer: Any) -> bool: ...
     def gather(
         self,
@@ -43,9 +45,16 @@ class Plan:
         new_state: Callable[[Any, dict[str, Any]], dict[str, Any]],
         write_grads: bool,
         clips: Sequence[float] = (),
-        limits: Sequence[float | None] = (),
-        norm: Any = None,
-        device: int = -1,
+    ) -> list[list[Any]] | None: ...
+    def gather_limited(
+        self,
+        groups: list[dict[str, Any]],
+        state: dict[Any, Any],
+        new_state: Callable[[Any, dict[str, Any]], dict[str, Any]],
+        write_grads: bool,
+        limits: Sequence[float | None],
+        norm: Any,
+        device: int,
     ) -> list[list[Any]] | None: ...
     def commit(
         self,

@@ -22,17 +22,18 @@ class Plan(Protocol):
     torch_parts: tuple[tuple[str, Any], ...]
 
     def fast_step(
-        self,
-        optimizer: Any,
-        zero_grad: bool,
-        grad_scale: float | None,
-        drop_grads: bool,
-        clips: Any,
-        skip_nonfinite: bool = False,
-    ) -> bool | tuple[bool, float | None, tuple[str, ...]]:
-        """Take the whole step, gradients and all, and return True; or change nothing and return False.
+        self, optimizer: Any, zero_grad: bool, grad_scale: float | None, drop_grads: bool, clips: Any
+    ) -> bool:
+        """Take the whole step, gradients and all, and return True; or change nothing and return False."""
 
-        Where gradients were measured for it, return whether the step was skipped, their norm and their dtypes.
+    def measuring_step(
+        self, optimizer: Any, zero_grad: bool, grad_scale: float | None, drop_grads: bool, skip_nonfinite: bool
+    ) -> tuple[bool, float | None, tuple[str, ...]] | None:
+        """As ``fast_step``, for groups that ask for clipping or skipping: it finds the norm by itself.
+
+        Returns:
+            None if it has changed nothing; else whether the step was skipped, the norm of the gradients that were to be
+            clipped, if there are any, and their dtypes.
         """
 
     def is_ours(self, optimizer: Any) -> bool:

@@ -132,8 +132,10 @@ class NativePlan:
         self.torch_parts = torch_parts
         self._plan = _C.Plan(rule, torch_parts, modes.CHECKS, vars(forward_ad), modes.watch_operations)
         self.fast_step = self._plan.fast_step
+        self.measuring_step = self._plan.measuring_step
         self.is_ours = self._plan.is_ours
         self.gather = self._plan.gather
+        self.gather_limited = self._plan.gather_limited
         self.is_skipped_by_host = self._plan.is_skipped_by_host
         self.clear = self._plan.clear
         self.explain = self._plan.explain

@@ -17,11 +17,6 @@ _CURES = {
 }
 
 
-def may_be_partial() -> bool:
-    """Whether any such engine is loaded."""
-    return _FSDP in sys.modules or _ZERO in sys.modules
-
-
 def refuse_settings(groups: Iterable[Mapping[str, Any]]) -> None:
     """Raise if the optimizer is asked to look at the norm, and knows a part of the gradients.
 
@@ -30,7 +25,7 @@ def refuse_settings(groups: Iterable[Mapping[str, Any]]) -> None:
     Raises:
         ValueError: So it is: the parameters are FSDP1's, or a ZeroRedundancyOptimizer is what calls.
     """
-    if not may_be_partial():
+    if _FSDP not in sys.modules and _ZERO not in sys.modules:
         return
     for index, group in enumerate(groups):
         for name, cure in _CURES.items():

@@ -64,6 +64,9 @@ class ReferencePlan:
         """Never: the reference always takes the step in its two halves."""
         return False
 
+    def measuring_step(self, *_: Any) -> None:
+        """Never, as well."""
+
     def is_ours(self, optimizer: Any) -> bool:
         """False: it is found out in Python."""
         return False

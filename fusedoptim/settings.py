@@ -20,7 +20,7 @@ from fusedoptim import device_norm, modes, native
 from fusedoptim.clip import GradNorm, common_scalar, norm_of
 from fusedoptim.device_norm import DeviceClips, DeviceNorm
 from fusedoptim.dtensor import has_dtensors
-from fusedoptim.partial_view import may_be_partial, refuse_fsdp1, refuse_settings
+from fusedoptim.partial_view import refuse_fsdp1, refuse_settings
 
 # By name, what each is unless it is asked for: only then is it in the groups, so that a state dict is torch's.
 DEFAULTS: dict[str, Any] = {"max_grad_norm": None, "skip_nonfinite": False, "ema_decay": None}
@@ -104,11 +104,10 @@ def has_settings(groups: list[Any]) -> bool:
 
 
 def may_measure(optimizer: Any) -> bool:
-    """Whether a step in one call may find the norm by itself: nothing offers it, and no engine has other parts."""
-    attributes = optimizer.__dict__
-    if ("_offered_norm" in attributes or may_be_partial()) and has_settings(optimizer.param_groups):
-        refuse_settings(optimizer.param_groups)
-        return "_offered_norm" not in attributes
+    """Whether a step may find the norm by itself: nothing offers it, and it is of all gradients, not of a part."""
+    if "_offered_norm" in optimizer.__dict__:
+        return False
+    refuse_settings(optimizer.param_groups)
     return True
 
 

@@ -263,13 +263,14 @@ class FusedStep(Optimizer):
         plan = self._take_plan()
         try:
             if "_next_clip" not in attributes:
-                if on_host and settings.may_measure(self):
-                    done = plan.fast_step(self, zero_grad, grad_scale, drop_grads, None, check is not None)
-                    if done is True or (done and settings.note_measured(self, *done, check)):
-                        return drop_grads or zero_grad
-                    if done:
-                        return False
-                clips = () if not settings.has_settings(self.param_groups) else None
+                if check is None and on_host and plan.fast_step(self, zero_grad, grad_scale, drop_grads, None):
+                    return drop_grads or zero_grad
+                has_settings = settings.has_settings(self.param_groups)
+                if on_host and (has_settings or check is not None) and settings.may_measure(self):
+                    done = plan.measuring_step(self, zero_grad, grad_scale, drop_grads, check is not None)
+                    if done is not None:
+                        return settings.note_measured(self, *done, check) and (drop_grads or zero_grad)
+                clips = None if has_settings else ()
             if check is not None and check.finds():
                 attributes.pop("_next_clip", None)
                 return False
@@ -323,7 +324,7 @@ class FusedStep(Optimizer):
             for _ in range(_TRIES):
                 write_grads = zero_grad or grad_scale is not None
                 if isinstance(clips, DeviceClips):
-                    gather: Any = plan.gather  # of the kernels: the reference measures on the host
+                    gather: Any = plan.gather_limited  # type: ignore[attr-defined]  # the reference measures on the host
                     left = gather(self.param_groups, self.state, self._new_state, write_grads, **clips.for_plan())
                 else:
                     left = plan.gather(self.param_groups, self.state, self._new_state, write_grads, clips)

@@ -51,6 +51,7 @@ def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ite
         def without_fast_path(self: Any, *args: Any) -> None:
             make(self, *args)
             self.fast_step = lambda *_: False
+            self.measuring_step = lambda *_: None
 
         monkeypatch.setattr(native.NativePlan, "__init__", without_fast_path)
     with fusedoptim.set_backend(request.param.removesuffix("-general")):

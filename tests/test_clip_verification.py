@@ -53,11 +53,12 @@ def test_a_wrong_coefficient_is_found(way: str, monkeypatch: pytest.MonkeyPatch)
         for half in ("fast_step", "gather"):
             call = getattr(plan, half)
             setattr(plan, half, lambda *args, call=call: call(*args[:4], ()))
+        plan.measuring_step = lambda *_: None
         return plan
 
     def in_halves(self: Any) -> Any:  # in one call a step measures by itself
         plan = take(self)
-        plan.fast_step = lambda *_: False
+        plan.measuring_step = lambda *_: None
         return plan
 
     for wrong, of, method in ((too_small, GradNorm, "measure"), (forgetful, FusedStep, "_take_plan")):

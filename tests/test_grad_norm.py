@@ -68,11 +68,12 @@ def test_bits_of_many_gradients(dtype: torch.dtype, where: str, grad_scale: floa
 
 @of_dtypes
 @pytest.mark.parametrize("where", PATHS[1:])
-@pytest.mark.parametrize("grad_scale", [None, 2.0**16, 2.0**-3, 2.6])
+@pytest.mark.parametrize("grad_scale", [None, 2.0**16, 2.0**-140, 2.6])
 def test_bits_of_gradients_beyond_the_caches(dtype: torch.dtype, where: str, grad_scale: float | None) -> None:
     """Whole units are summed several abreast; subnormals are rounded when they are scaled."""
     grads = [numbers(4096 * units + rest, dtype, units) for units, rest in ((3, 0), (517, 11), (0, 77), (9, 128))]
     grads[1][::3] *= torch.finfo(dtype).tiny
+    grads[1][1] = 0  # by the reciprocal of what has none it would be NaN
     with backend("reference"):
         expected = norm_of(with_grads(grads), grad_scale)
     for count in (1, 2):

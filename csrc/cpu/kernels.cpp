@@ -81,7 +81,7 @@ FUSEDOPTIM_SIMD void map(const S* from, S* to, int64_t count, F f) {
 }
 
 template <class S>
-void scale(const void* from, void* to, int64_t count, double factor) {
+__attribute__((noinline)) void scale(const void* from, void* to, int64_t count, double factor) {
   const Vec<Arithmetic<S>> v{Arithmetic<S>(factor)};
   map(static_cast<const S*>(from), static_cast<S*>(to), count, [v](auto x) { return x * v; });
 }

@@ -19,7 +19,7 @@ constexpr size_t kRowsAhead = 8;
 }  // namespace
 
 bool Plan::fast_step(py::handle optimizer, const cpu::InstructionSet& set, bool zero_grad, const double* grad_scale,
-                     bool drop_grads, const std::vector<double>* clips, Measured& measured) {
+                     bool drop_grads, const std::vector<double>* clips, Measured* measured) {
   all_general_ = Anatomy::get() == nullptr;
   if (all_general_ || in_use_ || !odd_.empty()) return false;
   const Attributes attributes(optimizer);
@@ -37,7 +37,7 @@ bool Plan::fast_step(py::handle optimizer, const cpu::InstructionSet& set, bool 
   options.unscale = grad_scale != nullptr;
   if (options.unscale) options.grad_scale = usual_if_nan(*grad_scale);
   const bool grads_are_written = zero_grad || options.unscale;
-  if (!read_groups(groups, clips)) return false;
+  if (!read_groups(groups, clips, measured != nullptr)) return false;
 
   extents_.begin();
   if (!look(state.ptr(), zero_grad)) return false;
@@ -47,8 +47,8 @@ bool Plan::fast_step(py::handle optimizer, const cpu::InstructionSet& set, bool 
   const bool others_run = schedule_.elements() >= kElementsPerRelease * int64_t(fast_count_);
   if (others_run && !own_fast_rows()) return false;
   const auto take = [&] {
-    if (clips == nullptr && !clip_fast_rows(options, set, measured)) return false;
-    if (measured.is_skipped) return true;
+    if (measured != nullptr && !clip_fast_rows(options, set, *measured)) return false;
+    if (measured != nullptr && measured->is_skipped) return true;
     for (size_t i = 0; i < fast_count_; ++i) write_step(fast_rows_[i].step);
     schedule_.run(set);
     return true;
@@ -59,7 +59,7 @@ bool Plan::fast_step(py::handle optimizer, const cpu::InstructionSet& set, bool 
   } else if (!take()) {
     return false;
   }
-  if (measured.is_skipped) return true;
+  if (measured != nullptr && measured->is_skipped) return true;
   finish_fast_rows(grads_are_written);
   if (drop_grads) python::drop_grads(py::reinterpret_borrow<py::iterable>(groups));
   return true;
@@ -102,7 +102,7 @@ bool Plan::has_torchs_parts(py::handle optimizer, py::handle attributes) const {
 }
 
 // Only this part may run Python code, as reading a learning rate from a tensor does; no tensor has been looked at yet.
-bool Plan::read_groups(py::handle groups, const std::vector<double>* clips) {
+bool Plan::read_groups(py::handle groups, const std::vector<double>* clips, bool may_measure) {
   for (Py_ssize_t g = 0; g < PyList_GET_SIZE(groups.ptr()); ++g) {
     const py::object dict = py::reinterpret_borrow<py::object>(PyList_GET_ITEM(groups.ptr(), g));
     const GroupReader reader(dict, int(g));
@@ -110,7 +110,9 @@ bool Plan::read_groups(py::handle groups, const std::vector<double>* clips) {
     if (!reader.is_transparent() || reader.asks_for_torch()) return false;
     const bool has_settings = reader.may_have_settings();
     Group& group = groups_.emplace_back();
-    if (has_settings && clips == nullptr && !reader.clipping(group.limit, group.skips)) return false;
+    if (has_settings && clips == nullptr &&
+        !(reader.clipping(group.limit, group.skips) && (may_measure || !(group.limit || group.skips))))
+      return false;
     group.index = int(g);
     group.params = reader.params();
     group.dict = dict;

@@ -42,10 +42,14 @@ T checked(py::handle value, const char* name, const char* type) {
 py::iterable as_groups(py::handle value) { return checked<py::iterable>(value, "groups", "a list of dicts"); }
 
 py::object gather(Plan& plan, py::handle groups, py::object state, py::object new_state, bool write_grads,
-                  const std::vector<double>& clips, std::vector<std::optional<double>> limits, py::handle norm,
-                  int device) {
+                  const std::vector<double>& clips) {
+  return plan.gather(as_groups(groups), std::move(state), std::move(new_state), write_grads, clips);
+}
+
+py::object gather_limited(Plan& plan, py::handle groups, py::object state, py::object new_state, bool write_grads,
+                          std::vector<std::optional<double>> limits, py::handle norm, int device) {
   const double* const at = fusedoptim::python::address_of(norm);
-  return plan.gather(as_groups(groups), std::move(state), std::move(new_state), write_grads, clips,
+  return plan.gather(as_groups(groups), std::move(state), std::move(new_state), write_grads, {},
                      {at, device, std::move(limits)});
 }
 
@@ -68,17 +72,21 @@ const InstructionSet& chosen_set() {
   return *of_fast_steps;
 }
 
-// Whether the step was taken; where it has measured gradients, (is_skipped, norm, dtypes), norm None if none is
-// clipped.
-py::object fast_step(Plan& plan, py::handle optimizer, bool zero_grad, std::optional<double> grad_scale,
-                     bool drop_grads, py::handle clips, bool skip_nonfinite) {
-  std::optional<std::vector<double>> of_groups;
-  if (!clips.is_none()) of_groups = py::cast<std::vector<double>>(clips);
+bool fast_step(Plan& plan, py::handle optimizer, bool zero_grad, std::optional<double> grad_scale, bool drop_grads,
+               py::handle clips) {
+  const double* const scale = grad_scale ? &*grad_scale : nullptr;
+  if (clips.is_none()) return plan.fast_step(optimizer, chosen_set(), zero_grad, scale, drop_grads, nullptr, nullptr);
+  const auto of_groups = py::cast<std::vector<double>>(clips);
+  return plan.fast_step(optimizer, chosen_set(), zero_grad, scale, drop_grads, &of_groups, nullptr);
+}
+
+// None, or whether the step was skipped, the norm of what it has clipped or None, and the dtypes of that.
+py::object measuring_step(Plan& plan, py::handle optimizer, bool zero_grad, std::optional<double> grad_scale,
+                          bool drop_grads, bool skip_nonfinite) {
   Plan::Measured measured;
   measured.may_skip = skip_nonfinite;
-  const bool done = plan.fast_step(optimizer, chosen_set(), zero_grad, grad_scale ? &*grad_scale : nullptr, drop_grads,
-                                   of_groups ? &*of_groups : nullptr, measured);
-  if (!done || !(measured.is_clipped || measured.is_skipped)) return py::bool_(done);
+  const double* const scale = grad_scale ? &*grad_scale : nullptr;
+  if (!plan.fast_step(optimizer, chosen_set(), zero_grad, scale, drop_grads, nullptr, &measured)) return py::none();
   py::list dtypes;
   for (int i = 0; i < fusedoptim::kDTypes; ++i) {
     if (measured.dtypes[size_t(i)]) dtypes.append(fusedoptim::name_of(fusedoptim::DType(i)));
@@ -133,11 +141,13 @@ PYBIND11_MODULE(_C, m) {
       .def(py::init<const std::string&, py::iterable, py::iterable, py::object, py::object>(), "rule"_a,
            "torch_parts"_a = py::tuple(), "mode_checks"_a = py::tuple(), "forward_ad"_a = py::dict(),
            "watch_operations"_a = py::none())
-      .def("fast_step", fast_step, "optimizer"_a, "zero_grad"_a, "grad_scale"_a, "drop_grads"_a, "clips"_a,
-           "skip_nonfinite"_a = false)
+      .def("fast_step", fast_step, "optimizer"_a, "zero_grad"_a, "grad_scale"_a, "drop_grads"_a, "clips"_a)
+      .def("measuring_step", measuring_step, "optimizer"_a, "zero_grad"_a, "grad_scale"_a, "drop_grads"_a,
+           "skip_nonfinite"_a)
       .def("is_ours", py::overload_cast<py::handle>(&Plan::is_ours, py::const_), "optimizer"_a)
-      .def("gather", gather, "groups"_a, "state"_a, "new_state"_a, "write_grads"_a, "clips"_a = std::vector<double>(),
-           "limits"_a = std::vector<std::optional<double>>(), "norm"_a = py::none(), "device"_a = -1)
+      .def("gather", gather, "groups"_a, "state"_a, "new_state"_a, "write_grads"_a, "clips"_a = std::vector<double>())
+      .def("gather_limited", gather_limited, "groups"_a, "state"_a, "new_state"_a, "write_grads"_a, "limits"_a,
+           "norm"_a, "device"_a)
       .def("commit", commit, "state"_a, "instruction_set"_a, "threads"_a, "zero_grad"_a, "grad_scale"_a, "found_inf"_a,
            "drop_grads_of"_a = py::none())
       .def("is_skipped_by_host", &Plan::is_skipped_by_host)

@@ -51,7 +51,8 @@ class Plan {
   // Takes the whole step of an optimizer at once where all parameters and what belongs to them are plain CPU tensors of
   // one layout, their state is there, and the optimizer overrides none of torch's parts. Else changes nothing and
   // returns false. `grad_scale`: null for none. `clips`: what the gradients of each group are multiplied by, or null:
-  // then it finds that itself, for groups that ask for clipping or skipping, and fills `measured`.
+  // then it also refuses groups that ask for clipping or skipping, unless `measured` is given: then it finds that
+  // itself.
   struct Measured {
     bool may_skip = false;  // asked for, whatever the groups say
     bool is_clipped = false, is_skipped = false;
@@ -59,7 +60,7 @@ class Plan {
     std::array<bool, kDTypes> dtypes = {};  // of the gradients that were measured
   };
   bool fast_step(py::handle optimizer, const cpu::InstructionSet& set, bool zero_grad, const double* grad_scale,
-                 bool drop_grads, const std::vector<double>* clips, Measured& measured);
+                 bool drop_grads, const std::vector<double>* clips, Measured* measured);
 
   // Whether neither the optimizer nor a mode that is active asks for torch's own step.
   bool is_ours(py::handle optimizer) const { return is_ours(optimizer, Attributes(optimizer)); }
@@ -180,7 +181,7 @@ class Plan {
   bool is_ours(py::handle optimizer, const Attributes& attributes) const;
   bool is_watched() const;  // by a mode of torch
   bool has_torchs_parts(py::handle optimizer, py::handle attributes) const;
-  bool read_groups(py::handle groups, const std::vector<double>* clips);
+  bool read_groups(py::handle groups, const std::vector<double>* clips, bool may_measure);
   bool look(PyObject* state, bool zero_grad);  // at all that is not odd; what turns out to be is added to odd_
   const char* look_at(Group& group, FastRow& row, Task& task, PyObject* state, bool zero_grad);
   const char* look_at_step(PyObject* object, Body& tensor, Step& out);
