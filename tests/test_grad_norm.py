@@ -54,41 +54,36 @@ def _ordered(values: list[float]) -> float:
 
 
 @of_dtypes
-@of_paths
 @pytest.mark.parametrize("grad_scale", [None, 3.7, 2.0**14])
-def test_bits_of_many_gradients(dtype: torch.dtype, where: str, grad_scale: float | None) -> None:
+def test_bits_of_many_gradients(dtype: torch.dtype, grad_scale: float | None) -> None:
     """Sizes that are cut in pieces and bundled, in one to four threads."""
     grads = [numbers(size, dtype, i) for i, size in enumerate((*SIZES, *[5] * 300))]
+    assert_same_norm(grads, grad_scale, (1, 2, 4))
+
+
+def assert_same_norm(grads: list[Any], grad_scale: float | None, counts: tuple[int, ...]) -> None:
+    """On every path, in so many threads."""
     with backend("reference"):
         expected = norm_of(with_grads(grads), grad_scale)
-    for count in (1, 2, 4):
+    for where, count in itertools.product(PATHS[1:], counts):
         with backend(where), threads(count):
-            assert norm_of(with_grads(grads), grad_scale) == expected
+            assert norm_of(with_grads(grads), grad_scale) == expected, (where, count)
 
 
 @of_dtypes
-@pytest.mark.parametrize("where", PATHS[1:])
 @pytest.mark.parametrize("grad_scale", [None, 2.0**16, 2.0**-140, 2.6])
-def test_bits_of_gradients_beyond_the_caches(dtype: torch.dtype, where: str, grad_scale: float | None) -> None:
+def test_bits_of_gradients_beyond_the_caches(dtype: torch.dtype, grad_scale: float | None) -> None:
     """Whole units are summed several abreast; subnormals are rounded when they are scaled."""
     grads = [numbers(4096 * units + rest, dtype, units) for units, rest in ((3, 0), (517, 11), (0, 77), (9, 128))]
     grads[1][::3] *= torch.finfo(dtype).tiny
     grads[1][1] = 0  # by the reciprocal of what has none it would be NaN
-    with backend("reference"):
-        expected = norm_of(with_grads(grads), grad_scale)
-    for count in (1, 2):
-        with backend(where), threads(count):
-            assert norm_of(with_grads(grads), grad_scale) == expected
+    assert_same_norm(grads, grad_scale, (1, 2))
 
 
-@pytest.mark.parametrize("where", PATHS[1:])
-def test_neighbours_of_other_dtypes_and_layouts_beyond_the_caches(where: str) -> None:
+def test_neighbours_of_other_dtypes_and_layouts_beyond_the_caches() -> None:
     units = [numbers(4096, dtype, i) for i, dtype in enumerate(DTYPES * 3)]
     grads = [*units, numbers((512, 4096), torch.float32, 1).t(), numbers(4096 * 520, torch.bfloat16, 2), *units[:5]]
-    with backend("reference"):
-        expected = norm_of(with_grads(grads))
-    with backend(where):
-        assert norm_of(with_grads(grads)) == expected
+    assert_same_norm(grads, None, (2,))
 
 
 @of_paths
