@@ -20,7 +20,7 @@ constexpr int kDTypes = 4;
 constexpr size_t size_of(DType dtype) { return dtype == DType::f64 ? 8 : dtype == DType::f32 ? 4 : 2; }
 
 // As torch calls it.
-constexpr const char* name_of(DType dtype) {
+constexpr const char* torch_name(DType dtype) {
   constexpr const char* kNames[kDTypes] = {"float64", "float32", "bfloat16", "float16"};
   return kNames[int(dtype)];
 }

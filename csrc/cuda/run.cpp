@@ -66,7 +66,7 @@ struct Driver::State {
     launch.kernel = step_kernel(task.rule, task.variant, task.dtype);
     launch.blocks = capacity.blocks(task.device, launch.kernel, shape.chunk_count);
     launch.name = std::string(rule_name(task.rule, AllRules())) + " on " + std::to_string(bucket.rows.size()) + " " +
-                  name_of(task.dtype) + " parameters";
+                  torch_name(task.dtype) + " parameters";
     launch.is_step = true;
     StepLaunch& step = launch.step;
     step = {};

@@ -89,7 +89,7 @@ py::object measuring_step(Plan& plan, py::handle optimizer, bool zero_grad, std:
   if (!plan.fast_step(optimizer, chosen_set(), zero_grad, scale, drop_grads, nullptr, &measured)) return py::none();
   py::list dtypes;
   for (int i = 0; i < fusedoptim::kDTypes; ++i) {
-    if (measured.dtypes[size_t(i)]) dtypes.append(fusedoptim::name_of(fusedoptim::DType(i)));
+    if (measured.dtypes[size_t(i)]) dtypes.append(fusedoptim::torch_name(fusedoptim::DType(i)));
   }
   return py::make_tuple(measured.is_skipped, measured.is_clipped ? py::object(py::float_(measured.norm)) : py::none(),
                         py::tuple(dtypes));
