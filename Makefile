@@ -31,12 +31,12 @@ CXX_FILES = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu'
 PY_FILES = fusedoptim benchmarks examples tests setup.py
 say = @printf '==> %s\n' $(1)
 
-.PHONY: help build test test-ecosystem bench bench-step bench-peers perf-gate lint sanitize fuzz format wheel clean distclean FORCE
+.PHONY: help build test test-planted test-ecosystem bench bench-step bench-peers perf-gate lint sanitize fuzz format wheel clean distclean FORCE
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo
-	@echo 'test, test-ecosystem, bench, bench-step, bench-peers, perf-gate, sanitize and fuzz pass ARGS on: make test ARGS="-k adam"'
+	@echo 'test, test-planted, test-ecosystem, bench, bench-step, bench-peers, perf-gate, sanitize and fuzz pass ARGS on: make test ARGS="-k adam"'
 
 build: $(BUILT) ## compile the native module (1 to 2 CPU minutes, 4 with CUDA) and install, editable, into .venv
 	@$(RUN) -m fusedoptim
@@ -44,6 +44,10 @@ build: $(BUILT) ## compile the native module (1 to 2 CPU minutes, 4 with CUDA) a
 test: $(BUILT) ## run the tests
 	$(call say,'test: $(RUN) -m pytest $(SIDE_BY_SIDE) $(ARGS)')
 	@$(RUN) -m pytest $(SIDE_BY_SIDE) $(ARGS)
+
+test-planted: $(BUILT) ## plant each known mistake in the CUDA code and see its tests notice it: after changes there or in the proof
+	$(call say,'test-planted: $(RUN) -m pytest tests/cuda_on_cpu/test_planted.py $(ARGS)')
+	@FUSEDOPTIM_PLANTED=all $(RUN) -m pytest tests/cuda_on_cpu/test_planted.py $(ARGS)
 
 test-ecosystem: $(TRAINERS_READY) $(BUILT) ## train under Lightning, transformers and Accelerate, as under torch.optim
 	$(call say,'test-ecosystem: $(TRAINERS)/bin/python -m pytest tests/ecosystem $(ARGS)')
