@@ -158,9 +158,9 @@ def _where(optimizer: Any) -> str | None:
         first = next((param for group in optimizer.param_groups for param in group["params"]), None)
     if first is None:
         return None
-    if first.device.type == "cpu":  # a look at each would cost time
-        return "cpu"
-    return "cuda" if native.has_cuda and may_be_on_device(optimizer.param_groups) else None
+    if native.has_cuda and may_be_on_device(optimizer.param_groups):
+        return "cuda"
+    return "cpu" if first.device.type == "cpu" else None  # a look at each would cost time
 
 
 def _has_grads(optimizer: Any) -> bool:
