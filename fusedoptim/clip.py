@@ -19,7 +19,7 @@ from torch.nn.utils import get_total_norm
 
 from fusedoptim import backend, modes
 from fusedoptim.device_norm import DeviceNorm, on_device
-from fusedoptim.grads import check_finite, largest, ordered_sum, sum_of_squares
+from fusedoptim.grads import check_finite, coefficient, largest, ordered_sum, sum_of_squares
 from fusedoptim.mesh_norm import MeshGrads, grads_of, replicated
 
 _WIDE = (torch.float64, torch.complex128)  # whose squares may overflow float64
@@ -165,7 +165,7 @@ class GradNorm:
 
     def coefficient(self, max_norm: float) -> float:
         """What gradients are multiplied by so that their norm is at most ``max_norm``."""
-        return min(max_norm / (self.norm + 1e-6), 1.0)  # NaN stays NaN, as in torch
+        return coefficient(self.norm, max_norm)
 
     def clip(self, max_norm: float) -> None:
         """Multiply the gradients in place, so that their norm is at most ``max_norm``."""

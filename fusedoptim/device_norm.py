@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fusedoptim import backend, native
-from fusedoptim.grads import check_finite
+from fusedoptim.grads import check_finite, coefficient
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -143,7 +143,7 @@ class DeviceNorm:
 
     def coefficient(self, max_norm: float) -> float:
         """What gradients are multiplied by so that their norm is at most ``max_norm``."""
-        return min(max_norm / (self.norm + 1e-6), 1.0)
+        return coefficient(self.norm, max_norm)
 
     def coefficient_there(self, max_norm: float) -> Tensor:
         """The same, on the device, in float64."""

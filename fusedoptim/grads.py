@@ -81,6 +81,11 @@ def ordered_sum(values: list[float]) -> float:
     return float(reference.ordered_sum(torch.tensor(values, dtype=torch.float64, device="cpu")))
 
 
+def coefficient(norm: float, max_norm: float) -> float:
+    """What gradients of a norm are multiplied by so that it is at most ``max_norm``."""
+    return min(max_norm / (norm + 1e-6), 1.0)  # NaN stays NaN, as in torch
+
+
 def check_finite(norm: float, norm_type: float) -> None:
     """Raise what torch raises if the norm of gradients is not finite."""
     if not math.isfinite(norm):

@@ -417,3 +417,5 @@ NORM_TO_END = [
 ]  # fmt: skip
 
 PLANTED = [*SOURCE_LEVEL, *END_TO_END, *NORM_TO_END]
+# To build and run one takes 10 s and more: `make test` leaves out every other of the norm's.
+RARE = [*MEASURING, *NORM_TO_END][1::2]
