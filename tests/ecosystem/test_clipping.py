@@ -13,6 +13,7 @@ from test_transformers import with_instance
 from training import ADAMW, assert_equal_bits, assert_learns, copies
 
 import fusedoptim
+from fusedoptim import settings
 from fusedoptim.clip import GradNorm
 
 LIMIT = 0.1
@@ -21,15 +22,20 @@ clipping = functools.partial(ADAMW.ours, max_grad_norm=LIMIT)
 
 @pytest.fixture
 def norms(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The norms that this package has measured."""
+    """The norms that this package has measured, by themselves or within a step."""
     found: list[float] = []
-    measure = GradNorm.measure
+    measure, note_measured = GradNorm.measure, settings.note_measured
 
-    def noting(self: GradNorm, *args: Any) -> None:
+    def measuring(self: GradNorm, *args: Any) -> None:
         measure(self, *args)
         found.append(self.norm)
 
-    monkeypatch.setattr(GradNorm, "measure", noting)
+    def noting(optimizer: Any, is_skipped: bool, norm: float, *args: Any) -> bool:
+        found.append(norm)
+        return note_measured(optimizer, is_skipped, norm, *args)
+
+    monkeypatch.setattr(GradNorm, "measure", measuring)
+    monkeypatch.setattr(settings, "note_measured", noting)
     return found
 
 
@@ -58,7 +64,7 @@ def test_lightning(norms: list[float]) -> None:
     assert len(norms) == 16
     assert min(norms) > LIMIT
     set_up = fit(clipping)
-    assert len(norms) == 32
+    assert norms[16:] == norms[:16]
     assert hooked.losses == set_up.losses
     assert_equal_bits(copies(hooked), copies(set_up))
     assert_learns(hooked.losses)
@@ -69,5 +75,6 @@ def test_accelerate(norms: list[float]) -> None:
         losses, params = train(ADAMW.ours, max_norm=LIMIT)
     assert len(norms) == 32
     wanted, wanted_params = train(clipping)
+    assert norms[32:] == norms[:32]
     assert losses == wanted
     assert_equal_bits(params, wanted_params)
