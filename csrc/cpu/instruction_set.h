@@ -13,7 +13,9 @@ namespace fusedoptim::cpu {
 // `begin` on. `operands` are param, grad and the states, contiguous over these elements. grad is multiplied by
 // `factor`, and the product rounded to the arithmetic type: 1, -1 to maximize, or either times a coefficient that
 // clips.
-using Kernel = void (*)(const void* rule, void* const* operands, int64_t begin, int64_t count, double factor);
+// Where it averages, one operand more moves towards the new param: average = lerp(average, param, average_weight).
+using Kernel = void (*)(const void* rule, void* const* operands, int64_t begin, int64_t count, double factor,
+                        double average_weight);
 
 // to = from * factor, or from / factor, rounded as it is stored; `to` may be `from`.
 using ScaleKernel = void (*)(const void* from, void* to, int64_t count, double factor);
@@ -34,17 +36,14 @@ using SquaresKernel = double (*)(const void* grad, int64_t count);
 constexpr int kAbreast = 4;
 using AbreastKernel = void (*)(const void* const* grads, double factor, double* sums);
 
-// average = lerp(average, param, weight).
-using AverageKernel = void (*)(const void* param, void* average, int64_t count, double weight);
-
 struct InstructionSet {
   const char* name;
   Kernel kernels[AllRules::kCount][kMaxVariants][kDTypes];
+  Kernel averaging[AllRules::kCount][kMaxVariants][kDTypes];
   ScaleKernel unscale[kDTypes];
   ScaleKernel scale[kDTypes];
   SquaresKernel squares[kDTypes];
   AbreastKernel squares_abreast[kDTypes];
-  AverageKernel average[kDTypes];
 };
 
 // Null where it is not built for this architecture.

@@ -11,26 +11,37 @@ namespace FUSEDOPTIM_ISA {
 using cpu::InstructionSet;
 using cpu::Kernel;
 
-template <template <class> class Rule, class S, int variant>
+template <template <class> class Rule, class S, int variant, bool averages>
 struct Loop {
   using T = Arithmetic<S>;
-  using V = Vec<T>;
-  static constexpr int kStates = Rule<T>::states_of(variant);
+  static constexpr int kStates = Rule<T>::states_of(variant), kOperands = 2 + kStates + averages;
+
+  // The constants of a step.
+  struct Step {
+    Rule<T> rule;
+    T factor;
+    Average<T> lerp;
+  };
 
   // `load` and `store` take an operand and say how many elements move: body and tail are this one text.
   template <class V, class Load, class Store>
-  FUSEDOPTIM_SIMD static void update(const Rule<T>& rule, S* const* at, T factor, Load load, Store store) {
+  FUSEDOPTIM_SIMD static void update(const Step& step, S* const* at, Load load, Store store) {
     V state[kStates + 1];
     V param = load(at[0]);
-    const V grad = load(at[1]) * V(factor);
+    const V grad = load(at[1]) * V(step.factor);
     for (int k = 0; k < kStates; ++k) state[k] = load(at[2 + k]);
-    rule.template operator()<variant>(param, grad, state);
+    step.rule.template operator()<variant>(param, grad, state);
     store(at[0], param);
     for (int k = 0; k < kStates; ++k) store(at[2 + k], state[k]);
+    if constexpr (averages) {
+      if constexpr (sizeof(S) < sizeof(T)) param = load(at[0]);  // as it is stored
+      S* const average = at[2 + kStates];
+      store(average, step.lerp(load(average), param));
+    }
   }
 
   FUSEDOPTIM_SIMD static void fetch_line(S* const* at, int line) {
-    for (int k = 0; k < 2 + kStates; ++k) {
+    for (int k = 0; k < kOperands; ++k) {
       __builtin_prefetch(reinterpret_cast<const char*>(at[k]) + kAhead + line * kLine);
     }
   }
@@ -38,7 +49,7 @@ struct Loop {
   // As many whole V as there are. Where V takes several lines, those after the first are fetched when it is done:
   // fetched together, they make a step from memory 4 % slower.
   template <class V>
-  FUSEDOPTIM_SIMD static void walk(const Rule<T>& rule, S** at, int64_t& left, T factor) {
+  FUSEDOPTIM_SIMD static void walk(const Step& step, S** at, int64_t& left) {
     for (; left >= V::kLanes; left -= V::kLanes) {
       fetch_line(at, 0);
       const auto load = [](const S* from) {
@@ -46,24 +57,24 @@ struct Loop {
         load_into(v, from);
         return v;
       };
-      update<V>(rule, at, factor, load, [](S* to, const V& v) { store(to, v); });
+      update<V>(step, at, load, [](S* to, const V& v) { store(to, v); });
       for (int line = 1; line < V::kLanes * int(sizeof(S)) / kLine; ++line) fetch_line(at, line);
-      for (int k = 0; k < 2 + kStates; ++k) at[k] += V::kLanes;
+      for (int k = 0; k < kOperands; ++k) at[k] += V::kLanes;
     }
   }
 
-  static void run(const void* rule_, void* const* operands, int64_t begin, int64_t count, double factor_) {
-    const Rule<T> rule = *static_cast<const Rule<T>*>(rule_);
-    const T factor = T(factor_);
-    S* at[2 + kStates];
-    for (int k = 0; k < 2 + kStates; ++k) at[k] = static_cast<S*>(operands[k]) + begin;
+  static void run(const void* rule, void* const* operands, int64_t begin, int64_t count, double factor,
+                  double average_weight) {
+    const Step step{*static_cast<const Rule<T>*>(rule), T(factor), Average<T>(average_weight)};
+    S* at[kOperands];
+    for (int k = 0; k < kOperands; ++k) at[k] = static_cast<S*>(operands[k]) + begin;
     int64_t left = count;
-    if constexpr (kSideBySide<S> > 1) walk<PackOf<S>>(rule, at, left, factor);
-    walk<Vec<T>>(rule, at, left, factor);
+    if constexpr (kSideBySide<S> > 1) walk<PackOf<S>>(step, at, left);
+    walk<Vec<T>>(step, at, left);
     if (left > 0) {
       const int part = int(left);
       update<Vec<T>>(
-          rule, at, factor, [part](const S* p) { return load_part(p, part); },
+          step, at, [part](const S* p) { return load_part(p, part); },
           [part](S* p, Vec<T> v) { store_part(p, v, part); });
     }
   }
@@ -94,29 +105,14 @@ void unscale(const void* from, void* to, int64_t count, double scale_) {
   map(static_cast<const S*>(from), static_cast<S*>(to), count, [v](auto x) { return x / v; });
 }
 
-template <class S>
-void average(const void* param_, void* average_, int64_t count, double weight) {
-  using V = Vec<Arithmetic<S>>;
-  const Average<Arithmetic<S>> lerp(weight);
-  const S* param = static_cast<const S*>(param_);
-  S* average = static_cast<S*>(average_);
-  for (; count >= V::kLanes; count -= V::kLanes, param += V::kLanes, average += V::kLanes) {
-    __builtin_prefetch(reinterpret_cast<const char*>(average) + kAhead);
-    store(average, lerp(load(average), load(param)));
-  }
-  if (count > 0) {
-    store_part(average, lerp(load_part(average, int(count)), load_part(param, int(count))), int(count));
-  }
-}
-
 // ---- the table of all of them -------------------------------------------------------------------------------------
-template <template <class> class Rule, int... variants>
+template <template <class> class Rule, bool averages, int... variants>
 constexpr void fill_rule(Kernel (&kernels)[kMaxVariants][kDTypes], std::integer_sequence<int, variants...>) {
   static_assert(sizeof...(variants) <= kMaxVariants, "raise kMaxVariants in rules/all.h");
-  ((kernels[variants][int(DType::f64)] = Loop<Rule, double, variants>::run), ...);
-  ((kernels[variants][int(DType::f32)] = Loop<Rule, float, variants>::run), ...);
-  ((kernels[variants][int(DType::bf16)] = Loop<Rule, BFloat16, variants>::run), ...);
-  ((kernels[variants][int(DType::f16)] = Loop<Rule, Half, variants>::run), ...);
+  ((kernels[variants][int(DType::f64)] = Loop<Rule, double, variants, averages>::run), ...);
+  ((kernels[variants][int(DType::f32)] = Loop<Rule, float, variants, averages>::run), ...);
+  ((kernels[variants][int(DType::bf16)] = Loop<Rule, BFloat16, variants, averages>::run), ...);
+  ((kernels[variants][int(DType::f16)] = Loop<Rule, Half, variants, averages>::run), ...);
 }
 
 template <template <class> class... Rules>
@@ -124,13 +120,15 @@ constexpr InstructionSet fill(const char* name, RuleList<Rules...>) {
   InstructionSet set{
       name,
       {},
+      {},
       {unscale<double>, unscale<float>, unscale<BFloat16>, unscale<Half>},
       {scale<double>, scale<float>, scale<BFloat16>, scale<Half>},
       {squares<double>, squares<float>, squares<BFloat16>, squares<Half>},
-      {squares_abreast<double>, squares_abreast<float>, squares_abreast<BFloat16>, squares_abreast<Half>},
-      {average<double>, average<float>, average<BFloat16>, average<Half>}};
+      {squares_abreast<double>, squares_abreast<float>, squares_abreast<BFloat16>, squares_abreast<Half>}};
   int rule = 0;
-  (fill_rule<Rules>(set.kernels[rule++], std::make_integer_sequence<int, Rules<float>::kVariants>()), ...);
+  (fill_rule<Rules, false>(set.kernels[rule++], std::make_integer_sequence<int, Rules<float>::kVariants>()), ...);
+  rule = 0;
+  (fill_rule<Rules, true>(set.averaging[rule++], std::make_integer_sequence<int, Rules<float>::kVariants>()), ...);
   return set;
 }
 

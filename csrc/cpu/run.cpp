@@ -28,7 +28,7 @@ class Runner {
       });
     } else {
       // With a second pass over grad the chunk is walked in blocks, so that this pass finds it in the cache.
-      const bool passes = options_.unscale || options_.zero_grad || is_clipped_apart(task) || task.averages;
+      const bool passes = options_.unscale || options_.zero_grad || is_clipped_apart(task) || task.average_is_new;
       for_blocks(chunk, passes ? kBlock : kChunk, [&](int64_t at, int64_t n) { update(task, task.operands, at, n); });
     }
   }
@@ -49,27 +49,24 @@ class Runner {
     if (is_clipped_apart(task)) {
       clipped_apart(task, operands, begin, count);
     } else {
-      kernel(task)(task.constants, operands, begin, count, task.factor);
+      apply(task, operands, begin, count, task.factor);
     }
-    if (task.averages) average(task, operands, begin, count);
+    if (task.average_is_new) {
+      const size_t size = size_of(task.dtype), from = size_t(begin) * size;
+      char* const average = static_cast<char*>(operands[task.operand_count - 1]) + from;
+      std::memcpy(average, static_cast<const char*>(operands[0]) + from, size_t(count) * size);
+    }
     if (options_.zero_grad) {
       const size_t size = size_of(task.dtype);
       std::memset(static_cast<char*>(operands[1]) + begin * size, 0, count * size);
     }
   }
 
-  void average(const Task& task, void* const* operands, int64_t begin, int64_t count) const {
-    const size_t size = size_of(task.dtype), from = size_t(begin) * size;
-    const char* const param = static_cast<const char*>(operands[0]) + from;
-    char* const average = static_cast<char*>(operands[task.operand_count - 1]) + from;
-    if (task.average_is_new) {
-      std::memcpy(average, param, size_t(count) * size);
-    } else {
-      set_.average[int(task.dtype)](param, average, count, task.average_weight);
-    }
+  void apply(const Task& task, void* const* operands, int64_t begin, int64_t count, double factor) const {
+    const auto& kernels = task.averages && !task.average_is_new ? set_.averaging : set_.kernels;
+    kernels[task.rule][task.variant][int(task.dtype)](task.constants, operands, begin, count, factor,
+                                                      task.average_weight);
   }
-
-  cpu::Kernel kernel(const Task& task) const { return set_.kernels[task.rule][task.variant][int(task.dtype)]; }
 
   // Of 16 bits, a product is rounded to storage before the rule sees it: in a buffer, for grad stays as it is.
   static bool is_clipped_apart(const Task& task) { return size_of(task.dtype) == 2 && std::fabs(task.factor) != 1; }
@@ -80,7 +77,7 @@ class Runner {
     for (int k = 0; k < task.operand_count; ++k) at[k] = static_cast<uint16_t*>(operands[k]) + begin;
     set_.scale[int(task.dtype)](at[1], clipped, count, task.factor);
     at[1] = clipped;
-    kernel(task)(task.constants, at, 0, count, 1);
+    apply(task, at, 0, count, 1);
   }
 
   template <class Element>
