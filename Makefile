@@ -48,6 +48,7 @@ test: $(BUILT) ## run the tests
 test-planted: $(BUILT) ## plant each known mistake in the CUDA code and see its tests notice it: after changes there or in the proof
 	$(call say,'test-planted: $(RUN) -m pytest tests/cuda_on_cpu/test_planted.py $(ARGS)')
 	@FUSEDOPTIM_PLANTED=all $(RUN) -m pytest tests/cuda_on_cpu/test_planted.py $(ARGS)
+	@$(if $(ARGS),,$(RUN) tests/cuda_on_cpu/planted.py)
 
 test-ecosystem: $(TRAINERS_READY) $(BUILT) ## train under Lightning, transformers and Accelerate, as under torch.optim
 	$(call say,'test-ecosystem: $(TRAINERS)/bin/python -m pytest tests/ecosystem $(ARGS)')

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import shutil
@@ -134,11 +135,15 @@ def cached(named: str, name: str, command: Sequence[str]) -> Path:
         os.utime(made.parent)
         return made
     made.parent.mkdir(parents=True, exist_ok=True)
-    partial = made.with_name(f"{name}.{os.getpid()}")
-    done = subprocess.run([*command, "-o", str(partial)], capture_output=True, text=True)
-    if done.returncode != 0:
-        raise BuildError(done.stderr[:4000])
-    partial.replace(made)  # at once: another process may build the same
+    with open(made.with_name(f"{name}.lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another process may be making the same
+        if made.exists():
+            return made
+        partial = made.with_name(f"{name}.part")
+        done = subprocess.run([*command, "-o", str(partial)], capture_output=True, text=True)
+        if done.returncode != 0:
+            raise BuildError(done.stderr[:4000])
+        partial.replace(made)  # whole or not at all
     return made
 
 
