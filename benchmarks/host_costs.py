@@ -1,6 +1,6 @@
 """Where the time of a small step goes: nanoseconds for each tensor, and for the call, part by part.
 
-`--into docs/design.md` writes the parts into that page, between the marks of the section "host costs".
+`--into docs/measurements.md` writes the parts into that page, between the marks of the section "host costs".
 
 A part is the difference between two optimizers that differ in it alone, such as those with and without momentum. What
 a tensor costs is the slope between 100 and 400 of them, what the call costs is what remains; both are taken within a

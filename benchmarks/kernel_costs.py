@@ -1,6 +1,6 @@
 """What the kernels take for an element in the second-level cache: nanoseconds by rule, dtype and instruction set.
 
-`--into docs/design.md` writes the table into that page, between the marks of the section "kernel costs".
+`--into docs/measurements.md` writes the table into that page, between the marks of the section "kernel costs".
 
 A figure is the slope between steps over one tensor of 48 KiB and of 160 KiB, in which all that a call costs beside its
 elements cancels out; both are taken within a round, after a step that is not timed, and it is the median over rounds.
