@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.amp import grad_scaler
 
 from fusedoptim import hooks, modes, native
 from fusedoptim.clip import GradNorm, norm_of
@@ -49,17 +50,43 @@ class GradScaler(torch.amp.GradScaler):
     def step(self, optimizer: Any, *args: Any, **kwargs: Any) -> Any:
         """As torch's; a step of this package that divides by itself also looks for infinity and NaN by itself."""
         has_closure = args or kwargs.get("closure") is not None  # which may write gradients
-        if not self._enabled or has_closure or not _is_plain_step(optimizer):
+        can_check = self._enabled and not has_closure and _is_plain_step(optimizer)
+        check = self._check_in_step(optimizer) if can_check else None
+        if check is None:
             return super().step(optimizer, *args, **kwargs)
+        # From here on what torch's does with an optimizer that divides, but for what it asks of one it does not know.
+        state = self._per_optimizer_states[id(optimizer)]
+        state["found_inf_per_device"] = {check.found.device: check.found}
         attributes = optimizer.__dict__
-        attributes["_check_within"] = None  # may be
+        given = getattr(optimizer, "grad_scale", None)
+        optimizer.grad_scale = self._scale if given is None else self._scale * given
+        optimizer.found_inf = check.found
+        attributes["_check_within"] = check
         try:
-            result = super().step(optimizer, *args, **kwargs)
+            result = optimizer.step(**kwargs)
         finally:
-            check = attributes.pop("_check_within", None)
-        if check is not None:  # nobody has asked for it
+            unasked = attributes.pop("_check_within", None)
+        if unasked is not None:
             check.finds()
+        state["stage"] = grad_scaler.OptState.STEPPED
+        del optimizer.grad_scale, optimizer.found_inf
         return result
+
+    def _check_in_step(self, optimizer: Any) -> _Check | None:
+        """The check of a step that can make it; None if torch's ``step`` is to see to it."""
+        states = getattr(self, "_per_optimizer_states", None)
+        if states is None or states[id(optimizer)]["stage"] is not grad_scaler.OptState.READY:
+            return None
+        if _where(optimizer) != "cpu" or not _has_grads(optimizer):
+            return None
+        self._check_scale_growth_tracker("step")
+        scale = self._scale_of_step(optimizer)
+        return _Check(self, optimizer, scale) if scale >= 1 else None  # below, quotients may be infinite
+
+    def _scale_of_step(self, optimizer: Any) -> float:
+        """What a step divides by: the product with a scale of the user's, which torch rounds to float32."""
+        scale, given = self.get_scale(), getattr(optimizer, "grad_scale", None)
+        return scale if given is None else float(torch.tensor(scale, dtype=torch.float32) * given)
 
     # torch calls it from unscale_(), and with allow_fp16, a scale of 1, to check for a step that divides by itself.
     def _unscale_grads_(
@@ -68,16 +95,9 @@ class GradScaler(torch.amp.GradScaler):
         found: dict[torch.device, Tensor] | None = None
         where = _where(optimizer)
         if where == "cpu":
-            scale, given = self.get_scale(), getattr(optimizer, "grad_scale", None)
-            if allow_fp16 and given is not None:  # the step divides by the product, which torch rounds to float32
-                scale = float(torch.tensor(scale, dtype=torch.float32) * given)
-            if not scale >= 1:  # quotients may be infinite where gradients are not
-                found = None
-            elif allow_fp16 and "_check_within" in optimizer.__dict__ and _has_grads(optimizer):
-                check = optimizer.__dict__["_check_within"] = _Check(self, optimizer, scale)
-                found = {check.found.device: check.found}
-            else:
-                found = self._look_at_once(optimizer, scale, allow_fp16)
+            scale = self._scale_of_step(optimizer) if allow_fp16 else self.get_scale()
+            # Below 1 quotients may be infinite where gradients are not.
+            found = self._look_at_once(optimizer, scale, allow_fp16) if scale >= 1 else None
         elif where == "cuda":
             found = self._look_on_device(optimizer, allow_fp16)
         return super()._unscale_grads_(optimizer, inv_scale, found_inf, allow_fp16) if found is None else found
@@ -179,5 +199,9 @@ def _is_plain_step(optimizer: Any) -> bool:
     )
 
 
-if not has_method(torch.amp.GradScaler, "_unscale_grads_", _PARAMETERS):  # then the scaler is torch's
+if not (  # then the scaler is torch's
+    has_method(torch.amp.GradScaler, "_unscale_grads_", _PARAMETERS)
+    and has_method(torch.amp.GradScaler, "_check_scale_growth_tracker", ["self", "funcname"])
+    and hasattr(grad_scaler, "OptState")
+):
     del GradScaler._unscale_grads_, GradScaler.step
