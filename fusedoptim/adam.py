@@ -1,12 +1,13 @@
-"""Adam and AdamW."""
+"""Adam."""
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch.optim import Optimizer
 
 from fusedoptim.settings import with_settings
 from fusedoptim.step import FusedStep
+from fusedoptim.torch_names import names_of_torch
 
 
 class Adam(FusedStep, torch.optim.Adam):  # noqa: D101
@@ -15,6 +16,7 @@ class Adam(FusedStep, torch.optim.Adam):  # noqa: D101
     _torch_class: ClassVar[type[Optimizer]] = torch.optim.Adam
 
 
-class AdamW(Adam, torch.optim.AdamW):  # noqa: D101
-    __doc__ = with_settings(torch.optim.AdamW.__doc__)
-    _torch_class = torch.optim.AdamW
+if TYPE_CHECKING:
+    from torch.optim.adam import adam as adam
+else:
+    __getattr__ = names_of_torch(__name__)
