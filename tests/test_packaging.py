@@ -144,6 +144,12 @@ def setup_py() -> ModuleType:
     return module
 
 
+@pytest.fixture(scope="module")
+def setup_cuda(setup_py: ModuleType) -> ModuleType:
+    """What setup.py takes from the file beside it."""
+    return sys.modules["setup_cuda"]
+
+
 @pytest.fixture
 def fake_nvcc(tmp_path: Path) -> Path:
     """An nvcc that answers questions and compiles nothing."""
@@ -197,7 +203,8 @@ def test_source_archive_is_complete(sdist: Path) -> None:
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
     if listed.returncode == 0:
         tree &= set(listed.stdout.split())
-    top_level = {"CMakeLists.txt", "LICENSE", "Makefile", "pyproject.toml", "requirements-dev.txt", "setup.py"}
+    top_level = {"CMakeLists.txt", "LICENSE", "Makefile", "pyproject.toml", "requirements-dev.txt"}
+    top_level |= {"setup.py", "setup_cuda.py"}
     assert tree | top_level <= held
     assert not [name for name in held if name.endswith((".so", ".pyc"))]
 
@@ -205,10 +212,13 @@ def test_source_archive_is_complete(sdist: Path) -> None:
 @pytest.mark.slow
 def test_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     names = names_in(wheel)
-    assert {"fusedoptim/py.typed", "fusedoptim/_C.pyi", "fusedoptim/__main__.py"} <= names
-    assert all(name.startswith("fusedoptim/") for name in names)
-    assert "fusedoptim/removed_long_ago.py" not in names
-    assert len([name for name in names if name.endswith(".so")]) == 1
+    source = (path.relative_to(sdist) for path in (sdist / "fusedoptim").rglob("*") if path.is_file())
+    modules = {str(path) for path in source if path.suffix in {".py", ".pyi", ".typed"}}
+    assert {"fusedoptim/py.typed", "fusedoptim/_C.pyi", "fusedoptim/__main__.py"} <= modules
+    assert modules == {
+        name for name in names if not name.endswith(".so")
+    }  # what was removed long ago is not among them
+    assert len(names - modules) == 1
     tag = f"cp{sys.version_info.major}{sys.version_info.minor}"
     assert f"-{tag}-{tag}-" in wheel.name
     assert not wheel.name.endswith("-any.whl")
@@ -303,8 +313,8 @@ DEFAULT = ["7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0", "12.0+PTX"]
         ("13.0", "9.0a 10.0f+PTX", ["9.0a", "10.0f", "10.0f+PTX"]),
     ],
 )
-def test_architectures(setup_py: ModuleType, toolkit: str, wanted: str | None, architectures: list[str]) -> None:
-    assert setup_py.cuda_architectures(wanted, GPU_CODES[toolkit]) == architectures
+def test_architectures(setup_cuda: ModuleType, toolkit: str, wanted: str | None, architectures: list[str]) -> None:
+    assert setup_cuda.cuda_architectures(wanted, GPU_CODES[toolkit]) == architectures
 
 
 @pytest.mark.parametrize(
@@ -321,27 +331,27 @@ def test_architectures(setup_py: ModuleType, toolkit: str, wanted: str | None, a
         ("12.0", "12.0", "12.0", "this nvcc does not know"),
     ],
 )
-def test_bad_architectures(setup_py: ModuleType, toolkit: str, wanted: str, entry: str, message: str) -> None:
+def test_bad_architectures(setup_cuda: ModuleType, toolkit: str, wanted: str, entry: str, message: str) -> None:
     with pytest.raises(SystemExit, match=re.escape(f"TORCH_CUDA_ARCH_LIST={wanted}: {message} '{entry}'")):
-        setup_py.cuda_architectures(wanted, GPU_CODES[toolkit])
+        setup_cuda.cuda_architectures(wanted, GPU_CODES[toolkit])
 
 
-def test_architectures_as_flags(setup_py: ModuleType) -> None:
-    assert setup_py.code_flags(["8.0", "8.6", "9.0a", "12.0", "12.1", "12.1+PTX"]) == [
+def test_architectures_as_flags(setup_cuda: ModuleType) -> None:
+    assert setup_cuda.code_flags(["8.0", "8.6", "9.0a", "12.0", "12.1", "12.1+PTX"]) == [
         "-gencode=arch=compute_80,code=sm_80", "-gencode=arch=compute_80,code=sm_86",
         "-gencode=arch=compute_90a,code=sm_90a", "-gencode=arch=compute_120,code=sm_120",
         "-gencode=arch=compute_120,code=sm_121", "-gencode=arch=compute_121,code=compute_121",
     ]  # fmt: skip
 
 
-def test_torch_takes_these_architectures(setup_py: ModuleType) -> None:
+def test_torch_takes_these_architectures(setup_cuda: ModuleType) -> None:
     """Every name that torch knows means here what it means there."""
     source = (Path(torch.__file__).parent / "utils" / "cpp_extension.py").read_text()
     (listed,) = re.findall(r"named_arches = collections\.OrderedDict\((\[.*?\])\)", source, re.DOTALL)
-    assert list(setup_py.NAMED_ARCHITECTURES.items()) == ast.literal_eval(listed)
+    assert list(setup_cuda.NAMED_ARCHITECTURES.items()) == ast.literal_eval(listed)
 
 
-def test_where_nvcc_is_looked_for(setup_py: ModuleType, tmp_path: Path) -> None:
+def test_where_nvcc_is_looked_for(setup_cuda: ModuleType, tmp_path: Path) -> None:
     def program(*parts: str) -> Path:
         path = tmp_path.joinpath(*parts)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -354,28 +364,28 @@ def test_where_nvcc_is_looked_for(setup_py: ModuleType, tmp_path: Path) -> None:
     environ = {"PATH": str(on_path.parent)}
 
     def found(**more: str) -> list[Path]:
-        return list(setup_py.nvcc_candidates({**environ, **more}, tmp_path / "local", [tmp_path / "site"]))
+        return list(setup_cuda.nvcc_candidates({**environ, **more}, tmp_path / "local", [tmp_path / "site"]))
 
     assert found() == [on_path, *system, *packages]
     homes = {"CUDA_HOME": str(tmp_path / "home"), "CUDA_PATH": str(tmp_path / "path")}
     assert found(**homes) == [home, path, on_path, *system, *packages]
     assert found(CUDACXX=str(home), CUDA_PATH=str(tmp_path / "path")) == [home]
     assert found(CUDACXX="nvcc") == [on_path]
-    with pytest.raises(setup_py.CudaMissingError, match="gone names no program"):
+    with pytest.raises(setup_cuda.CudaMissingError, match="gone names no program"):
         found(CUDACXX=str(tmp_path / "gone"))
 
 
-def test_a_toolkit_tells_about_itself(setup_py: ModuleType, fake_nvcc: Path) -> None:
-    toolkit = setup_py.Toolkit.at(fake_nvcc)
+def test_a_toolkit_tells_about_itself(setup_cuda: ModuleType, fake_nvcc: Path) -> None:
+    toolkit = setup_cuda.Toolkit.at(fake_nvcc)
     root = fake_nvcc.parent.parent
     assert toolkit[:4] == (fake_nvcc, "12.8.61", root / "include", root / "lib" / "libcudart_static.a")
-    assert setup_py.cuda_architectures(None, toolkit.list_gpu_code) == DEFAULT
+    assert setup_cuda.cuda_architectures(None, toolkit.list_gpu_code) == DEFAULT
     toolkit.runtime.unlink()
-    with pytest.raises(setup_py.CudaMissingError, match=r"nvcc has no libcudart_static\.a in .*/toolkit/lib"):
-        setup_py.Toolkit.at(fake_nvcc)
+    with pytest.raises(setup_cuda.CudaMissingError, match=r"nvcc has no libcudart_static\.a in .*/toolkit/lib"):
+        setup_cuda.Toolkit.at(fake_nvcc)
     fake_nvcc.write_text("#!/bin/sh\nexit 1\n")
-    with pytest.raises(setup_py.CudaMissingError, match="nvcc does not work"):
-        setup_py.Toolkit.at(fake_nvcc)
+    with pytest.raises(setup_cuda.CudaMissingError, match="nvcc does not work"):
+        setup_cuda.Toolkit.at(fake_nvcc)
 
 
 @pytest.mark.parametrize(
@@ -498,7 +508,15 @@ def test_cmake_starts_afresh_where_a_setting_has_changed(
 def test_make_installs_again_where_a_setting_has_changed(tmp_path: Path) -> None:
     for name in ("csrc", ".venv/bin"):
         (tmp_path / name).mkdir(parents=True)
-    for name in ("csrc/a.cpp", "CMakeLists.txt", "setup.py", "pyproject.toml", "requirements-dev.txt", ".venv/bin/pip"):
+    for name in (
+        "csrc/a.cpp",
+        "CMakeLists.txt",
+        "setup.py",
+        "setup_cuda.py",
+        "pyproject.toml",
+        "requirements-dev.txt",
+        ".venv/bin/pip",
+    ):
         (tmp_path / name).touch()
     shutil.copy(ROOT / "Makefile", tmp_path)
     python = tmp_path / ".venv" / "bin" / "python"
@@ -519,8 +537,8 @@ def test_make_installs_again_where_a_setting_has_changed(tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-def test_a_build_with_cuda_needs_no_driver(setup_py: ModuleType, sdist: Path, tmp_path: Path) -> None:
-    if setup_py.Toolkit.find() is None:
+def test_a_build_with_cuda_needs_no_driver(setup_cuda: ModuleType, sdist: Path, tmp_path: Path) -> None:
+    if setup_cuda.Toolkit.find() is None:
         pytest.skip("there is no nvcc")
     tree = tmp_path / "tree"
     shutil.copytree(sdist, tree, ignore=shutil.ignore_patterns("build", "dist", "*.egg-info"))
