@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from fusedoptim import native
-from fusedoptim.reference_plan import ReferencePlan
+from fusedoptim.reference.plan import ReferencePlan
 
 _NAMES = ("auto", "native", "reference")
 _chosen, in_use = "auto", "reference"

@@ -17,10 +17,11 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_ as _torch_clip
 from torch.nn.utils import get_total_norm
 
-from fusedoptim import backend, modes
-from fusedoptim.device_norm import DeviceNorm, on_device
-from fusedoptim.grads import check_finite, coefficient, largest, ordered_sum, sum_of_squares
-from fusedoptim.mesh_norm import MeshGrads, grads_of, replicated
+from fusedoptim import backend
+from fusedoptim.clipping.device_norm import DeviceNorm, on_device
+from fusedoptim.clipping.grads import check_finite, coefficient, largest, ordered_sum, sum_of_squares
+from fusedoptim.clipping.mesh_norm import MeshGrads, grads_of, replicated
+from fusedoptim.torch_internals import modes
 
 _WIDE = (torch.float64, torch.complex128)  # whose squares may overflow float64
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from fusedoptim.adopt import can_adopt
-from fusedoptim.reference_plan import flag_for_torch, name_of
+from fusedoptim.from_torch import can_adopt
+from fusedoptim.reference.plan import flag_for_torch, name_of
 from fusedoptim.step import FusedStep
 
 

@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fusedoptim import hooks, modes, native
+from fusedoptim import native
 from fusedoptim.clip import GradNorm, norm_of
-from fusedoptim.device_norm import DeviceNorm, Verdict, may_be_on_device
-from fusedoptim.private import has_method
+from fusedoptim.clipping.device_norm import DeviceNorm, Verdict, may_be_on_device
 from fusedoptim.settings import has_settings, offer_norm
 from fusedoptim.step import FusedStep
+from fusedoptim.torch_internals import hooks, modes
+from fusedoptim.torch_internals.private import has_method
 
 _PARAMETERS = ["self", "optimizer", "inv_scale", "found_inf", "allow_fp16"]
 

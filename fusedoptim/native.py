@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.autograd import forward_ad
 
-from fusedoptim import modes
+from fusedoptim.torch_internals import modes
 
 try:
     import fusedoptim._C as _C

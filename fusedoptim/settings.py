@@ -16,11 +16,13 @@ import torch
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
-from fusedoptim import device_norm, modes, native
+from fusedoptim import native
 from fusedoptim.clip import GradNorm, common_scalar, norm_of
-from fusedoptim.device_norm import DeviceClips, DeviceNorm
-from fusedoptim.dtensor import has_dtensors
-from fusedoptim.partial_view import refuse_fsdp1, refuse_settings
+from fusedoptim.clipping import device_norm
+from fusedoptim.clipping.device_norm import DeviceClips, DeviceNorm
+from fusedoptim.clipping.sharding_engines import refuse_fsdp1, refuse_settings
+from fusedoptim.torch_internals import modes
+from fusedoptim.torch_internals.dtensor import has_dtensors
 
 # By name, what each is unless it is asked for: only then is it in the groups, so that a state dict is torch's.
 DEFAULTS: dict[str, Any] = {"max_grad_norm": None, "skip_nonfinite": False, "ema_decay": None}

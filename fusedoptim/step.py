@@ -12,14 +12,15 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from fusedoptim import backend, hooks, modes, native, reference, settings
+from fusedoptim import backend, native, reference, settings
 from fusedoptim.averages import averaged, averages_to_move, copy_averages, move_averages
+from fusedoptim.checkpoints.load import load
 from fusedoptim.clip import clipped
-from fusedoptim.device_norm import DeviceClips, forget_skips, skips_on_devices
-from fusedoptim.hooks import label, post_hooks, pre_hooks
-from fusedoptim.mappings import is_transparent
-from fusedoptim.private import private
-from fusedoptim.state_dict import load
+from fusedoptim.clipping.device_norm import DeviceClips, forget_skips, skips_on_devices
+from fusedoptim.torch_internals import hooks, modes
+from fusedoptim.torch_internals.hooks import label, post_hooks, pre_hooks
+from fusedoptim.torch_internals.mappings import is_transparent
+from fusedoptim.torch_internals.private import private
 
 _ZERO_GRAD = (None, "to_zero", "to_none")
 _HAS_MODULE = native.available()  # asked once: each zero_grad needs it

@@ -16,8 +16,8 @@ from helpers import assert_optimizers_match, make_params, params_of, set_grads
 from torch.nn import Parameter
 
 import fusedoptim
-from fusedoptim import state_dict, state_memory
-from fusedoptim.state_glance import are_counts
+from fusedoptim.checkpoints import load, memory
+from fusedoptim.checkpoints.quick_checks import are_counts
 
 backend = helpers.backend
 pytestmark = pytest.mark.usefixtures("backend", "one_thread")
@@ -258,7 +258,7 @@ def test_a_count_that_stands_for_several_parameters_is_counted_by_each(
 
 def test_a_usual_state_takes_the_quick_look_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """The thorough checks take three times as long."""
-    for of, thorough in ((state_dict, "check_entry"), (state_memory, "_stretch")):
+    for of, thorough in ((load, "check_entry"), (memory, "_stretch")):
         monkeypatch.setattr(of, thorough, lambda *args: pytest.fail("looked thoroughly"))
     for name, options in helpers.SETTINGS:
         for dtype in (torch.float32, torch.bfloat16):

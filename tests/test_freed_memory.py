@@ -15,19 +15,19 @@ from typing import Any
 import pytest
 
 import fusedoptim
-from fusedoptim import freed_memory
+from fusedoptim import malloc
 
 PAGE = 4096
 SIZES = [33 << 20, 33 << 20]  # bytes of each gradient: glibc always maps such blocks by themselves
 WARM_UP, ITERATIONS = 8, 6
-glibc = pytest.mark.skipif(freed_memory._glibc() is None, reason="needs glibc")
+glibc = pytest.mark.skipif(malloc._glibc() is None, reason="needs glibc")
 
 # Trains in a process of its own, since the call lasts as long as the process.
 TRAINING = f"""
 import json, resource, sys
 import torch
 import fusedoptim
-from fusedoptim.freed_memory import _bytes_in_heap, _glibc
+from fusedoptim.malloc import _bytes_in_heap, _glibc
 
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -74,7 +74,7 @@ def test_page_faults_fall_and_results_stay() -> None:
 def test_import_and_steps_leave_malloc_as_it_is() -> None:
     text = """
 import ctypes, torch, fusedoptim
-from fusedoptim.freed_memory import _bytes_in_heap, _glibc
+from fusedoptim.malloc import _bytes_in_heap, _glibc
 p = torch.nn.Parameter(torch.ones(3))
 optimizer = fusedoptim.Adam([p])
 p.grad = torch.ones(3)
@@ -160,16 +160,16 @@ def test_musl_is_no_glibc(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @glibc
-@pytest.mark.parametrize("setting", [freed_memory._M_MMAP_MAX, freed_memory._M_TRIM_THRESHOLD])
+@pytest.mark.parametrize("setting", [malloc._M_MMAP_MAX, malloc._M_TRIM_THRESHOLD])
 def test_a_refused_setting_is_told(setting: int, monkeypatch: pytest.MonkeyPatch) -> None:
     libc = SimpleNamespace(mallopt=lambda which, _: int(which != setting))
-    monkeypatch.setattr(freed_memory, "_glibc", lambda: libc)
-    monkeypatch.setattr(freed_memory, "_keeps_large_blocks", lambda _: True)
+    monkeypatch.setattr(malloc, "_glibc", lambda: libc)
+    monkeypatch.setattr(malloc, "_keeps_large_blocks", lambda _: True)
     assert fusedoptim.keep_freed_memory() is False
 
 
 @glibc
 def test_older_glibc_counts_in_int() -> None:
-    libc = freed_memory._glibc()
+    libc = malloc._glibc()
     old = SimpleNamespace(mallinfo=libc.mallinfo)
-    assert abs(freed_memory._bytes_in_heap(old) - freed_memory._bytes_in_heap(libc)) < 1 << 20
+    assert abs(malloc._bytes_in_heap(old) - malloc._bytes_in_heap(libc)) < 1 << 20

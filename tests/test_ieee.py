@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fusedoptim import ieee
+from fusedoptim.reference import ieee
 
 DTYPES = [torch.float32, torch.float64]
 NUMPY = {torch.float32: np.float32, torch.float64: np.float64}

@@ -14,13 +14,13 @@ import torch
 from helpers import assert_optimizers_match, make_params, of_settings, params_of, set_grads
 
 import fusedoptim
-from fusedoptim.reference_plan import ReferencePlan
+from fusedoptim.reference.plan import ReferencePlan
 
 backend = helpers.backend
 pytestmark = [pytest.mark.usefixtures("backend", "one_thread"), pytest.mark.timeout(600)]
 
 MODES = [None, "to_zero", "to_none"]
-PURE = (fusedoptim.reference.__file__, fusedoptim.ieee.__file__)
+PURE = (fusedoptim.reference.rules.__file__, fusedoptim.reference.ieee.__file__)
 SHAPES = [(4, 33), (70,), (5, 3)]
 
 

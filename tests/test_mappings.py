@@ -18,7 +18,7 @@ from outcomes import OPTIONS
 from torch.nn import Parameter
 
 import fusedoptim
-from fusedoptim.mappings import is_transparent
+from fusedoptim.torch_internals.mappings import is_transparent
 
 path = helpers.path
 pytestmark = pytest.mark.usefixtures("path", "one_thread")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from fusedoptim.ieee import power
+from fusedoptim.reference.ieee import power
 
 COMPILER = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
 BASES = [0.9, 0.95, 0.98, 0.99, 0.999, 0.9999, 0.5, 0.3, 1e-3, 1 - 2.0**-53]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from helpers import run_python
 from torch.optim import Optimizer
 
-from fusedoptim.private import private
+from fusedoptim.torch_internals.private import private
 
 # Whatever is looked up during the import, no torch has it.
 CODE = """
@@ -13,7 +13,7 @@ import importlib, sys, types
 import torch
 usual = importlib.import_module
 def look_up(name, package=None):
-    if sys._getframe(1).f_globals["__name__"] != "fusedoptim.private":
+    if sys._getframe(1).f_globals["__name__"] != "fusedoptim.torch_internals.private":
         return usual(name, package)
     {instead}
 importlib.import_module = look_up

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from fusedoptim.ieee import fma
 from fusedoptim.reference import RULES, prepare_grad
+from fusedoptim.reference.ieee import fma
 
 FLOATS = [torch.bfloat16, torch.float16, torch.float32, torch.float64]
 INTEGER = {2: torch.int16, 4: torch.int32, 8: torch.int64}

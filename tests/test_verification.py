@@ -10,7 +10,7 @@ import torch
 from helpers import backend, make_params, of_settings, params_of, randn, set_grads  # noqa: F401
 
 import fusedoptim
-from fusedoptim.samples import take_sample
+from fusedoptim.verification.samples import take_sample
 
 pytestmark = pytest.mark.usefixtures("backend", "one_thread")
 

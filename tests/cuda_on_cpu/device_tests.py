@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 import fusedoptim
-from fusedoptim import device_norm
+from fusedoptim.clipping import device_norm
 
 MEMORY, CONFIGURATION, OLD_DRIVER, NO_IMAGE = 2, 9, 35, 209  # codes of cudaError_t
 SHAPES = [(5,), (8192 + 3,), (3, 4), (0,), (17,)]

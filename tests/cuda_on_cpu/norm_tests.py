@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 import fusedoptim
-from fusedoptim import device_norm
+from fusedoptim.clipping import device_norm
 
 SIZES = [1, 127, 128, 129, 0, 4095, 4096, 4097, 8191, 8192, 8193, 3 * 4096 + 5, 131 * 4096 + 1, 7]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]

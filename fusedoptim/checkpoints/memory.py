@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from fusedoptim import reference
-from fusedoptim.reference_plan import _shares_elements
-from fusedoptim.state_checks import PLAIN
-from fusedoptim.state_glance import is_apart
-from fusedoptim.state_keys import StateError
+from fusedoptim.checkpoints.checks import PLAIN
+from fusedoptim.checkpoints.keys import StateError
+from fusedoptim.checkpoints.quick_checks import is_apart
+from fusedoptim.reference.plan import _shares_elements
 
 _CURE = "give each tensor memory of its own with clone()"
 

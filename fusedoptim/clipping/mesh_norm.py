@@ -22,8 +22,8 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from fusedoptim import native
-from fusedoptim.dtensor import has_dtensors, is_dtensor, local_of
-from fusedoptim.grads import ReferenceGrads, largest, mark_of, ordered_sum, sum_of_squares
+from fusedoptim.clipping.grads import ReferenceGrads, largest, mark_of, ordered_sum, sum_of_squares
+from fusedoptim.torch_internals.dtensor import has_dtensors, is_dtensor, local_of
 
 
 def grads_of(lists: list[list[Tensor]], by_module: bool) -> Any:

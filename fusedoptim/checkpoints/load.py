@@ -13,12 +13,12 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from fusedoptim import reference
+from fusedoptim.checkpoints.checks import ENTRY, PLAIN, check_entry, check_group, nothing_loaded, shown
+from fusedoptim.checkpoints.groups import KEPT, IncompatibleKeys, by_index, by_name, check_form
+from fusedoptim.checkpoints.keys import StateError, check_strays
+from fusedoptim.checkpoints.memory import check_memory, name_of
+from fusedoptim.checkpoints.quick_checks import are_counts, is_usual
 from fusedoptim.settings import DEFAULTS
-from fusedoptim.state_checks import ENTRY, PLAIN, check_entry, check_group, nothing_loaded, shown
-from fusedoptim.state_glance import are_counts, is_usual
-from fusedoptim.state_groups import KEPT, IncompatibleKeys, by_index, by_name, check_form
-from fusedoptim.state_keys import StateError, check_strays
-from fusedoptim.state_memory import check_memory, name_of
 
 _COUNTS = (torch.float32, torch.float64)  # the dtypes that the kernels count in
 _TAKES_SCALE = "_step_supports_amp_scaling"

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fusedoptim.ieee import as_scalar, fma, power, sqrt
+from fusedoptim.reference.ieee import as_scalar, fma, power, sqrt
 
 State = Mapping[str, Tensor | None]
 

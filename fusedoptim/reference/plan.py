@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from fusedoptim import modes, reference
-from fusedoptim.at_once import Undo
-from fusedoptim.dtensor import is_dtensor, local_of, refusal_of_cut
-from fusedoptim.ieee import OutOfRangeError
-from fusedoptim.mappings import is_transparent
-from fusedoptim.private import private
+from fusedoptim import reference
+from fusedoptim.reference.ieee import OutOfRangeError
+from fusedoptim.reference.transaction import Undo
+from fusedoptim.torch_internals import modes
+from fusedoptim.torch_internals.dtensor import is_dtensor, local_of, refusal_of_cut
+from fusedoptim.torch_internals.mappings import is_transparent
+from fusedoptim.torch_internals.private import private
 
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _PLAIN = (Tensor, torch.nn.Parameter)

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fusedoptim.state_checks import ENTRY, shown
-from fusedoptim.state_keys import StateError, some_of
+from fusedoptim.checkpoints.checks import ENTRY, shown
+from fusedoptim.checkpoints.keys import StateError, some_of
 
 # Who takes the step is no part of the training state; torch takes these from the file.
 KEPT = ("fused", "foreach", "capturable", "differentiable")

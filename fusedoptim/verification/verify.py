@@ -14,11 +14,11 @@ from torch.optim import Optimizer
 
 from fusedoptim import native
 from fusedoptim.backend import get_backend
-from fusedoptim.dtensor import local_of
-from fusedoptim.reference_plan import ReferencePlan, is_torchs, name_of, refusal
-from fusedoptim.samples import Sample, rows_that_share, take_sample, taken
+from fusedoptim.reference.plan import ReferencePlan, is_torchs, name_of, refusal
 from fusedoptim.settings import clips_next_step, expected_clips
 from fusedoptim.step import FusedStep
+from fusedoptim.torch_internals.dtensor import local_of
+from fusedoptim.verification.samples import Sample, rows_that_share, take_sample, taken
 
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fusedoptim.checkpoints.checks import shown
+from fusedoptim.checkpoints.keys import meant_keys, not_meant, some_of
 from fusedoptim.settings import DEFAULTS
-from fusedoptim.state_checks import shown
-from fusedoptim.state_keys import meant_keys, not_meant, some_of
 
 _Dict = dict[str, Any]
 

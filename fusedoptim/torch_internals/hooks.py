@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
-from fusedoptim.private import private
+from fusedoptim.torch_internals.private import private
 
 # The profiler label that torch's own C++ code uses: a twentieth of the cost of torch.profiler.record_function.
 label: Callable[[str], Any] = private("torch._C._profiler._RecordFunctionFast", torch.profiler.record_function)

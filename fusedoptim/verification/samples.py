@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fusedoptim.dtensor import local_of
+from fusedoptim.torch_internals.dtensor import local_of
 
 _ENDS = 64  # elements at each end of a parameter, where loops have their special cases
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fusedoptim import reference
-from fusedoptim.dtensor import is_dtensor
+from fusedoptim.torch_internals.dtensor import is_dtensor
 
 _PLAIN = (Tensor, torch.nn.Parameter)
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)

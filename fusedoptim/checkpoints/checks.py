@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fusedoptim.checkpoints.keys import StateError
 from fusedoptim.reference import Rule, _options_of
 from fusedoptim.settings import DEFAULTS, problem_of
-from fusedoptim.state_keys import StateError
 
 PLAIN = (Tensor, torch.nn.Parameter)
 _SET_RIGHT = "the file is damaged; set it right in the dict"

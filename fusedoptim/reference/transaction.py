@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fusedoptim.private import private
+from fusedoptim.torch_internals.private import private
 
 _call = methodcaller("__call__")
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fusedoptim import backend, native
-from fusedoptim.grads import check_finite, coefficient
+from fusedoptim.clipping.grads import check_finite, coefficient
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from fusedoptim import reference
-from fusedoptim.reference_plan import _shares_elements
-from fusedoptim.state_checks import MOST_STEPS, PLAIN
+from fusedoptim.checkpoints.checks import MOST_STEPS, PLAIN
+from fusedoptim.reference.plan import _shares_elements
 
 _STRIDED, _FLOAT = torch.strided, torch.float32
 

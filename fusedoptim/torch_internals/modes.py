@@ -11,7 +11,7 @@ from typing import Any
 
 from torch.autograd import forward_ad as _forward_ad
 
-from fusedoptim.private import private
+from fusedoptim.torch_internals.private import private
 
 # How many there are in this thread.
 function_mode_count: Callable[[], int] = private("torch._C._len_torch_function_stack", lambda: 0)
