@@ -23,12 +23,12 @@ from fusedoptim.backend import get_backend as get_backend
 from fusedoptim.backend import set_backend as set_backend
 from fusedoptim.checkpoints.convert import convert_state_dict as convert_state_dict
 from fusedoptim.clip import clip_grad_norm_ as clip_grad_norm_
+from fusedoptim.clip import replace_clip_grad_norm as replace_clip_grad_norm
 from fusedoptim.explain import explain_step as explain_step
 from fusedoptim.from_torch import from_torch as from_torch
 from fusedoptim.grad_scaler import GradScaler as GradScaler
 from fusedoptim.malloc import keep_freed_memory as keep_freed_memory
 from fusedoptim.native import build_info as build_info
-from fusedoptim.replace_clip import replace_clip_grad_norm as replace_clip_grad_norm
 from fusedoptim.sgd import SGD as SGD
 from fusedoptim.torch_names import find_modules_of_torch as _find_modules_of_torch
 from fusedoptim.torch_names import names_of_torch as _names_of_torch

@@ -1,6 +1,6 @@
 """Adam."""
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from torch.optim import Optimizer
@@ -16,7 +16,4 @@ class Adam(FusedStep, torch.optim.Adam):  # noqa: D101
     _torch_class: ClassVar[type[Optimizer]] = torch.optim.Adam
 
 
-if TYPE_CHECKING:
-    from torch.optim.adam import adam as adam
-else:
-    __getattr__ = names_of_torch(__name__)
+__getattr__ = names_of_torch(__name__)

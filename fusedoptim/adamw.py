@@ -1,7 +1,5 @@
 """AdamW."""
 
-from typing import TYPE_CHECKING
-
 import torch
 
 from fusedoptim.adam import Adam
@@ -14,7 +12,4 @@ class AdamW(Adam, torch.optim.AdamW):  # noqa: D101
     _torch_class = torch.optim.AdamW
 
 
-if TYPE_CHECKING:
-    from torch.optim.adamw import adamw as adamw
-else:
-    __getattr__ = names_of_torch(__name__)
+__getattr__ = names_of_torch(__name__)

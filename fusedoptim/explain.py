@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from fusedoptim.from_torch import can_adopt
-from fusedoptim.reference.plan import flag_for_torch, name_of
+from fusedoptim.reference.parameters import flag_for_torch, name_of
 from fusedoptim.step import FusedStep
 
 

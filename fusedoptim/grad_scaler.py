@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from fusedoptim import native
-from fusedoptim.clip import GradNorm, norm_of
-from fusedoptim.clipping.device_norm import DeviceNorm, Verdict, may_be_on_device
-from fusedoptim.settings import has_settings, offer_norm
+from fusedoptim.clipping.device_clips import may_be_on_device
+from fusedoptim.clipping.device_norm import DeviceNorm, Verdict
+from fusedoptim.clipping.norm import GradNorm, norm_of
+from fusedoptim.clipping.step_clips import offer_norm
+from fusedoptim.settings import has_settings
 from fusedoptim.step import FusedStep
 from fusedoptim.torch_internals import hooks, modes
 from fusedoptim.torch_internals.private import has_method

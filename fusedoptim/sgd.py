@@ -1,7 +1,5 @@
 """Stochastic gradient descent."""
 
-from typing import TYPE_CHECKING
-
 import torch
 
 from fusedoptim.settings import with_settings
@@ -15,7 +13,4 @@ class SGD(FusedStep, torch.optim.SGD):  # noqa: D101
     _torch_class = torch.optim.SGD
 
 
-if TYPE_CHECKING:
-    from torch.optim.sgd import sgd as sgd
-else:
-    __getattr__ = names_of_torch(__name__)
+__getattr__ = names_of_torch(__name__)

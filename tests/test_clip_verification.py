@@ -9,7 +9,7 @@ import torch
 from helpers import backend, make_params, params_of, set_grads  # noqa: F401
 
 import fusedoptim
-from fusedoptim.clip import GradNorm
+from fusedoptim.clipping.norm import GradNorm
 from fusedoptim.step import FusedStep
 
 pytestmark = pytest.mark.usefixtures("backend", "one_thread")

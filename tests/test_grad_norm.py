@@ -15,7 +15,7 @@ from torch.nn import Parameter
 
 import fusedoptim
 from fusedoptim import native
-from fusedoptim.clip import GradNorm
+from fusedoptim.clipping.norm import GradNorm
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 of_dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -27,7 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import fusedoptim
 from fusedoptim import reference
-from fusedoptim.clip import GradNorm
+from fusedoptim.clipping.norm import GradNorm
 
 backend = helpers.backend
 pytestmark = pytest.mark.usefixtures("backend")
@@ -557,7 +557,7 @@ import fusedoptim
 params = [torch.nn.Parameter(torch.ones(n)) for n in (0, 3, 4)]
 for p in params:
     p.grad = torch.full_like(p, len(p))
-norm = fusedoptim.clip.GradNorm([params])
+norm = fusedoptim.clipping.norm.GradNorm([params])
 norm.measure()
 print(len(norm.others), norm.norm ** 2)
 """

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fusedoptim.checkpoints.keys import StateError
-from fusedoptim.reference import Rule, _options_of
+from fusedoptim.reference.rules import Rule, options_of
 from fusedoptim.settings import DEFAULTS, problem_of
 
 PLAIN = (Tensor, torch.nn.Parameter)
@@ -59,7 +59,7 @@ def check_group(group: Mapping[str, Any], rule: Rule, count: int, where: str) ->
     for name, value in group.items():
         if name != "params" and _is_too_deep(value):
             raise StateError(f"{where}[{name!r}]", f"has more than {_DEPTH} levels", ENTRY)
-    for name in _options_of(rule.update):
+    for name in options_of(rule.update):
         if name in group:
             _check_option(name, group[name], f"{where}[{name!r}]")
         elif name not in _FILLED_IN_BY_TORCH:

@@ -13,7 +13,7 @@ from fusedoptim import reference
 from fusedoptim.checkpoints.checks import PLAIN
 from fusedoptim.checkpoints.keys import StateError
 from fusedoptim.checkpoints.quick_checks import is_apart
-from fusedoptim.reference.plan import _shares_elements
+from fusedoptim.reference.parameters import shares_elements
 
 _CURE = "give each tensor memory of its own with clone()"
 
@@ -83,7 +83,7 @@ def _check_alone(optimizer: Optimizer, stretch: _Stretch) -> None:
     problem = None
     if tensor.storage_offset() * tensor.element_size() + length > storage.nbytes():
         problem = f"needs {length} bytes of a storage that has {storage.nbytes()}"
-    elif not tensor.is_contiguous() and _shares_elements(tensor) and _has_repeated(_places(stretch)):
+    elif not tensor.is_contiguous() and shares_elements(tensor) and _has_repeated(_places(stretch)):
         problem = "has elements that share memory"
     if problem is not None:
         raise StateError(_said(optimizer, stretch), problem, _CURE)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fusedoptim import reference
 from fusedoptim.checkpoints.checks import MOST_STEPS, PLAIN
-from fusedoptim.reference.plan import _shares_elements
+from fusedoptim.reference.parameters import shares_elements
 
 _STRIDED, _FLOAT = torch.strided, torch.float32
 
@@ -73,7 +73,7 @@ def is_apart(optimizer: Any) -> bool:
     starts = [x.data_ptr() for x in everything]
     if all(x.is_contiguous() for x in everything):
         lengths = [x.nbytes for x in everything]
-    elif any(map(_shares_elements, everything)):
+    elif any(map(shares_elements, everything)):
         return False
     else:
         lengths = list(map(_length, everything))

@@ -13,19 +13,27 @@ from torch.autograd.graph import increment_version
 
 from fusedoptim import reference
 from fusedoptim.reference.ieee import OutOfRangeError
+from fusedoptim.reference.parameters import (
+    PLAIN,
+    SPARSE_GRAD,
+    as_numbers,
+    average_decay,
+    is_expanded,
+    is_torchs,
+    name_of,
+    refusal,
+    shares_elements,
+)
 from fusedoptim.reference.transaction import Undo
 from fusedoptim.torch_internals import modes
 from fusedoptim.torch_internals.dtensor import is_dtensor, local_of, refusal_of_cut
 from fusedoptim.torch_internals.mappings import is_transparent
 from fusedoptim.torch_internals.private import private
 
-_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-_PLAIN = (Tensor, torch.nn.Parameter)
 _SHARED = (
     "unsupported operation: more than one element of the written-to tensor refers to a single memory location. "
     "Please clone() the tensor before performing the operation: "
 )
-SPARSE_GRAD = "its gradient is sparse"
 # What these stand for only their own methods know, which torch's implementations call: with fused=True as well.
 _STATE_OF_ITS_OWN = "its state is a mapping with methods of its own"
 _FOR_TORCH_ALONE = (
@@ -106,9 +114,9 @@ class ReferencePlan:
                 name = name_of(param, group, index, position)
                 reason = refusal(param) if options is not None else "torch's own implementation was asked for"
                 if reason is None and options is not None:
-                    if _is_expanded(local_of(param)):
+                    if is_expanded(local_of(param)):
                         raise RuntimeError(f"{_SHARED} in {name}")
-                    if write_grads and _shares_elements(local_of(param.grad)):
+                    if write_grads and shares_elements(local_of(param.grad)):
                         what = 'a gradient to be zeroed (zero_grad="to_none" can drop it) or unscaled'
                         raise RuntimeError(f"{_SHARED} {what} in {name}")
                     reason = self._add(param, group, options, state.get(param, {}), new_state, name)
@@ -131,7 +139,7 @@ class ReferencePlan:
     def _read(self, group: dict[str, Any], index: int) -> tuple[Any, dict[str, Any] | None]:
         """The parameters of a group and its options as numbers, or None for these if torch is asked for."""
         try:
-            return group["params"], None if is_torchs(group) else _as_numbers(self._rule.options(group), index)
+            return group["params"], None if is_torchs(group) else as_numbers(self._rule.options(group), index)
         except KeyError as error:
             key = error.args[0] if error.args else "key"
             cure = f"set optimizer.param_groups[{index}][{key!r}]"
@@ -162,9 +170,9 @@ class ReferencePlan:
                 raise RuntimeError(f"{key} has shape {tuple(state[key].shape)}, which does not fit in {name}")
             if key != "step" and (reason := refusal_of_cut(param, "state", state[key])):
                 return reason
-            if type(local_of(state[key])) not in _PLAIN or (key != "step" and state[key].dtype != param.dtype):
+            if type(local_of(state[key])) not in PLAIN or (key != "step" and state[key].dtype != param.dtype):
                 return "its state has another dtype, or is a tensor subclass"
-            if _shares_elements(local_of(state[key])):
+            if shares_elements(local_of(state[key])):
                 return "elements of its state may share memory"
             if key == "step" and float(state[key]) <= -1:
                 cure = "set it right in the state of this parameter"
@@ -337,105 +345,6 @@ class ReferencePlan:
         self._fresh.clear()
 
 
-def name_of(param: Tensor, group: dict[str, Any], index: int, position: int) -> str:
-    """What errors and reports call the parameter at ``position`` of the group at ``index``."""
-    names = group.get("param_names")
-    called = f"'{names[position]}', " if names else ""
-    return f"parameter {position} of group {index} ({called}shape {tuple(param.shape)}, {param.dtype}, {param.device})"
-
-
 def _cut_off(grad: Tensor) -> None:
     with _inference_mode(False):  # detach_ cuts nothing off in inference mode
         grad.detach_() if grad.grad_fn is not None else grad.requires_grad_(False)
-
-
-def flag_for_torch(group: dict[str, Any]) -> str | None:
-    """The flag by which the user has asked for torch's own implementation, as in ``"foreach=True"``, or None."""
-    for name in ("fused", "foreach", "differentiable"):
-        value = group.get(name)
-        if value is not None and bool(value) == (name != "fused"):
-            return f"{name}={value!r}"
-    return None
-
-
-def is_torchs(group: dict[str, Any]) -> bool:
-    """Whether the user has asked for torch's own implementation."""
-    return flag_for_torch(group) is not None
-
-
-def _shown(value: Any) -> str:
-    return f"a tensor of shape {tuple(value.shape)}" if type(value) in _PLAIN else repr(value)
-
-
-def average_decay(group: Mapping[str, Any]) -> float | None:
-    """The decay of a group's averages, or None.
-
-    Raises:
-        ValueError: It is not from 0 to 1.
-    """
-    decay = group.get("ema_decay")
-    if decay is None:
-        return None
-    if isinstance(decay, (str, bytes)) or not 0 <= float(decay) <= 1:
-        raise ValueError(f"ema_decay must be None or from 0 to 1, got {decay!r}")
-    return float(decay)
-
-
-def _as_numbers(options: dict[str, Any], group: int) -> dict[str, Any]:
-    """Replace tensors with one element by numbers; ``group``: the index of the options' group, for errors."""
-
-    def number(name: str, value: Any) -> Any:
-        if name == "betas":
-            if not isinstance(value, (tuple, list)) or len(value) != 2:
-                raise TypeError(f"betas must be a pair of numbers, got {_shown(value)}")
-            return tuple(number("one of betas", item) for item in value)
-        plain = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
-        if isinstance(plain, Tensor) or not hasattr(plain, "__float__"):
-            raise TypeError(f"{name} must be a number or a tensor with one element, got {_shown(value)}")
-        return plain if isinstance(plain, bool) else float(plain)
-
-    numbers = {name: number(name, value) for name, value in options.items()}
-    for position, beta in enumerate(numbers.get("betas", ())):
-        if beta < 0 or beta >= 1:  # NaN goes on to be NaN
-            where = f"betas[{position}] of parameter group {group}"
-            raise ValueError(f"{where} must be at least 0 and less than 1, got {beta}")
-    return numbers
-
-
-def _is_expanded(x: Tensor) -> bool:
-    return x.numel() > 0 and any(size > 1 and stride == 0 for size, stride in zip(x.shape, x.stride(), strict=True))
-
-
-def _shares_elements(x: Tensor) -> bool:
-    """Whether elements of a tensor share memory; True where it is not certain."""
-    reach = 0
-    for stride, size in sorted((stride, size) for stride, size in zip(x.stride(), x.shape, strict=True) if size > 1):
-        if stride <= reach:
-            return x.numel() > 0
-        reach += (size - 1) * stride
-    return False
-
-
-def refusal(param: Tensor) -> str | None:
-    """Why the reference cannot take a parameter with this gradient, or None."""
-    assert param.grad is not None
-    cut = refusal_of_cut(param, "gradient", param.grad)
-    return cut or _refusal_of_plain(local_of(param), local_of(param.grad))
-
-
-def _refusal_of_plain(param: Tensor, grad: Tensor) -> str | None:
-    if type(param) not in _PLAIN or type(grad) not in _PLAIN:
-        return "it or its gradient is a tensor subclass"
-    if grad.is_sparse and param.layout == torch.strided:
-        return SPARSE_GRAD
-    if param.layout != torch.strided or grad.layout != torch.strided:
-        return "it or its gradient is sparse"
-    if param.device.type not in ("cpu", "cuda"):
-        return "its device is not supported"
-    if param.dtype not in _DTYPES:
-        return "its dtype is not float64, float32, bfloat16 or float16"
-    if not _is_expanded(param) and _shares_elements(param):
-        return "its elements may share memory"
-    if grad.dtype != param.dtype or grad.device != param.device or grad.shape != param.shape:
-        return "its gradient has another dtype, device or shape"
-    return None

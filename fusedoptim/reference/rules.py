@@ -22,14 +22,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from fusedoptim.reference.arithmetic import arithmetic_dtype, lerp, load, maximum, or_zeros, store
 from fusedoptim.reference.ieee import as_scalar, fma, power, sqrt
 
 State = Mapping[str, Tensor | None]
-
-_SUM_LANES, _SUM_UNIT = 128, 4096
 
 
 def sgd(
@@ -72,8 +70,8 @@ def sgd(
         learning"; but here the learning rate multiplies the velocity, there the gradient.
     """
     new_state = {}
-    dtype = _arithmetic_dtype(param)
-    p, g = _load(dtype, param, grad)
+    dtype = arithmetic_dtype(param)
+    p, g = load(dtype, param, grad)
     if weight_decay != 0:
         g = fma(p, weight_decay, g)
     if momentum != 0:
@@ -82,12 +80,12 @@ def sgd(
         if old_buffer is None:
             buffer = g
         else:
-            (b,) = _load(dtype, old_buffer)
+            (b,) = load(dtype, old_buffer)
             buffer = fma(g, change_weight, b * keep)
         g = fma(buffer, keep, g) if nesterov else buffer
-        new_state["momentum_buffer"] = _store(buffer, param if old_buffer is None else old_buffer)
+        new_state["momentum_buffer"] = store(buffer, param if old_buffer is None else old_buffer)
     p = fma(g, -lr, p)
-    return _store(p, param), new_state
+    return store(p, param), new_state
 
 
 def adam(
@@ -141,24 +139,24 @@ def adam(
     step_size = lr / bias_correction1
 
     names = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")[: 3 if amsgrad else 2]
-    old_state = {name: _or_zeros(state.get(name), param) for name in names}
-    p, g, m, v, *v_max = _load(_arithmetic_dtype(param), param, grad, *old_state.values())
+    old_state = {name: or_zeros(state.get(name), param) for name in names}
+    p, g, m, v, *v_max = load(arithmetic_dtype(param), param, grad, *old_state.values())
 
     if weight_decay != 0 and decoupled_weight_decay:
         p = p * as_scalar(1 - lr * weight_decay, p)
     elif weight_decay != 0:
         g = fma(p, weight_decay, g)
-    m = _lerp(m, g, 1 - beta1)
+    m = lerp(m, g, 1 - beta1)
     v = fma(as_scalar(1 - beta2, p) * g, g, v * as_scalar(beta2, p))
     new_moments = [m, v]
     if amsgrad:
-        v = _maximum(v_max[0], v)
+        v = maximum(v_max[0], v)
         new_moments.append(v)
     denominator = sqrt(v) / as_scalar(math.sqrt(bias_correction2), p) + as_scalar(eps, p)
     p = p + (as_scalar(-step_size, p) * m) / denominator
 
-    new_state = {name: _store(x, old_state[name]) for name, x in zip(names, new_moments, strict=True)}
-    return _store(p, param), new_state
+    new_state = {name: store(x, old_state[name]) for name, x in zip(names, new_moments, strict=True)}
+    return store(p, param), new_state
 
 
 def _sgd_state(group: Mapping[str, Any]) -> tuple[str, ...]:
@@ -187,93 +185,16 @@ class Rule:
         Raises:
             KeyError: The group lacks one of them.
         """
-        kinds = _options_of(self.update).items()
+        kinds = options_of(self.update).items()
         return {name: bool(group[name]) if kind is bool else group[name] for name, kind in kinds}
 
 
 RULES: dict[str, Rule] = {"sgd": Rule(sgd, _sgd_state), "adam": Rule(adam, _adam_state)}
 
 
-def prepare_grad(grad: Tensor, *, maximize: bool = False, grad_scale: float | None = None, clip: float = 1.0) -> Tensor:
-    """Return the gradient as a rule wants it: divided by ``grad_scale``, times ``clip``, negated if ``maximize``.
-
-    A bfloat16 or float16 gradient comes back as float32: only what is stored is rounded to less. What is clipped is
-    rounded to the dtype of the gradient all the same, as if it had been stored.
-    """
-    (g,) = _load(_arithmetic_dtype(grad), grad)
-    if grad_scale is not None:
-        g = g / as_scalar(grad_scale, g)
-    if clip != 1.0:
-        g = (g * as_scalar(clip, g)).to(grad.dtype).to(g.dtype)
-    return -g if maximize else g
-
-
-def average(old: Tensor | None, param: Tensor, decay: float) -> Tensor:
-    """Return the exponential moving average of a parameter, ``lerp(old, param, 1 - decay)``; at first the parameter."""
-    if old is None:
-        return _store(param.detach(), param)
-    a, p = _load(_arithmetic_dtype(param), old, param)
-    return _store(_lerp(a, p, 1 - decay), old)
-
-
-def ordered_sum(values: Tensor) -> Tensor:
-    """Add float64 values along the last dimension, in the order that a norm's bits depend on.
-
-    The i-th value is added, in order, to lane ``i % 128``; then the upper half of the lanes to the lower, until one is
-    left.
-    """
-    rows = -(-values.shape[-1] // _SUM_LANES)
-    padded = torch.nn.functional.pad(values, (0, rows * _SUM_LANES - values.shape[-1]))
-    lanes = torch.zeros_like(padded[..., :_SUM_LANES]) if rows else values.new_zeros(*values.shape[:-1], _SUM_LANES)
-    for row in range(rows):
-        lanes = lanes + padded[..., row * _SUM_LANES : (row + 1) * _SUM_LANES]
-    while lanes.shape[-1] > 1:
-        lanes = lanes[..., : lanes.shape[-1] // 2] + lanes[..., lanes.shape[-1] // 2 :]
-    return lanes[..., 0]
-
-
-def sum_of_squares(grad: Tensor) -> Tensor:
-    """Add the squares of a gradient's elements, each rounded to float64, in the order of its dimensions.
-
-    ``ordered_sum`` adds those of each 4096 elements, and then what these have given.
-    """
-    wide = grad.detach().reshape(-1).double()
-    units = -(-wide.numel() // _SUM_UNIT)
-    squares = torch.nn.functional.pad(wide * wide, (0, units * _SUM_UNIT - wide.numel()))
-    return ordered_sum(ordered_sum(squares.reshape(units, _SUM_UNIT)))
-
-
 @functools.cache
-def _options_of(update: Callable[..., Any]) -> dict[str, Any]:
+def options_of(update: Callable[..., Any]) -> dict[str, Any]:
+    """The options of a rule, and their types."""
     parameters = inspect.signature(update).parameters.values()
     kinds = typing.get_type_hints(update)
     return {p.name: kinds[p.name] for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
-
-
-def _arithmetic_dtype(param: Tensor) -> torch.dtype:
-    return torch.float64 if param.dtype == torch.float64 else torch.float32
-
-
-def _load(dtype: torch.dtype, *tensors: Tensor) -> list[Tensor]:
-    """Widen to the arithmetic type; autograd does not follow."""
-    return [x.detach().to(dtype) for x in tensors]
-
-
-def _store(x: Tensor, like: Tensor) -> Tensor:
-    """Round to the dtype of ``like``, in its memory layout. Never an alias of ``x``."""
-    return torch.empty_like(like, requires_grad=False).copy_(x)
-
-
-def _or_zeros(x: Tensor | None, like: Tensor) -> Tensor:
-    return torch.zeros_like(like, requires_grad=False) if x is None else x
-
-
-def _lerp(start: Tensor, end: Tensor, weight: float) -> Tensor:
-    """Return start + weight (end - start), computed from the nearer end."""
-    w = as_scalar(weight, start)  # rounded before it is compared, and before 1 is subtracted
-    return fma(end - start, w, start) if w < 0.5 else fma(end - start, w - 1, end)
-
-
-def _maximum(a: Tensor, b: Tensor) -> Tensor:
-    """Return the larger, NaN if either is NaN."""
-    return torch.where((b > a) | b.isnan(), b, a)

@@ -14,8 +14,9 @@ from torch.optim import Optimizer
 
 from fusedoptim import native
 from fusedoptim.backend import get_backend
-from fusedoptim.reference.plan import ReferencePlan, is_torchs, name_of, refusal
-from fusedoptim.settings import clips_next_step, expected_clips
+from fusedoptim.clipping.step_clips import clips_next_step, expected_clips
+from fusedoptim.reference.parameters import is_torchs, name_of, refusal
+from fusedoptim.reference.plan import ReferencePlan
 from fusedoptim.step import FusedStep
 from fusedoptim.torch_internals.dtensor import local_of
 from fusedoptim.verification.samples import Sample, rows_that_share, take_sample, taken

@@ -42,13 +42,13 @@ INF, NAN = float("inf"), float("nan")
 def made(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     """What is allocated on the device, kept for what is queued; it holds other numbers until it is written."""
     made: list[Tensor] = []
-    empty = device_norm._empty
+    empty = device_norm.empty
 
     def noted(*args: Any) -> Tensor:
         made.append(empty(*args).fill_(-7.0))
         return made[-1]
 
-    monkeypatch.setattr(device_norm, "_empty", noted)
+    monkeypatch.setattr(device_norm, "empty", noted)
     monkeypatch.setattr(device_norm, "_driver", None)  # with the tables of other tests
     return made
 
