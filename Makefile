@@ -8,7 +8,7 @@ MAKEFLAGS += --no-print-directory
 
 PYTHON ?= python3
 ARGS ?=
-# Whole files of tests side by side, in the order of their names: the longest come first. More processes than these
+# Whole files of tests side by side, the longest first (tests/conftest.py). More processes than these
 # would only wait for one another's threads.
 SIDE_BY_SIDE ?= -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 # A build that fails is an error here, not a reason to test the slow path.

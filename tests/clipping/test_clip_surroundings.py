@@ -10,13 +10,13 @@ from typing import Any
 import helpers
 import pytest
 import torch
-from clipping import change, optimizer_of
 from helpers import make_params, params_of, randn, set_grads
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import Parameter
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from ways_to_clip import change, optimizer_of
 
 import fusedoptim
 

@@ -14,10 +14,13 @@ import fusedoptim
 from fusedoptim.step import FusedStep
 
 pytestmark = need_kernels
-TESTS = Path(__file__).parent
+TESTS = Path(__file__).parents[1]
 
 # What the other tests find of this path must hold for the other: where a step looks, what users change, what is shared.
-FILES = ["user_changes", "shared_memory", "state", "threads", "zero_grad"]
+FILES = [
+    *("dropin/test_user_changes.py", "dropin/test_zero_grad.py", "layouts/test_shared_memory.py"),
+    *("checkpoints/test_state.py", "native/test_threads.py"),
+]
 
 # A parameter's first step is never direct, so each trial takes one, and then lets the other path raise.
 PRELUDE = """
@@ -187,7 +190,7 @@ def test_an_import_within_a_mode_of_torch_does_not_mislead_it(within: str) -> No
 
 
 def test_tests_of_the_other_path() -> None:
-    files = [str(TESTS / f"test_{name}.py") for name in FILES]
+    files = [str(TESTS / name) for name in FILES]
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *files]
     environment = {**os.environ, "FUSEDOPTIM_DIRECT": "0"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)

@@ -13,7 +13,7 @@ from helpers import assert_optimizers_match, in_child, make_params, set_grads
 import fusedoptim
 from fusedoptim import native
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 COMPILER = shutil.which("g++") or shutil.which("clang++")
 SANITIZERS = {"plain": "", "threads": "-fsanitize=thread", "memory": "-fsanitize=address,undefined"}
 SOURCES = {

@@ -9,7 +9,6 @@ from typing import Any
 import helpers
 import pytest
 import torch
-from clipping import WAYS, clip, clipped_steps, odd_params, set_odd_grads, without_grads
 from helpers import (
     SETTINGS,
     Twins,
@@ -23,6 +22,7 @@ from helpers import (
     set_grads,
 )
 from steps import Snapshot, assert_same, assert_same_steps, snapshot
+from ways_to_clip import WAYS, clip, clipped_steps, odd_params, set_odd_grads, without_grads
 
 import fusedoptim
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from clipping import with_grads
 from helpers import make_params, randn
 from steps import backend
 from torch import Tensor
 from torch.nn import Parameter
+from ways_to_clip import with_grads
 
 import fusedoptim
 from fusedoptim import native

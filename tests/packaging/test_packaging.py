@@ -28,7 +28,7 @@ import torch
 import fusedoptim
 from fusedoptim import build_info
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 pytest.importorskip("build", reason="building the package needs what requirements-dev.txt lists")
 if not (ROOT / "setup.py").exists():
     pytest.skip("these tests build the package from its source tree", allow_module_level=True)

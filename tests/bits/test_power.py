@@ -36,7 +36,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
         '#include "rules/rule.h"\n'
         'extern "C" double power(double base, double exponent) { return fusedoptim::power(base, exponent); }\n'
     )
-    csrc = Path(__file__).parent.parent / "csrc"
+    csrc = Path(__file__).parents[2] / "csrc"
     flags = ["-O2", "-std=c++17", "-ffp-contract=off", "-shared", "-fPIC", f"-I{csrc}"]
     subprocess.run([COMPILER, *flags, source, "-o", library], check=True)
     found = ctypes.CDLL(str(library))

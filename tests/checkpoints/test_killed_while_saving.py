@@ -17,7 +17,7 @@ from helpers import make_params, set_grads
 
 import fusedoptim
 
-PAGE = Path(__file__).parent.parent / "docs" / "checkpoints.md"
+PAGE = Path(__file__).parents[2] / "docs" / "checkpoints.md"
 SHAPES = [(64, 33), (7,)]
 
 pytestmark = pytest.mark.usefixtures("one_thread")

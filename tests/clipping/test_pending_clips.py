@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import clipping
 import helpers
 import pytest
 import torch
-from clipping import change, optimizer_of
+import ways_to_clip
 from helpers import params_of
 from torch.nn import Parameter
+from ways_to_clip import change, optimizer_of
 
 path = helpers.path
 pytestmark = pytest.mark.usefixtures("path")
@@ -24,7 +24,7 @@ def ended() -> Iterator[None]:
     """A warning, at the line that takes the step."""
     with pytest.warns(UserWarning, match="this step does not clip") as caught:
         yield
-    assert [w.filename in (__file__, clipping.__file__) for w in caught] == [True]
+    assert [w.filename in (__file__, ways_to_clip.__file__) for w in caught] == [True]
 
 
 def test_it_serves_one_step() -> None:

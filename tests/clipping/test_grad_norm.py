@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import itertools
 import math
+from pathlib import Path
 from typing import Any
 
+import helpers
 import pytest
 import torch
-from clipping import with_grads
 from helpers import need_kernels, run_python
 from steps import any_bits, backend, bits_equal, numbers, special_values, threads
 from torch.nn import Parameter
+from ways_to_clip import with_grads
 
 import fusedoptim
 from fusedoptim import native
@@ -131,8 +133,8 @@ print(optimizer._next_clip.norm.norm.hex())
 params[0].grad.data = torch.ones(5)
 print(optimizer._next_clip.norm.is_still_theirs([params]))
 """
-    path = str(__file__).rpartition("/")[0]
-    printed = run_python(f"import sys; sys.path.insert(0, {path!r})\n{code}", FUSEDOPTIM_DIRECT="0")
+    tools = str(Path(helpers.__file__).parent)
+    printed = run_python(f"import sys; sys.path.insert(0, {tools!r})\n{code}", FUSEDOPTIM_DIRECT="0")
     assert printed.split() == [norm_of(with_grads(grads)).hex(), "False"]
 
 
