@@ -55,7 +55,7 @@ def clip_grad_norm_(
             warnings.warn("`parameters` is an empty generator, no gradient clipping will occur.", stacklevel=2)
     with torch.no_grad(), modes.no_function_modes():
         grads = norm_of([parameters], norm_type)
-        if foreach and grads.others and not (isinstance(grads, GradNorm) and grads.is_cut):
+        if foreach and grads.others and not (isinstance(grads, GradNorm) and grads.is_sharded):
             return _torch_clip(parameters, max_norm, norm_type, error_if_nonfinite, foreach)
         grads.measure()
         if error_if_nonfinite:

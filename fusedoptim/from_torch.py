@@ -1,4 +1,4 @@
-"""``from_torch``: a live optimizer of torch becomes one of this package, and stays the same object."""
+"""``from_torch``: converts a live ``torch.optim`` optimizer in place; it stays the same object."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ def from_torch(optimizer: Optimizer) -> Any:
         return optimizer
     ours = _ours(type(optimizer))
     if ours is None:
-        raise TypeError(f"optimizer must be exactly torch.optim.SGD, Adam or AdamW, got {_advice(optimizer)}")
+        raise TypeError(f"optimizer must be exactly torch.optim.SGD, Adam or AdamW, got {_describe(optimizer)}")
     patched = optimizer.__dict__.get("step")
     if patched is not None and not _is_schedulers(patched, type(optimizer)):
         raise RuntimeError(
-            f"the step of this optimizer was replaced by {_called(patched)}, which would go on calling torch's; "
+            f"the step of this optimizer was replaced by {_function_name(patched)}, which would go on calling torch's; "
             "call from_torch before whatever replaces it"
         )
     optimizer.__class__ = ours
@@ -64,7 +64,7 @@ def from_torch(optimizer: Optimizer) -> Any:
     return optimizer
 
 
-def can_adopt(optimizer: Any) -> bool:
+def can_convert(optimizer: Any) -> bool:
     """Whether ``from_torch`` takes it, as far as its class says."""
     return _ours(type(optimizer)) is not None
 
@@ -76,7 +76,7 @@ def _ours(theirs: type[Any]) -> type[FusedStep] | None:
     return ours if known else None
 
 
-def _advice(optimizer: Any) -> str:
+def _describe(optimizer: Any) -> str:
     name = f"{type(optimizer).__module__}.{type(optimizer).__qualname__}"
     if isinstance(getattr(optimizer, "optimizer", None), Optimizer):
         return f"{name}; pass its .optimizer"
@@ -101,7 +101,7 @@ def _is_schedulers(step: Any, theirs: type[Optimizer]) -> bool:
     )
 
 
-def _called(function: Any) -> str:
+def _function_name(function: Any) -> str:
     code = getattr(inspect.unwrap(function, stop=lambda f: hasattr(f, "__code__")), "__code__", None)
     place = f" ({code.co_filename}:{code.co_firstlineno})" if code is not None else ""
     return f"{code.co_name if code is not None else type(function).__name__}{place}"

@@ -1,4 +1,4 @@
-"""Memory that the process frees and needs again: kept, in place of being returned to the system each time."""
+"""malloc tuning: keep freed memory in the process in place of returning it to the system."""
 
 from __future__ import annotations
 

@@ -138,8 +138,8 @@ class FusedStep(Update):
             _outside_graph(FusedStep.zero_grad, self, set_to_none)
             return
         if set_to_none is not True and set_to_none is not False and isinstance(set_to_none, str):
-            cure = 'step(zero_grad="to_zero") is what takes a string'
-            raise TypeError(f"set_to_none must be True or False, got {set_to_none!r}; {cure}")
+            hint = 'step(zero_grad="to_zero") is what takes a string'
+            raise TypeError(f"set_to_none must be True or False, got {set_to_none!r}; {hint}")
         with label(self._zero_grad_profile_name):
             self._reset_gradients(set_to_none)
 

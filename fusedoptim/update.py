@@ -1,4 +1,4 @@
-"""Who takes a step: the kernels, on their fast path or their general one, the reference, or torch."""
+"""Which path takes a step: the fast or the general path of the kernels, the reference, or torch."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from fusedoptim.clipping.norm import clipped
 from fusedoptim.torch_internals import modes
 from fusedoptim.torch_internals.mappings import is_transparent
 
-_TRIES = 10  # at a step during whose preparation something was exchanged
-_EXCHANGED = (
-    "the memory of a parameter, its gradient or its state was exchanged while the step was being prepared; nothing was "
+_TRIES = 10  # where user code replaces tensors while a step is being prepared
+_REPLACED = (
+    "the memory of a parameter, its gradient or its state was replaced while the step was being prepared; nothing was "
     "written to it"
 )
 
@@ -33,7 +33,7 @@ class Update(Optimizer):
     _torch_class: ClassVar[type[Optimizer]]
 
     _torch_parts: ClassVar[tuple[tuple[str, Any], ...]]
-    """The methods that torch's own ``step`` calls, by name: who overrides one wants it to be called."""
+    """The methods that torch's own ``step`` calls, by name. Where one is overridden, torch takes the step."""
 
     def _update(self, zero_grad: bool, drop_grads: bool = False) -> bool:
         """Take the step, and return whether it has zeroed or dropped every gradient."""
@@ -110,8 +110,8 @@ class Update(Optimizer):
         clips: Sequence[float] | DeviceClips,
         for_torch: Callable[[], Any],
     ) -> bool:
-        """Take the step in two halves; what neither kernels nor reference take, in torch, in the context given."""
-        stepped: list[list[list[Tensor]]] = []  # by torch: where a step is gathered anew, more may be left to it
+        """Take the general path: prepare, let torch step what is left to it (in the context given), then apply."""
+        stepped: list[list[list[Tensor]]] = []  # by torch so far: after a retry, more may be left to it
         try:
             for _ in range(_TRIES):
                 write_grads = zero_grad or grad_scale is not None
@@ -131,18 +131,18 @@ class Update(Optimizer):
                     stepped.append(rest)
                 if plan.commit(self.state, zero_grad, grad_scale, found_inf, self.param_groups if drop_grads else None):
                     return drop_grads or (zero_grad and left is None)
-                if clips:  # a gradient may have been exchanged
+                if clips:  # a gradient may have been replaced
                     scalers = clips.scalers if isinstance(clips, DeviceClips) else found_inf
                     again = step_clips.take_clips(self, grad_scale, scalers)
                     if again is None:
                         return False
                     clips, found_inf = again, again.found_inf if isinstance(again, DeviceClips) else scalers
-            raise RuntimeError(_EXCHANGED)
+            raise RuntimeError(_REPLACED)
         finally:
             plan.clear()
 
     def _take_plan(self) -> backend.Plan:
-        """The plan kept from the last step, or a new one. Taken out, so that no two threads can share it."""
+        """The plan of the last step, or a new one. It is removed from the optimizer, so no two threads share it."""
         plan: backend.Plan | None = self.__dict__.pop("_kept_plan", None)
         return self._new_plan() if plan is None or plan.backend != backend.in_use else plan
 
@@ -181,7 +181,7 @@ class Update(Optimizer):
         }
 
     def _torch_step(self, params: list[list[Tensor]] | None, clips: Sequence[Any] | DeviceClips = ()) -> None:
-        """Let torch's own implementation take the step for the given parameters of each group, or for all."""
+        """Let torch's own implementation step the given parameters of each group, or all."""
         step: Any = self._torch_class.step
         if getattr(step, "hooked", False):  # torch wraps it to call the hooks, which our own step has called
             step = step.__wrapped__
@@ -196,7 +196,8 @@ class Update(Optimizer):
         move_averages(self, moves)
 
     def _step_some(self, step: Callable[[Any], Any], params: list[list[Tensor]]) -> None:
-        other = object.__new__(type(self))  # no group is changed, even for a moment: an interrupt would leave it so
+        # The groups are not changed even for a moment: an interrupt would leave them so.
+        other = object.__new__(type(self))
         other.__dict__.update(self.__dict__)
         other.param_groups = [
             _group_of(group, some) for group, some in zip(self.param_groups, params, strict=True) if some
@@ -207,7 +208,7 @@ class Update(Optimizer):
 
 
 def _innermost(function: Any) -> Any:
-    """What torch.compile has wrapped, so that it need not follow it."""
+    """The function inside wrappers of torch.compile."""
     while (inner := getattr(function, "_torchdynamo_orig_callable", None)) is not None:
         function = inner
     return function
@@ -221,5 +222,5 @@ def _without(left: list[list[Tensor]], stepped: list[list[list[Tensor]]]) -> lis
 
 
 def _group_of(group: Any, params: list[Tensor]) -> Any:
-    """A group with other parameters, whose options are still the group's to say."""
+    """A group with other parameters; options are still read from the group itself."""
     return {**group, "params": params} if is_transparent(group) else ChainMap({"params": params}, group)

@@ -1,4 +1,4 @@
-"""What a state dict must be for a step to be taken with it. Torch loads nearly everything and fails, or not, later."""
+"""Checks of a state dict's entries and options. torch loads nearly everything, and fails later or never."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ _OTHER_MODEL = "load the file of the same model, or remove this parameter's entr
 
 def nothing_loaded(problem: StateError) -> str:
     """The message of an error."""
-    where, what, cure = problem.args
-    return f"{where}: {what}; {cure}. Nothing was loaded"
+    where, what, hint = problem.args
+    return f"{where}: {what}; {hint}. Nothing was loaded"
 
 
-def shown(value: Any) -> str:
-    """A value in a few words, whatever it is."""
+def format_value(value: Any) -> str:
+    """Describe any value in a few words, for an error."""
     try:
         if isinstance(value, Tensor):
             return f"a tensor of shape {'nested' if value.is_nested else tuple(value.shape)}, {value.dtype}"
@@ -69,29 +69,31 @@ def check_group(group: Mapping[str, Any], rule: Rule, count: int, where: str) ->
     for name in DEFAULTS:
         must_be = problem_of(name, group[name]) if name in group else None
         if must_be is not None:
-            raise StateError(f"{where}[{name!r}]", f"must be {must_be}, got {shown(group[name])}", _SET_RIGHT)
+            raise StateError(f"{where}[{name!r}]", f"must be {must_be}, got {format_value(group[name])}", _SET_RIGHT)
     names = group.get("param_names")
     if names is not None and (not isinstance(names, (list, tuple)) or len(names) != count):
-        raise StateError(f"{where}['param_names']", f"must have {count} names, got {shown(names)}", ENTRY)
+        raise StateError(f"{where}['param_names']", f"must have {count} names, got {format_value(names)}", ENTRY)
 
 
 def _check_option(name: str, value: Any, where: str) -> None:
-    cure = _SET_RIGHT
+    hint = _SET_RIGHT
     if name in _FLAGS:
         if not _is_flag(value):
-            raise StateError(where, f"must be True or False, got {shown(value)}", cure)
+            raise StateError(where, f"must be True or False, got {format_value(value)}", hint)
         return
     if name == "betas":
         if not isinstance(value, (list, tuple)) or len(value) != 2:
-            raise StateError(where, f"must be a pair of numbers, got {shown(value)}", cure)
+            raise StateError(where, f"must be a pair of numbers, got {format_value(value)}", hint)
         for position, item in enumerate(value):
             if not 0 <= _number(item) < 1:
-                raise StateError(f"{where}[{position}]", f"must be at least 0 and less than 1, got {shown(item)}", cure)
+                raise StateError(
+                    f"{where}[{position}]", f"must be at least 0 and less than 1, got {format_value(item)}", hint
+                )
         return
     low = 0 if name in _AT_LEAST_ZERO else -_MOST
     if not low <= _number(value) <= _MOST:
         range_ = f"from 0 to {_MOST:.2g}" if low == 0 else f"of no more than {_MOST:.2g}"
-        raise StateError(where, f"must be a number {range_}, got {_with_value(value)}", cure)
+        raise StateError(where, f"must be a number {range_}, got {_with_value(value)}", hint)
 
 
 def _is_flag(value: Any) -> bool:
@@ -112,7 +114,7 @@ def _number(value: Any) -> float:
 
 
 def _with_value(value: Any) -> str:
-    return f"{shown(value)}, {_number(value)}" if isinstance(value, Tensor) else shown(value)
+    return f"{format_value(value)}, {_number(value)}" if isinstance(value, Tensor) else format_value(value)
 
 
 def check_entry(entry: Any, param: Tensor, names: Sequence[str], where: str, name_of: Callable[[], str]) -> None:
@@ -129,7 +131,7 @@ def check_entry(entry: Any, param: Tensor, names: Sequence[str], where: str, nam
         StateError: What is wrong.
     """
     if not isinstance(entry, Mapping):
-        raise StateError(f"{where}, for {name_of()}", f"must be a dict, got {shown(entry)}", ENTRY)
+        raise StateError(f"{where}, for {name_of()}", f"must be a dict, got {format_value(entry)}", ENTRY)
     for key, value in entry.items():
         if not isinstance(value, Tensor) and _is_too_deep(value):
             raise StateError(f"{where}[{key!r}], for {name_of()}", f"has more than {_DEPTH} levels", ENTRY)
@@ -147,7 +149,7 @@ def check_entry(entry: Any, param: Tensor, names: Sequence[str], where: str, nam
         elif name == "step":
             problem = _problem_of_step(value, param)
         elif not isinstance(value, Tensor):
-            problem = f"must be a tensor, got {shown(value)}"
+            problem = f"must be a tensor, got {format_value(value)}"
         elif type(param) in PLAIN:
             problem = _problem_of_tensor(value, param, name)
         if problem is not None:
@@ -157,11 +159,11 @@ def check_entry(entry: Any, param: Tensor, names: Sequence[str], where: str, nam
 def _problem_of_step(value: Any, param: Tensor) -> str | None:
     if isinstance(value, Tensor):
         if value.is_nested or value.layout != torch.strided or value.is_quantized or value.numel() != 1:
-            return f"must be one number, got {shown(value)}, {value.layout}"
+            return f"must be one number, got {format_value(value)}, {value.layout}"
         if type(value) not in PLAIN or (value.is_meta and param.is_meta):  # their numbers cannot be read here
             return None
         if value.is_complex() or value.dtype == torch.bool:
-            return f"must be a real number, got {shown(value)}"
+            return f"must be a real number, got {format_value(value)}"
     if not 0 <= _number(value) <= MOST_STEPS:
         return f"must be a number from 0 to 2**53, got {_with_value(value)}"
     return None
@@ -184,7 +186,7 @@ def _problem_of_tensor(value: Tensor, param: Tensor, name: str) -> str | None:
 
 
 def _is_too_deep(value: Any) -> bool:
-    """Whether containers lie in one another too deep for torch, which goes through them by recursion."""
+    """Whether containers are nested too deeply for torch, which traverses them by recursion."""
     level = [value]
     for _ in range(_DEPTH):
         containers = {id(each): each for each in level if isinstance(each, (dict, list, tuple, set))}

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fusedoptim.checkpoints.checks import shown
+from fusedoptim.checkpoints.checks import format_value
 from fusedoptim.checkpoints.keys import meant_keys, not_meant, some_of
 from fusedoptim.settings import DEFAULTS
 
@@ -51,7 +51,7 @@ def convert_state_dict(state_dict: Mapping[str, Any], *, keep: Iterable[str] = (
             names it.
     """
     if not isinstance(state_dict, Mapping) or not {"state", "param_groups"} <= state_dict.keys():
-        raise ValueError(f"state_dict must have 'state' and 'param_groups', got {shown(state_dict)}")
+        raise ValueError(f"state_dict must have 'state' and 'param_groups', got {format_value(state_dict)}")
     state = dict(state_dict["state"])
     _check_indices(state, {index for group in state_dict["param_groups"] for index in group["params"]})
     groups = [
@@ -76,7 +76,9 @@ def _convert_group(group: _Dict, state: _Dict, keep: frozenset[str], where: str)
         return _adam_of_optimi(group, state, keep, where)
     if "decouple_lr" in group and "momentum" in group:
         return _sgd_of_optimi(group, state, keep, where)
-    _require("betas" in group or "momentum" in group, f"{where} is of no optimizer known here: {shown(list(group))}")
+    _require(
+        "betas" in group or "momentum" in group, f"{where} is of no optimizer known here: {format_value(list(group))}"
+    )
     is_adam = "betas" in group
     _check_keys(group, _TORCH_ADAM if is_adam else _TORCH_SGD, keep, where)
     known = {"step", "max_exp_avg_sq", *_MOMENTS} if is_adam else {"momentum_buffer"}
@@ -158,14 +160,14 @@ def _check_optimi_entry(entry: _Dict, moments: set[str], where: str) -> None:
     comp = entry.get("kahan_comp")  # with Triton, one byte stands for none
     _require(
         comp is None or (isinstance(comp, Tensor) and comp.dtype == torch.uint8 and comp.numel() == 1),
-        f"{where}['kahan_comp'] is {shown(comp)}: a Kahan sum, {_MATHEMATICS}; set it to None to do without",
+        f"{where}['kahan_comp'] is {format_value(comp)}: a Kahan sum, {_MATHEMATICS}; set it to None to do without",
     )
 
 
 def _adam_group(group: _Dict, betas: tuple[Any, ...], drop: set[str], where: str) -> _Dict:
     lr = group["lr"]
     if isinstance(lr, Tensor):  # as apex keeps it with capturable=True
-        _require(lr.numel() == 1, f"{where}['lr'] must be one number, got {shown(lr)}")
+        _require(lr.numel() == 1, f"{where}['lr'] must be one number, got {format_value(lr)}")
         lr = float(lr)
     kept = {key: value for key, value in group.items() if key not in drop}
     return {**kept, "lr": lr, "betas": betas, "amsgrad": False, "capturable": False, **_IMPLEMENTATION}
@@ -175,7 +177,7 @@ def _entries(group: _Dict, state: _Dict) -> list[tuple[Any, _Dict]]:
     """The entries of a group's parameters, as new dicts."""
     found = [(index, state[index]) for index in group["params"] if state.get(index)]
     for index, entry in found:
-        _require(isinstance(entry, Mapping), f"state[{index!r}] must be a dict, got {shown(entry)}")
+        _require(isinstance(entry, Mapping), f"state[{index!r}] must be a dict, got {format_value(entry)}")
     return [(index, dict(entry)) for index, entry in found]
 
 
@@ -184,7 +186,7 @@ def _count(step: Any, where: str) -> Tensor:
         number = float(step)
     except (TypeError, ValueError, RuntimeError, OverflowError):
         number = math.nan
-    _require(0 <= number < math.inf, f"{where} must be a count of steps, got {shown(step)}")
+    _require(0 <= number < math.inf, f"{where} must be a count of steps, got {format_value(step)}")
     return torch.tensor(number, dtype=torch.float32)
 
 
@@ -195,8 +197,8 @@ def _biased(moment: Tensor, beta: float, step: float) -> Tensor:
 
 def _check_keys(found: _Dict, known: set[str], keep: frozenset[str], where: str) -> None:
     unknown = [key for key in found if key not in known and key not in keep]
-    cure = "; name entries of your own in keep=" if where.startswith("param_groups") else ""
-    _require(not unknown, f"{where} has keys that are not understood: {unknown}{cure}")
+    hint = "; name entries of your own in keep=" if where.startswith("param_groups") else ""
+    _require(not unknown, f"{where} has keys that are not understood: {unknown}{hint}")
 
 
 def _require(condition: Any, problem: str) -> None:

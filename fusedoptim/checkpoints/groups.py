@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fusedoptim.checkpoints.checks import ENTRY, shown
+from fusedoptim.checkpoints.checks import ENTRY, format_value
 from fusedoptim.checkpoints.keys import StateError, some_of
 
 # Who takes the step is no part of the training state; torch takes these from the file.
@@ -40,23 +40,26 @@ class _Absent:
 def check_form(state_dict: Any) -> frozenset[Hashable]:
     """Check that it has a state and groups, and return the keys that the groups list."""
     if not isinstance(state_dict, Mapping) or not {"state", "param_groups"} <= state_dict.keys():
-        has = f"has {shown(list(state_dict))}" if isinstance(state_dict, Mapping) else f"is {shown(state_dict)}"
-        raise StateError("state_dict", f"{has}, and not 'state' and 'param_groups'", "pass the optimizer's own entry")
+        has = "has" if isinstance(state_dict, Mapping) else "is"
+        found = format_value(list(state_dict) if isinstance(state_dict, Mapping) else state_dict)
+        what = f"{has} {found}, and not 'state' and 'param_groups'"
+        raise StateError("state_dict", what, "pass the optimizer's own entry")
     state, groups = state_dict["state"], state_dict["param_groups"]
     if not isinstance(groups, (list, tuple)):
-        raise StateError(_GROUPS, f"must be a list, got {shown(groups)}", ENTRY)
+        raise StateError(_GROUPS, f"must be a list, got {format_value(groups)}", ENTRY)
     keys: set[Hashable] = set()
     for index, group in enumerate(groups):
         if not isinstance(group, dict) or not isinstance(group.get("params"), (list, tuple)):
-            raise StateError(f"{_GROUPS}[{index}]", f"must be a dict with a list 'params', got {shown(group)}", ENTRY)
+            what = f"must be a dict with a list 'params', got {format_value(group)}"
+            raise StateError(f"{_GROUPS}[{index}]", what, ENTRY)
         for position, key in enumerate(group["params"]):
             try:
                 keys.add(key)
             except TypeError:
                 place = f"{_GROUPS}[{index}]['params'][{position}]"
-                raise StateError(place, f"is {shown(key)}, and no index", ENTRY) from None
+                raise StateError(place, f"is {format_value(key)}, and no index", ENTRY) from None
     if not isinstance(state, Mapping):
-        raise StateError("state_dict['state']", f"must be a dict, got {shown(state)}", ENTRY)
+        raise StateError("state_dict['state']", f"must be a dict, got {format_value(state)}", ENTRY)
     return frozenset(keys)
 
 
@@ -137,19 +140,21 @@ def _chosen(sources: Sequence[dict[int, str]], saved: Sequence[dict[str, Any]]) 
     return chosen
 
 
-def _by_names(groups: Collection[dict[str, Any]], where: str, cure: str) -> dict[str, tuple[int, Any]]:
+def _by_names(groups: Collection[dict[str, Any]], where: str, hint: str) -> dict[str, tuple[int, Any]]:
     """The group and the parameter, or its key, of each name."""
     found: dict[str, tuple[int, Any]] = {}
     for index, group in enumerate(groups):
         params, names = group["params"], group.get("param_names") if group["params"] else ()
         if names is None:
-            raise StateError(f"{where}[{index}]", "has no 'param_names'", cure)
+            raise StateError(f"{where}[{index}]", "has no 'param_names'", hint)
         if not isinstance(names, (list, tuple)) or len(names) != len(params):
-            what = f"must have {len(params)} names, got {shown(names)}"
-            raise StateError(f"{where}[{index}]['param_names']", what, cure)
+            what = f"must have {len(params)} names, got {format_value(names)}"
+            raise StateError(f"{where}[{index}]['param_names']", what, hint)
         for name, param in zip(names, params, strict=True):
             if not isinstance(name, str) or name in found:
-                what = f"has {name!r} twice" if isinstance(name, str) else f"must have strings, got {shown(name)}"
+                what = f"has {name!r} twice"
+                if not isinstance(name, str):
+                    what = f"must have strings, got {format_value(name)}"
                 raise StateError(f"{where}[{index}]['param_names']", what, _UNIQUE)
             found[name] = index, param
     return found
@@ -163,13 +168,13 @@ def _mismatch(left: IncompatibleKeys) -> tuple[str, str]:
         what.append(f"does not list {some_of(missing)}, of this optimizer")
     if unexpected:
         what.append(f"lists {some_of(unexpected)}, which this optimizer has not")
-    cure = "correct 'param_names' in its groups, or load what matches with strict=False"
+    hint = "correct 'param_names' in its groups, or load what matches with strict=False"
     for prefix in _PREFIXES:
         if {prefix + name for name in missing} & set(unexpected) or {prefix + name for name in unexpected} & set(
             missing
         ):
-            cure = f"the names differ by the prefix {prefix!r}: {cure}"
-    return " and ".join(what), cure
+            hint = f"the names differ by the prefix {prefix!r}: {hint}"
+    return " and ".join(what), hint
 
 
 def _check_alike(sources: Mapping[int, str], saved: Sequence[dict[str, Any]], place: str) -> None:
@@ -178,7 +183,7 @@ def _check_alike(sources: Mapping[int, str], saved: Sequence[dict[str, Any]], pl
         one, two = ({k: v for k, v in saved[i].items() if k not in _NO_OPTIONS} for i in (first, index))
         for key in [*one, *(two.keys() - one.keys())]:
             if key not in one or key not in two or not _are_same(one[key], two[key]):
-                values = " and ".join(shown(group[key]) if key in group else "absent" for group in (one, two))
+                values = " and ".join(format_value(group[key]) if key in group else "absent" for group in (one, two))
                 raise StateError(
                     place,
                     f"has {name!r} and {other!r}, from the groups {first} and {index} of the file, "

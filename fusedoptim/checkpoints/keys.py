@@ -1,4 +1,4 @@
-"""Which keys of a state are parameters': an entry that misses its parameter would start it afresh, in silence."""
+"""Which keys of a state belong to parameters. A parameter whose entry is not found would silently start anew."""
 
 from __future__ import annotations
 

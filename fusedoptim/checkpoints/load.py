@@ -1,4 +1,4 @@
-"""``load_state_dict``: through torch's own, with checks before and after, and undone whole where anything is wrong."""
+"""``load_state_dict``: torch's own between checks. Where one of them fails, the optimizer is restored."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from fusedoptim import reference
-from fusedoptim.checkpoints.checks import ENTRY, PLAIN, check_entry, check_group, nothing_loaded, shown
+from fusedoptim.checkpoints.checks import ENTRY, PLAIN, check_entry, check_group, format_value, nothing_loaded
 from fusedoptim.checkpoints.groups import KEPT, IncompatibleKeys, by_index, by_name, check_form
 from fusedoptim.checkpoints.keys import StateError, check_strays
 from fusedoptim.checkpoints.memory import check_memory, name_of
@@ -48,14 +48,14 @@ def load(
         ValueError: Something in it is damaged or belongs to other parameters; the message names it.
     """
     if match not in ("index", "name"):
-        raise ValueError(f'match must be "index" or "name", got {shown(match)}')
+        raise ValueError(f'match must be "index" or "name", got {format_value(match)}')
     if match == "index" and not strict:
         raise ValueError('strict=False needs match="name": by index, every parameter of the file must have its own')
-    undo = _undo(optimizer)
+    restore = _snapshot(optimizer)
     try:
         if not isinstance(state_dict, Mapping):
             raise StateError(
-                "state_dict", f"must be a dict, got {shown(state_dict)}", "pass what state_dict() returned"
+                "state_dict", f"must be a dict, got {format_value(state_dict)}", "pass what state_dict() returned"
             )
         pre_hooks, post_hooks = (getattr(optimizer, name) for name in _HOOKS)
         state_dict = state_dict.copy()  # type: ignore[attr-defined]  # which is what torch gives to hooks
@@ -73,20 +73,20 @@ def load(
         for hook in post_hooks.values():
             hook(optimizer)
     except BaseException as error:
-        undo()
+        restore()
         if isinstance(error, StateError):
             raise ValueError(nothing_loaded(error)) from None
         raise
     return left
 
 
-def _undo(optimizer: Any) -> Callable[[], None]:
-    """Remember the attributes and the groups; loading replaces state and groups and writes into neither."""
+def _snapshot(optimizer: Any) -> Callable[[], None]:
+    """Return a function that restores attributes and groups. Loading replaces both, and writes into neither."""
     attributes = dict(optimizer.__dict__)
     groups = list(optimizer.param_groups)
     entries = [(group, dict(group)) for group in groups]  # which a hook may have changed
 
-    def undo() -> None:
+    def restore() -> None:
         optimizer.__dict__.update(attributes)
         for name in optimizer.__dict__.keys() - attributes.keys():
             del optimizer.__dict__[name]
@@ -95,13 +95,13 @@ def _undo(optimizer: Any) -> Callable[[], None]:
             group.clear()
             group.update(saved)
 
-    return undo
+    return restore
 
 
 def _check(
     optimizer: Any, state_dict: Mapping[str, Any], places: Sequence[str], listed_keys: Collection[Hashable]
 ) -> None:
-    """Look at what torch would load without a look."""
+    """Check what torch would load unchecked."""
     rule = reference.RULES[optimizer._rule]
     state = state_dict["state"]
     owners: dict[Hashable, Tensor] = {}
@@ -114,7 +114,8 @@ def _check(
         kept.append(names)
         for position, (param, key) in enumerate(zip(own["params"], saved["params"], strict=True)):
             if owners.setdefault(key, param) is not param:
-                what = f"has {shown(key)} for {name_of(optimizer, index, position)}, as for another parameter before"
+                name = name_of(optimizer, index, position)
+                what = f"has {format_value(key)} for {name}, as for another parameter before"
                 raise StateError(f"{places[index]}['params']", what, ENTRY)
             all_usual = all_usual and (key not in state or is_usual(state[key], param, names, counts))
     if not (all_usual and are_counts(counts)):

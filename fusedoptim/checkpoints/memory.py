@@ -1,4 +1,4 @@
-"""Each element of a loaded state needs memory of its own: a file can say that two tensors are one, or one expanded."""
+"""Memory overlap in a loaded state: a file can say that two tensors share memory, or that one is expanded."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fusedoptim.checkpoints.keys import StateError
 from fusedoptim.checkpoints.quick_checks import is_apart
 from fusedoptim.reference.parameters import shares_elements
 
-_CURE = "give each tensor memory of its own with clone()"
+_HINT = "give each tensor memory of its own with clone()"
 
 
 def name_of(optimizer: Optimizer, group: int, position: int) -> str:
@@ -28,8 +28,8 @@ def name_of(optimizer: Optimizer, group: int, position: int) -> str:
 
 
 @dataclass
-class _Stretch:
-    """The memory from the first to the last element of a tensor."""
+class _MemoryRange:
+    """The address range from the first to the last element of a tensor."""
 
     start: int
     end: int
@@ -48,7 +48,7 @@ def check_memory(optimizer: Any) -> None:
     if is_apart(optimizer):
         return
     rule = reference.RULES[optimizer._rule]
-    by_device: dict[torch.device, list[_Stretch]] = {}
+    by_device: dict[torch.device, list[_MemoryRange]] = {}
     seen: set[int] = set()  # one parameter may be listed twice
     for index, group in enumerate(optimizer.param_groups):
         names = [name for name in rule.state_names(group) if name != "step"]
@@ -59,59 +59,59 @@ def check_memory(optimizer: Any) -> None:
             seen.add(id(param))
             for name, tensor in [("", param), *((name, entry.get(name)) for name in names)]:
                 if type(tensor) in PLAIN and tensor.layout == torch.strided and not tensor.is_meta and tensor.numel():
-                    stretch = _stretch(tensor, (index, position, name))
+                    range_ = _memory_range(tensor, (index, position, name))
                     if name:
-                        _check_alone(optimizer, stretch)
-                    by_device.setdefault(tensor.device, []).append(stretch)
-    for stretches in by_device.values():
-        _check_together(optimizer, stretches)
+                        _check_alone(optimizer, range_)
+                    by_device.setdefault(tensor.device, []).append(range_)
+    for ranges in by_device.values():
+        _check_together(optimizer, ranges)
 
 
-def _stretch(tensor: Tensor, of: tuple[int, int, str]) -> _Stretch:
+def _memory_range(tensor: Tensor, of: tuple[int, int, str]) -> _MemoryRange:
     start, dense = tensor.data_ptr(), tensor.is_contiguous()
     last = tensor.numel() - 1
     if not dense:
         last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
         dense = last == tensor.numel() - 1
-    return _Stretch(start, start + (last + 1) * tensor.element_size(), dense, tensor, of)
+    return _MemoryRange(start, start + (last + 1) * tensor.element_size(), dense, tensor, of)
 
 
-def _check_alone(optimizer: Optimizer, stretch: _Stretch) -> None:
-    tensor = stretch.tensor
+def _check_alone(optimizer: Optimizer, range_: _MemoryRange) -> None:
+    tensor = range_.tensor
     storage = tensor.untyped_storage()
-    length = stretch.end - stretch.start
+    length = range_.end - range_.start
     problem = None
     if tensor.storage_offset() * tensor.element_size() + length > storage.nbytes():
         problem = f"needs {length} bytes of a storage that has {storage.nbytes()}"
-    elif not tensor.is_contiguous() and shares_elements(tensor) and _has_repeated(_places(stretch)):
+    elif not tensor.is_contiguous() and shares_elements(tensor) and _has_repeated(_addresses(range_)):
         problem = "has elements that share memory"
     if problem is not None:
-        raise StateError(_said(optimizer, stretch), problem, _CURE)
+        raise StateError(_describe(optimizer, range_), problem, _HINT)
 
 
-def _check_together(optimizer: Optimizer, stretches: list[_Stretch]) -> None:
-    """Find two that share elements, of which one at least is of a state: parameters may share theirs."""
-    stretches.sort(key=lambda stretch: stretch.start)
-    cluster: list[_Stretch] = []
-    farthest = stretches[0]
-    for stretch in stretches:
-        if cluster and stretch.start < farthest.end:
-            if stretch.dense and farthest.dense:
-                _refuse(optimizer, farthest, stretch)
-            cluster.append(stretch)
+def _check_together(optimizer: Optimizer, ranges: list[_MemoryRange]) -> None:
+    """Find two ranges that share elements, at least one of a state: parameters may share memory with one another."""
+    ranges.sort(key=lambda range_: range_.start)
+    cluster: list[_MemoryRange] = []
+    farthest = ranges[0]
+    for range_ in ranges:
+        if cluster and range_.start < farthest.end:
+            if range_.dense and farthest.dense:
+                _refuse(optimizer, farthest, range_)
+            cluster.append(range_)
         else:
             _check_cluster(optimizer, cluster)
-            cluster = [stretch]
-        if len(cluster) == 1 or stretch.end > farthest.end:
-            farthest = stretch
+            cluster = [range_]
+        if len(cluster) == 1 or range_.end > farthest.end:
+            farthest = range_
     _check_cluster(optimizer, cluster)
 
 
-def _check_cluster(optimizer: Optimizer, cluster: list[_Stretch]) -> None:
-    """Compare elements where stretches overlap, as those of the columns of one matrix do."""
-    if len(cluster) < 2 or not any(stretch.of[2] for stretch in cluster):
+def _check_cluster(optimizer: Optimizer, cluster: list[_MemoryRange]) -> None:
+    """Compare elements where ranges overlap, as those of the columns of one matrix do."""
+    if len(cluster) < 2 or not any(range_.of[2] for range_ in cluster):
         return
-    places = [_places(stretch) for stretch in cluster]
+    places = [_addresses(range_) for range_ in cluster]
     if not _has_repeated(torch.cat(places)):
         return
     for i, mine in enumerate(places):
@@ -120,19 +120,19 @@ def _check_cluster(optimizer: Optimizer, cluster: list[_Stretch]) -> None:
                 _refuse(optimizer, cluster[j], cluster[i])
 
 
-def _refuse(optimizer: Optimizer, one: _Stretch, other: _Stretch) -> None:
+def _refuse(optimizer: Optimizer, one: _MemoryRange, other: _MemoryRange) -> None:
     if one.of[2] or other.of[2]:
         if not one.of[2]:
             one, other = other, one
-        raise StateError(_said(optimizer, one), f"shares memory with {_said(optimizer, other)}", _CURE)
+        raise StateError(_describe(optimizer, one), f"shares memory with {_describe(optimizer, other)}", _HINT)
 
 
-def _places(stretch: _Stretch) -> Tensor:
+def _addresses(range_: _MemoryRange) -> Tensor:
     """The address of each element."""
     places = torch.zeros((), dtype=torch.int64, device="cpu")
-    for size, stride in zip(stretch.tensor.shape, stretch.tensor.stride(), strict=True):
+    for size, stride in zip(range_.tensor.shape, range_.tensor.stride(), strict=True):
         places = places.unsqueeze(-1) + torch.arange(size, device="cpu") * stride
-    return places.flatten() * stretch.tensor.element_size() + stretch.start
+    return places.flatten() * range_.tensor.element_size() + range_.start
 
 
 def _has_repeated(places: Tensor) -> bool:
@@ -140,7 +140,7 @@ def _has_repeated(places: Tensor) -> bool:
     return bool((ordered[1:] == ordered[:-1]).any())
 
 
-def _said(optimizer: Optimizer, stretch: _Stretch) -> str:
-    index, position, name = stretch.of
+def _describe(optimizer: Optimizer, range_: _MemoryRange) -> str:
+    index, position, name = range_.of
     param = name_of(optimizer, index, position)
     return f"state['{name}'] of {param}" if name else param

@@ -1,4 +1,4 @@
-"""A quick look at a state as optimizers save it. Where it sees anything else, the thorough checks look again."""
+"""Quick checks, for state as optimizers save it. Where one fails, thorough checks say what is wrong, if anything."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _STRIDED, _FLOAT = torch.strided, torch.float32
 
 
 def is_usual(entry: Any, param: Tensor, names: Sequence[str], counts: list[Tensor]) -> bool:
-    """Whether nothing is wrong with the state of a parameter, at a quick look that knows what optimizers save.
+    """Whether the state of a parameter is plainly what optimizers save.
 
     Args:
         entry: As in the file.
@@ -46,7 +46,7 @@ def is_usual(entry: Any, param: Tensor, names: Sequence[str], counts: list[Tenso
 
 
 def are_counts(counts: Sequence[Tensor]) -> bool:
-    """Whether all are numbers of steps, asked once for all of them: each question waits for the device."""
+    """Whether all are valid step counts. They are read together, since each read waits for the device."""
     if not counts:
         return True
     if len({count.device for count in counts}) > 1:
@@ -57,7 +57,7 @@ def are_counts(counts: Sequence[Tensor]) -> bool:
 
 
 def is_apart(optimizer: Any) -> bool:
-    """Whether every tensor has its elements to itself, in a storage that is there, and no two address ranges meet."""
+    """Whether no tensor overlaps itself or another one, and each lies within its storage."""
     rule = reference.RULES[optimizer._rule]
     params: list[Any] = []
     tensors: list[Any] = []

@@ -1,4 +1,4 @@
-"""The norm of gradients that lie on one CUDA device: measured, judged and used there, so that nobody waits for it."""
+"""The norm of gradients on one CUDA device: measured and used there, so the host never waits for it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def on_device(norm: GradNorm, optimizer: Any = None) -> DeviceNorm | None:
         norm: Not measured, of gradients some of which are not plain memory of the CPU.
         optimizer: Keeps the tables that the device reads.
     """
-    if norm.norm_type != 2.0 or norm.by_reference or norm.is_cut or len(norm.others) != len(norm):
+    if norm.norm_type != 2.0 or norm.by_reference or norm.is_sharded or len(norm.others) != len(norm):
         return None
     if not native.has_cuda or backend.in_use != "native":
         return None

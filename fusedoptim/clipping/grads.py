@@ -1,4 +1,4 @@
-"""What is asked of gradients before a step, of one after the other, where the compiled module cannot say it."""
+"""Sums of squares, largest magnitudes and scaling of single gradients, where the compiled module cannot do it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 class ReferenceGrads:
-    """As ``_C.Grads``, of which all are to be measured by the reference."""
+    """The interface of ``_C.Grads``, all measured by the reference."""
 
     def __init__(self, lists: list[list[Tensor]]) -> None:
         self._found = [(p, p.grad, mark_of(p.grad)) for params in lists for p in params if p.grad is not None]

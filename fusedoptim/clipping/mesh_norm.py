@@ -1,12 +1,12 @@
-"""The norm of gradients that are cut over processes (DTensors): each adds the squares of what it holds.
+"""The norm of gradients that are sharded over processes (DTensors): each adds the squares of its local shards.
 
 The collectives depend on the meshes of the parameters alone, neither on how many tensors there are nor on which of them
 have a gradient in this process: one all-reduce for each mesh and each of its dimensions that has more than one process.
 They use the process groups that the mesh has; none is made.
 
-Each process adds its number to a place of its own in a vector of zeros, so the all-reduce rounds nothing. All then add
-the same numbers in the same order, and get the same bits, whatever the order in which the backend adds and also where
-the groups along one dimension of a mesh add at different places. With the same norm all take the same decision.
+Each process contributes its number in its own element of a vector of zeros, so the all-reduce rounds nothing. Then all
+processes add the same numbers in the same order and get the same bits, whatever order the backend adds in. So all take
+the same decision.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def replicated(norm: Any) -> Any:
 
 
 class _Holder:
-    """Has a gradient, as a parameter has."""
+    """Stands for a parameter with a gradient."""
 
     __slots__ = ("grad",)
 
@@ -47,17 +47,17 @@ class _Holder:
 
 
 class _Part:
-    """What this process holds of gradients that are counted alike, as plain tensors."""
+    """The local shards of gradients with the same mesh and placements, as plain tensors."""
 
-    def __init__(self, make: Callable[[list[list[Any]]], Any], holders: list[Any], is_counted: bool = True) -> None:
+    def __init__(self, make: Callable[[list[list[Any]]], Any], holders: list[Any], counts: bool = True) -> None:
         self.tensors: list[Tensor] = [holder.grad for holder in holders]
         self.grads = make([holders])
         self.others: list[Tensor] = self.grads.others()
-        self._is_counted = is_counted
+        self._counts = counts
 
     def counted(self, squares: float) -> float:
-        """Of copies one is counted, but infinity and NaN of all."""
-        return squares if self._is_counted or not math.isfinite(squares) else 0.0
+        """Replicas count once, but infinity and NaN of all of them."""
+        return squares if self._counts or not math.isfinite(squares) else 0.0
 
 
 class MeshGrads:
@@ -70,28 +70,28 @@ class MeshGrads:
 
     def __init__(self, lists: list[list[Tensor]], make: Callable[[list[list[Any]]], Any]) -> None:
         params = list(chain.from_iterable(lists))
-        cut: dict[Any, dict[Any, list[Any]]] = {}  # the gradients that are DTensors, by mesh and by placements
+        sharded: dict[Any, dict[Any, list[Any]]] = {}  # the gradients that are DTensors, by mesh and by placements
         self._dtensors = [param for param in params if is_dtensor(param)]
         self._found: list[tuple[Any, Any, Any]] = []  # parameters with such a gradient, that, and its marks
-        self._sums: list[Tensor] = []  # what lies here of gradients of which each process holds parts of sums
+        self._partial: list[Tensor] = []  # the local tensors of gradients with Partial placements
         for param in self._dtensors:
-            cut.setdefault(_spec(param).mesh, {})
+            sharded.setdefault(_spec(param).mesh, {})
         for param in params:
             grad: Any = param.grad
             if is_dtensor(grad):
                 self._found.append((param, grad, _marks_of(grad)))
-                cut.setdefault(_spec(grad).mesh, {}).setdefault(_spec(grad).placements, []).append(grad)
+                sharded.setdefault(_spec(grad).mesh, {}).setdefault(_spec(grad).placements, []).append(grad)
         plain = [param for param in params if param.grad is not None and not is_dtensor(param.grad)]
         self._plain = _Part(make, plain)
         self._meshes = [
-            (mesh, [self._part(make, mesh, *alike) for alike in cut[mesh].items()])
-            for mesh in sorted(cut, key=lambda mesh: int(mesh.size()))
+            (mesh, [self._part(make, mesh, *alike) for alike in sharded[mesh].items()])
+            for mesh in sorted(sharded, key=lambda mesh: int(mesh.size()))
         ]
         self._parts = [self._plain, *chain.from_iterable(parts for _, parts in self._meshes)]
 
     def _part(self, make: Callable[[list[list[Any]]], Any], mesh: Any, placements: Any, grads: list[Any]) -> _Part:
         if any(placement.is_partial() for placement in placements):
-            self._sums += map(local_of, grads)
+            self._partial += map(local_of, grads)
             placements = [_replicate() if placement.is_partial() else placement for placement in placements]
             grads = [grad.redistribute(placements=placements) for grad in grads]
         holders = [_Holder(local_of(grad)) for grad in grads]
@@ -142,14 +142,14 @@ class MeshGrads:
         first: Any = self._dtensors[0]
         dtype = functools.reduce(torch.promote_types, [x.dtype.to_real() for x in self.samples() or self._dtensors])
         local = torch.tensor(norm, dtype=dtype, device=local_of(first).device)
-        whole: Tensor = type(first).from_local(local, mesh, [_replicate()] * mesh.ndim, run_check=False)
-        return whole
+        replica: Tensor = type(first).from_local(local, mesh, [_replicate()] * mesh.ndim, run_check=False)
+        return replica
 
     def scale(self, factor: float) -> None:
         """Multiply all but the others, in place."""
         for part in self._parts:
             part.grads.scale(factor)
-        for local in self._sums:  # what was measured of these is another tensor
+        for local in self._partial:  # what was measured is a reduced copy of these
             local.mul_(factor)
         increment_version([grad for _, grad, _ in self._found])  # their own, which autograd looks at
 
@@ -174,19 +174,19 @@ def _marks_of(grad: Any) -> tuple[int, tuple[int, int]]:
 
 
 def _replicate() -> Any:
-    from torch.distributed.tensor import Replicate  # which whoever has a DTensor has imported
+    from torch.distributed.tensor import Replicate  # imported already where there is a DTensor
 
     return Replicate()
 
 
 def _is_first(mesh: Any, dims: Iterable[bool]) -> bool:
-    """Whether this process is the first along each of the chosen dimensions of a mesh, of which it is one."""
+    """Whether this process has coordinate 0 along each of the chosen mesh dimensions."""
     return all(place == 0 for place, chosen in zip(mesh.get_coordinate() or (), dims, strict=False) if chosen)
 
 
 def _all(mesh: Any, number: float, combine: Callable[[list[float]], float]) -> float:
     """Combine a number that each process of a mesh has, along one dimension after the other."""
-    if mesh.get_coordinate() is None:  # this process is none of them
+    if mesh.get_coordinate() is None:  # this process is not in the mesh
         return number
     for dim in range(mesh.ndim):
         size = mesh.size(dim)

@@ -34,7 +34,7 @@ class GradNorm:
         others: The gradients that are not plain memory of the CPU.
         norm: In float64, before clipping.
         is_finite: Whether all gradients are, as far as ``norm_type`` lets it be known.
-        is_cut: Whether parameters are DTensors; then to measure is a collective.
+        is_sharded: Whether parameters are DTensors; then to measure is a collective.
     """
 
     def __init__(self, lists: Iterable[Iterable[Tensor]], norm_type: float = 2.0, by_reference: bool = False) -> None:
@@ -42,7 +42,7 @@ class GradNorm:
         self.by_reference = by_reference
         is_native = backend.in_use == "native" and not by_reference
         self._grads: Any = grads_of(self._lists, is_native)
-        self.is_cut = isinstance(self._grads, MeshGrads)
+        self.is_sharded = isinstance(self._grads, MeshGrads)
         self.norm_type = float(norm_type)
         self.others: list[Tensor] = self._grads.others()
         self._torchs: Tensor | None = None
@@ -54,14 +54,14 @@ class GradNorm:
 
     def measure(self, grad_scale: float | None = None) -> None:
         """Find the norm, of quotients by ``grad_scale``, each rounded to the gradient's dtype, if that is given."""
-        if self.is_cut and self.norm_type == math.inf:
+        if self.is_sharded and self.norm_type == math.inf:
             self.norm = self._grads.largest()  # torch's raises in a process whose shard is empty, and the others wait
             self.is_finite = math.isfinite(self.norm)
         elif self.norm_type == 2.0 or len(self._grads) == 0:
             of_others = [sum_of_squares(grad, grad_scale) for grad in self.others]
             self.norm = math.sqrt(self._grads.sum_squares(of_others, grad_scale))
             self.is_finite = math.isfinite(self.norm)
-            if not self.is_finite and self.is_cut:  # in all processes, whatever the dtypes here
+            if not self.is_finite and self.is_sharded:  # in all processes, whatever the dtypes here
                 norm = self._grads.norm_of_huge(grad_scale)
                 self.norm, self.is_finite = (self.norm, False) if norm is None else (norm, True)
             elif not self.is_finite and any(grad.dtype in _WIDE for grad in self._grads.samples()):
@@ -104,9 +104,9 @@ class GradNorm:
         """
         if self._torchs is not None:
             return self._torchs
-        if self.is_cut:
-            cut: Tensor = self._grads.as_tensor(self.norm)
-            return cut
+        if self.is_sharded:
+            replica: Tensor = self._grads.as_tensor(self.norm)
+            return replica
         samples = self._grads.samples()
         return common_scalar(self.norm, [grad.dtype for grad in samples], samples[0].device if samples else None)
 

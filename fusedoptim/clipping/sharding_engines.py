@@ -1,4 +1,4 @@
-"""Engines that give the optimizer of each process a part of the model as plain tensors, which do not say so."""
+"""FSDP1 and ZeroRedundancyOptimizer, which shard a model over processes as plain tensors that do not show it."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import torch
 
 _FSDP = "torch.distributed.fsdp"
 _ZERO = "torch.distributed.optim.zero_redundancy_optimizer"
-_CURES = {
+_HINTS = {
     "max_grad_norm": "clip before the step, by {clip}",
     "skip_nonfinite": "take the step only if the norm that {clip} returns is finite",
 }
 
 
 def refuse_settings(groups: Iterable[Mapping[str, Any]]) -> None:
-    """Raise if the optimizer is asked to look at the norm, and knows a part of the gradients.
+    """Raise if a setting needs the norm of all gradients, and this process has only some of them.
 
     Each process would clip by the norm of its own part, and go on by itself after a step that was left out.
 
@@ -28,20 +28,20 @@ def refuse_settings(groups: Iterable[Mapping[str, Any]]) -> None:
     if _FSDP not in sys.modules and _ZERO not in sys.modules:
         return
     for index, group in enumerate(groups):
-        for name, cure in _CURES.items():
+        for name, hint in _HINTS.items():
             value = group.get(name)
             if value is not None and value is not False:
                 limit = value if name == "max_grad_norm" else ...
-                _refuse(f"{name}={value!r} in parameter group {index}", cure, [group], limit)
+                _refuse(f"{name}={value!r} in parameter group {index}", hint, [group], limit)
 
 
 def refuse_fsdp1(groups: Iterable[Mapping[str, Any]], max_norm: float) -> None:
     """Raise if a norm is asked for of parameters that are FSDP1's."""
     if _are_fsdp1s(groups):
-        _refuse(f"clip_grad_norm_({max_norm!r})", _CURES["max_grad_norm"], groups, max_norm)
+        _refuse(f"clip_grad_norm_({max_norm!r})", _HINTS["max_grad_norm"], groups, max_norm)
 
 
-def _refuse(what: str, cure: str, groups: Iterable[Mapping[str, Any]], max_norm: Any) -> None:
+def _refuse(what: str, hint: str, groups: Iterable[Mapping[str, Any]], max_norm: Any) -> None:
     limit = "..." if max_norm is ... else repr(max_norm)
     if _are_fsdp1s(groups):
         engine, clip = "with FullyShardedDataParallel", f"model.clip_grad_norm_({limit})"
@@ -51,7 +51,7 @@ def _refuse(what: str, cure: str, groups: Iterable[Mapping[str, Any]], max_norm:
         return
     raise ValueError(
         f"{what}: {engine} each process has a part of the parameters, and would know the norm of that alone; "
-        f"{cure.format(clip=clip)}"
+        f"{hint.format(clip=clip)}"
     )
 
 

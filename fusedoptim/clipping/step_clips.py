@@ -84,7 +84,7 @@ def clip_next_step(optimizer: Any, max_norm: float, norm_type: float, error_if_n
 def take_clips(optimizer: Any, grad_scale: Any, found_inf: Any = None) -> list[Any] | DeviceClips | None:
     """What the gradients of each group are multiplied by in this step; or None, if the step is to be skipped.
 
-    Where ``DeviceClips`` are returned, nobody waits for the device, and they say whether the step is taken.
+    ``DeviceClips`` stay on the device, with the decision whether the step is taken: the host does not wait.
     """
     groups = optimizer.param_groups
     check(groups)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fusedoptim.torch_internals.dtensor import local_of, refusal_of_cut
+from fusedoptim.torch_internals.dtensor import local_of, refusal_of_sharding
 
 PLAIN = (Tensor, torch.nn.Parameter)
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -36,7 +36,7 @@ def is_torchs(group: dict[str, Any]) -> bool:
     return flag_for_torch(group) is not None
 
 
-def _described(value: Any) -> str:
+def _format_value(value: Any) -> str:
     return f"a tensor of shape {tuple(value.shape)}" if type(value) in PLAIN else repr(value)
 
 
@@ -60,11 +60,11 @@ def as_numbers(options: dict[str, Any], group: int) -> dict[str, Any]:
     def number(name: str, value: Any) -> Any:
         if name == "betas":
             if not isinstance(value, (tuple, list)) or len(value) != 2:
-                raise TypeError(f"betas must be a pair of numbers, got {_described(value)}")
+                raise TypeError(f"betas must be a pair of numbers, got {_format_value(value)}")
             return tuple(number("one of betas", item) for item in value)
         plain = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
         if isinstance(plain, Tensor) or not hasattr(plain, "__float__"):
-            raise TypeError(f"{name} must be a number or a tensor with one element, got {_described(value)}")
+            raise TypeError(f"{name} must be a number or a tensor with one element, got {_format_value(value)}")
         return plain if isinstance(plain, bool) else float(plain)
 
     numbers = {name: number(name, value) for name, value in options.items()}
@@ -93,8 +93,8 @@ def shares_elements(x: Tensor) -> bool:
 def refusal(param: Tensor) -> str | None:
     """Why the reference cannot take a parameter with this gradient, or None."""
     assert param.grad is not None
-    cut = refusal_of_cut(param, "gradient", param.grad)
-    return cut or _refusal_of_plain(local_of(param), local_of(param.grad))
+    reason = refusal_of_sharding(param, "gradient", param.grad)
+    return reason or _refusal_of_plain(local_of(param), local_of(param.grad))
 
 
 def _refusal_of_plain(param: Tensor, grad: Tensor) -> str | None:

@@ -1,4 +1,4 @@
-"""Drives the reference rules over an optimizer's parameters, as ``csrc/python`` drives the kernels."""
+"""Applies the reference rules to an optimizer's parameters, as ``csrc/python`` applies the kernels."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from fusedoptim.reference.parameters import (
     refusal,
     shares_elements,
 )
-from fusedoptim.reference.transaction import Undo
+from fusedoptim.reference.transaction import Transaction
 from fusedoptim.torch_internals import modes
-from fusedoptim.torch_internals.dtensor import is_dtensor, local_of, refusal_of_cut
+from fusedoptim.torch_internals.dtensor import is_dtensor, local_of, refusal_of_sharding
 from fusedoptim.torch_internals.mappings import is_transparent
 from fusedoptim.torch_internals.private import private
 
@@ -45,11 +45,11 @@ _inference_mode: Callable[[bool], Any] = private("torch._C._InferenceMode", torc
 
 
 @dataclass
-class _Row:
+class _Prepared:
     param: Tensor
     grad: Tensor
     state: dict[str, Any]  # of DTensors where the parameter is one
-    fresh: bool
+    is_new: bool  # the state
     options: dict[str, Any]
     maximize: bool
     average: Tensor | None  # of a DTensor where the parameter is one; None if there is none
@@ -66,18 +66,18 @@ class ReferencePlan:
     def __init__(self, rule: str, torch_parts: tuple[tuple[str, Any], ...] = ()) -> None:
         self.torch_parts = torch_parts
         self._rule = reference.RULES[rule]
-        self._rows: list[_Row] = []
-        self._fresh: dict[Tensor, dict[str, Any]] = {}  # by parameter, one of which may be listed twice
+        self._prepared: list[_Prepared] = []
+        self._new_states: dict[Tensor, dict[str, Any]] = {}  # by parameter, one of which may be listed twice
 
     def fast_step(self, *_: Any) -> bool:
-        """Never: the reference always takes the step in its two halves."""
+        """Never: the reference has the general path only."""
         return False
 
     def measuring_step(self, *_: Any) -> None:
         """Never, as well."""
 
     def is_ours(self, optimizer: Any) -> bool:
-        """False: it is found out in Python."""
+        """False: ``Update._why_torch`` decides."""
         return False
 
     def gather(
@@ -104,7 +104,7 @@ class ReferencePlan:
             RuntimeError: A group with ``fused=True`` holds such a parameter, or memory is shared between elements.
         """
         self.clear()
-        foreign: list[list[Tensor]] = []
+        for_torch: list[list[Tensor]] = []
         for index, group in enumerate(groups):
             left: list[Tensor] = []
             params, options = self._read(group, index)
@@ -121,20 +121,20 @@ class ReferencePlan:
                         raise RuntimeError(f"{_SHARED} {what} in {name}")
                     reason = self._add(param, group, options, state.get(param, {}), new_state, name)
                     if reason is None and clips:
-                        self._rows[-1].clip = clips[index]
+                        self._prepared[-1].clip = clips[index]
                 if reason is None:
                     continue
                 if options is not None and group.get("fused") and reason not in _FOR_TORCH_ALONE:
-                    cure = "with fused=None torch's own implementation takes it"
+                    hint = "with fused=None torch's own implementation takes it"
                     if reason == SPARSE_GRAD:
-                        cure = "use SparseAdam, or SGD without fused=True"
+                        hint = "use SparseAdam, or SGD without fused=True"
                     raise RuntimeError(
                         "`fused=True` requires all the params to be floating point Tensors of supported devices: "
-                        f"['cpu'] but {name} cannot be taken by the fused kernels: {reason}; {cure}"
+                        f"['cpu'] but {name} cannot be taken by the fused kernels: {reason}; {hint}"
                     )
                 left.append(param)
-            foreign.append(left)
-        return foreign if any(foreign) else None
+            for_torch.append(left)
+        return for_torch if any(for_torch) else None
 
     def _read(self, group: dict[str, Any], index: int) -> tuple[Any, dict[str, Any] | None]:
         """The parameters of a group and its options as numbers, or None for these if torch is asked for."""
@@ -142,8 +142,8 @@ class ReferencePlan:
             return group["params"], None if is_torchs(group) else as_numbers(self._rule.options(group), index)
         except KeyError as error:
             key = error.args[0] if error.args else "key"
-            cure = f"set optimizer.param_groups[{index}][{key!r}]"
-            raise KeyError(f"parameter group {index} has no {key!r}; {cure}") from None
+            hint = f"set optimizer.param_groups[{index}][{key!r}]"
+            raise KeyError(f"parameter group {index} has no {key!r}; {hint}") from None
 
     def _add(
         self, param: Tensor, group: Any, options: Any, existing: dict[str, Any], new_state: Any, name: str
@@ -155,28 +155,28 @@ class ReferencePlan:
             return _STATE_OF_ITS_OWN
         if names and not isinstance(existing, dict):
             raise TypeError(f"the state must be a dict in {name}")
-        fresh = all(existing.get(key) is None for key in own_names)
+        is_new = all(existing.get(key) is None for key in own_names)
         average_is_new = decay is not None and existing.get("ema") is None
-        if (fresh or average_is_new) and param not in self._fresh:
-            self._fresh[param] = new_state(param, group)
-        state = dict(self._fresh[param] if fresh else existing)
+        if (is_new or average_is_new) and param not in self._new_states:
+            self._new_states[param] = new_state(param, group)
+        state = dict(self._new_states[param] if is_new else existing)
         average = None
         if decay is not None:
-            average = state["ema"] = self._fresh[param]["ema"] if average_is_new else existing["ema"]
+            average = state["ema"] = self._new_states[param]["ema"] if average_is_new else existing["ema"]
         for key in names:
             if state.get(key) is None:
                 raise KeyError(f"the state has no '{key}' in {name}")
             if key != "step" and state[key].shape != param.shape:
                 raise RuntimeError(f"{key} has shape {tuple(state[key].shape)}, which does not fit in {name}")
-            if key != "step" and (reason := refusal_of_cut(param, "state", state[key])):
+            if key != "step" and (reason := refusal_of_sharding(param, "state", state[key])):
                 return reason
             if type(local_of(state[key])) not in PLAIN or (key != "step" and state[key].dtype != param.dtype):
                 return "its state has another dtype, or is a tensor subclass"
             if shares_elements(local_of(state[key])):
                 return "elements of its state may share memory"
             if key == "step" and float(state[key]) <= -1:
-                cure = "set it right in the state of this parameter"
-                raise RuntimeError(f"step must be at least 0, got {float(state[key])}: {cure}, in {name}")
+                hint = "set it right in the state of this parameter"
+                raise RuntimeError(f"step must be at least 0, got {float(state[key])}: {hint}, in {name}")
         step = float(state["step"]) + 1 if "step" in names else 1.0
         try:  # on one element, since the numbers that the arithmetic cannot hold are the same for all
             zero = torch.zeros((), dtype=param.dtype)
@@ -185,9 +185,11 @@ class ReferencePlan:
             raise OutOfRangeError(f"{error}, in {name} with {options}") from None
         grad = param.grad
         assert grad is not None
-        state = self._fresh[param] if fresh else existing
+        state = self._new_states[param] if is_new else existing
         maximize = bool(group.get("maximize"))
-        self._rows.append(_Row(param, grad, state, fresh, options, maximize, average, average_is_new, decay or 0.0))
+        self._prepared.append(
+            _Prepared(param, grad, state, is_new, options, maximize, average, average_is_new, decay or 0.0)
+        )
         return None
 
     def explain(
@@ -230,7 +232,7 @@ class ReferencePlan:
         for group in groups:
             for param in group["params"]:
                 if param.grad is not None:
-                    _cut_off(param.grad)
+                    _detach_grad(param.grad)
                     with torch.inference_mode():
                         param.grad.zero_()
         return True
@@ -243,7 +245,7 @@ class ReferencePlan:
         found_inf: None = None,
         drop_grads_of: Iterable[dict[str, Any]] | None = None,
     ) -> bool:
-        """Take the step that was gathered; the whole of it, or, if the handler of a signal raises, nothing.
+        """Take the step that was gathered, whole, or not at all if a signal handler raises.
 
         Args:
             state: The optimizer's state; new entries are put into it.
@@ -256,95 +258,95 @@ class ReferencePlan:
             return False
         grad_scale = None if grad_scale is None else float(grad_scale)
         dropped = [param for group in drop_grads_of or () for param in group["params"]]
-        for row in self._rows if zero_grad else ():
-            _cut_off(row.grad)
+        for entry in self._prepared if zero_grad else ():
+            _detach_grad(entry.grad)
         # The kernels write to inference tensors as well. Torch's own inference_mode is Python code: stopped there by
         # the handler of a signal, it would leave the mode on.
         with _inference_mode(True):
-            undo = Undo()
+            transaction = Transaction()
             drops = [partial(setattr, param, "grad", None) for param in dropped]
             try:
-                self._adopt(state, undo)
-                undo.copy(self._written(zero_grad or grad_scale is not None))
+                self._install_state(state, transaction)
+                transaction.copy(self._written(zero_grad or grad_scale is not None))
                 self._write(zero_grad, grad_scale)
-                undo.finish(drops)
+                transaction.finish(drops)
             except BaseException:
-                undo.roll_back()
+                transaction.roll_back()
                 raise
         self.clear()
         return True
 
     def _is_as_seen(self, state: dict[Tensor, dict[str, Any]]) -> bool:
-        """Whether gradients and state are those that were gathered: options and new state may have run code since."""
-        for row in self._rows:
-            own = state.get(row.param, {})
-            others = [own.get(key) for key in row.state if key != "ema"]
-            taken = any(x is not None for x in others) if row.fresh else own is not row.state
-            if taken or row.param.grad is not row.grad:
+        """Whether gradients and state are still those that were gathered: reading options may have run user code."""
+        for entry in self._prepared:
+            own = state.get(entry.param, {})
+            others = [own.get(key) for key in entry.state if key != "ema"]
+            taken = any(x is not None for x in others) if entry.is_new else own is not entry.state
+            if taken or entry.param.grad is not entry.grad:
                 return False
-            if "step" in row.state and float(row.state["step"]) <= -1:
+            if "step" in entry.state and float(entry.state["step"]) <= -1:
                 return False
-            if row.average is not None and own.get("ema") is not (None if row.average_is_new else row.average):
+            if entry.average is not None and own.get("ema") is not (None if entry.average_is_new else entry.average):
                 return False
         return True
 
-    def _adopt(self, state: dict[Tensor, dict[str, Any]], undo: Undo) -> None:
-        """Put new state where the optimizer keeps it; where another step has been there first, go on with its."""
-        for row in self._rows:
-            if row.average_is_new and not row.fresh:
-                undo.add(partial(row.state.pop, "ema", None))
-                row.state["ema"] = row.average
-            if not row.fresh or not row.state:
+    def _install_state(self, state: dict[Tensor, dict[str, Any]], transaction: Transaction) -> None:
+        """Put new state into the optimizer's. Where another step has put some there meanwhile, that is used."""
+        for entry in self._prepared:
+            if entry.average_is_new and not entry.is_new:
+                transaction.add(partial(entry.state.pop, "ema", None))
+                entry.state["ema"] = entry.average
+            if not entry.is_new or not entry.state:
                 continue
-            if row.param not in state:
-                undo.add(partial(state.pop, row.param, None))
-            own = state.setdefault(row.param, dict(row.state))  # whole at once: another thread may be looking
-            missing = {key: value for key, value in row.state.items() if own.get(key) is None}
+            if entry.param not in state:
+                transaction.add(partial(state.pop, entry.param, None))
+            own = state.setdefault(entry.param, dict(entry.state))  # whole at once: another thread may be looking
+            missing = {key: value for key, value in entry.state.items() if own.get(key) is None}
             for key in missing:
-                undo.add(partial(own.__setitem__, key, None) if key in own else partial(own.pop, key, None))
+                transaction.add(partial(own.__setitem__, key, None) if key in own else partial(own.pop, key, None))
             own.update(missing)
-            row.fresh = all(own[key] is value for key, value in row.state.items() if key != "ema")
-            row.state = own
+            entry.is_new = all(own[key] is value for key, value in entry.state.items() if key != "ema")
+            entry.state = own
 
     def _written(self, grads_are_written: bool) -> list[Tensor]:
         tensors: list[Tensor] = []
-        for row in self._rows:
-            tensors += [row.param, *(row.state[name] for name in self._rule.own_state(row.options))]
-            tensors += [row.grad] if grads_are_written else []
-            tensors += [row.average] if row.average is not None else []
+        for entry in self._prepared:
+            tensors += [entry.param, *(entry.state[name] for name in self._rule.own_state(entry.options))]
+            tensors += [entry.grad] if grads_are_written else []
+            tensors += [entry.average] if entry.average is not None else []
         return [local_of(tensor) for tensor in tensors]
 
     def _write(self, zero_grad: bool, grad_scale: float | None) -> None:
-        for row in self._rows:
-            own_param, own_grad = local_of(row.param), local_of(row.grad)
-            own_state = {name: local_of(value) for name, value in row.state.items()}
+        for entry in self._prepared:
+            own_param, own_grad = local_of(entry.param), local_of(entry.grad)
+            own_state = {name: local_of(value) for name, value in entry.state.items()}
             if grad_scale is not None:
                 own_grad.copy_(reference.prepare_grad(own_grad, grad_scale=grad_scale))
-            grad = reference.prepare_grad(own_grad, maximize=row.maximize, clip=row.clip)
-            old = {} if row.fresh and "step" not in row.state else own_state  # a new momentum buffer is not read
+            grad = reference.prepare_grad(own_grad, maximize=entry.maximize, clip=entry.clip)
+            old = {} if entry.is_new and "step" not in entry.state else own_state  # a new momentum buffer is not read
             step = 1.0
-            if "step" in row.state:
-                row.state["step"] += 1
-                step = float(row.state["step"])
-            new_param, new_state = self._rule.update(own_param, grad, old, step, **row.options)
+            if "step" in entry.state:
+                entry.state["step"] += 1
+                step = float(entry.state["step"])
+            new_param, new_state = self._rule.update(own_param, grad, old, step, **entry.options)
             own_param.copy_(new_param)
             for name, value in new_state.items():
                 own_state[name].copy_(value)
-            if row.average is not None:
-                average = local_of(row.average)
-                average.copy_(reference.average(None if row.average_is_new else average, own_param, row.decay))
-            if is_dtensor(row.param):  # its own version counter is what autograd looks at
-                increment_version([row.param] if grad_scale is None else [row.param, row.grad])
+            if entry.average is not None:
+                average = local_of(entry.average)
+                average.copy_(reference.average(None if entry.average_is_new else average, own_param, entry.decay))
+            if is_dtensor(entry.param):  # its own version counter is what autograd looks at
+                increment_version([entry.param] if grad_scale is None else [entry.param, entry.grad])
         if zero_grad:
-            for row in self._rows:
-                row.grad.zero_()
+            for entry in self._prepared:
+                entry.grad.zero_()
 
     def clear(self) -> None:
         """Forget what was gathered."""
-        self._rows.clear()
-        self._fresh.clear()
+        self._prepared.clear()
+        self._new_states.clear()
 
 
-def _cut_off(grad: Tensor) -> None:
+def _detach_grad(grad: Tensor) -> None:
     with _inference_mode(False):  # detach_ cuts nothing off in inference mode
         grad.detach_() if grad.grad_fn is not None else grad.requires_grad_(False)

@@ -1,4 +1,4 @@
-"""Changes that are made together or not at all, although the handler of a signal may raise between any two of them.
+"""Changes that are made together or not at all, although a signal handler may raise between any two of them.
 
 Python calls handlers, that of Ctrl-C for one, in the main thread and only between bytecodes, so never while a loop in C
 calls functions in C.
@@ -27,13 +27,13 @@ def _copy_one_by_one(tensors: list[Tensor], copies: list[Tensor]) -> None:
 _copy_each: Callable[..., Any] = private("torch._foreach_copy_", _copy_one_by_one)  # in one call, if it can be
 
 
-class Undo:
-    """What takes back changes that are about to be made one by one.
+class Transaction:
+    """Undoes a sequence of changes if not all of them could be made.
 
     Attributes:
-        add: Takes a function that takes back the change that is made next; the last is called first.
-        roll_back: Without arguments: calls these functions, until ``finish`` is called. It is no Python function, for
-            at the start of one the handler of a second signal could raise.
+        add: Takes a function that undoes the next change. They are called in reverse order.
+        roll_back: Takes no arguments and calls these functions, unless ``finish`` was called. It is no Python function:
+            at the start of one, the handler of a second signal could raise.
     """
 
     def __init__(self) -> None:
@@ -42,10 +42,10 @@ class Undo:
         self.roll_back: Callable[[], Any] = partial(deque, map(_call, self._steps), 0)
 
     def copy(self, tensors: list[Tensor]) -> None:
-        """Copy tensors that are about to be written, to be written back."""
+        """Save copies of tensors that are about to be written."""
         if tensors:
             self.add(partial(_copy_each, tensors, [x.clone() for x in tensors]))
 
     def finish(self, last: Iterable[Callable[[], Any]]) -> None:
-        """Call functions written in C; from then on nothing is written back."""
+        """Call functions written in C, after which nothing is undone any more."""
         deque(map(_call, [*last, self._steps.clear]), 0)

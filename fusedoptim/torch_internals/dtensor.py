@@ -1,4 +1,4 @@
-"""DTensors (torch.distributed.tensor): tensors cut over several processes, each of which holds a plain tensor.
+"""DTensors (torch.distributed.tensor): sharded over several processes, each of which holds a plain local tensor.
 
 As ``csrc/python/dtensor.cpp`` for the kernels.
 """
@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 def is_dtensor(tensor: Any) -> bool:
-    """Whether it is a DTensor, exactly. Does not import what nobody has imported."""
+    """Whether it is a DTensor, exactly. Imports nothing: where there is one, its module is loaded."""
     return _is_of(tensor, "torch.distributed.tensor", "DTensor")
 
 
@@ -24,7 +24,7 @@ def has_dtensors(lists: Iterable[Iterable[Any]]) -> bool:
 
 
 def local_of(tensor: Tensor) -> Tensor:
-    """What this process holds of a DTensor; any other tensor as it is. Waits for what is still being received."""
+    """The local tensor of a DTensor; any other tensor as it is. Waits for a pending collective."""
     if not is_dtensor(tensor):
         return tensor
     local: Any = tensor._local_tensor  # type: ignore[attr-defined]
@@ -35,19 +35,19 @@ def local_of(tensor: Tensor) -> Tensor:
     return local
 
 
-def refusal_of_cut(param: Tensor, what: str, other: Tensor) -> str | None:
-    """Why the gradient or an entry of the state does not fit what lies here of a parameter, or None."""
+def refusal_of_sharding(param: Tensor, what: str, other: Tensor) -> str | None:
+    """Why the sharding of a gradient or state tensor does not match its parameter's, or None."""
     if not is_dtensor(param):
         return f"its {what} is a tensor subclass" if is_dtensor(other) else None
     if any(placement.is_partial() for placement in param._spec.placements):  # type: ignore[attr-defined]
         return "it is a DTensor with a Partial placement"  # whose elements are parts of sums
     if not is_dtensor(other):
         return f"its {what} is not a DTensor of a plain tensor, as it is"
-    return None if _is_cut_as(other, param) else f"its {what} is a DTensor on another mesh or with other placements"
+    return None if _same_sharding(other, param) else f"its {what} is a DTensor on another mesh or with other placements"
 
 
-def _is_cut_as(a: Any, b: Any) -> bool:
-    """Whether two DTensors are cut alike, so that equal elements lie in equal places."""
+def _same_sharding(a: Any, b: Any) -> bool:
+    """Whether two DTensors have the same sharding, so that corresponding elements are local in the same place."""
     one, other = a._spec, b._spec
     return one is other or (
         one.placements == other.placements

@@ -1,4 +1,4 @@
-"""The hooks of a step: once, with what the caller has passed, however ``step`` was overridden, wrapped or assigned."""
+"""Step hooks: called once, with the caller's arguments, however ``step`` was overridden, wrapped or assigned."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Mappings that show just what they store, and those that have a meaning of their own."""
+"""Mappings that behave like a plain dict, and mappings with behaviour of their own."""
 
 from __future__ import annotations
 

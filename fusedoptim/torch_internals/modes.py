@@ -1,4 +1,4 @@
-"""What else may be watching torch's operations: dispatch modes, function modes, tracing, functorch, forward-mode AD.
+"""Modes that intercept torch's operations: dispatch modes, function modes, tracing, functorch, forward-mode AD.
 
 The kernels write memory that these never see, so while one is active torch's own implementation takes the step.
 """

@@ -1,4 +1,4 @@
-"""Some elements of a parameter and of all that belongs to it, copied to the CPU."""
+"""Samples for verification: some elements of a parameter, its gradient and its state, copied to the CPU."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Is it right on this machine? Steps of a running training, taken again by the reference."""
+"""``verify``: steps of a running training, taken again by the reference and compared bit by bit."""
 
 from __future__ import annotations
 

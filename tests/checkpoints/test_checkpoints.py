@@ -258,7 +258,7 @@ def test_a_count_that_stands_for_several_parameters_is_counted_by_each(
 
 def test_a_usual_state_takes_the_quick_look_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """The thorough checks take three times as long."""
-    for of, thorough in ((load, "check_entry"), (memory, "_stretch")):
+    for of, thorough in ((load, "check_entry"), (memory, "_memory_range")):
         monkeypatch.setattr(of, thorough, lambda *args: pytest.fail("looked thoroughly"))
     for name, options in helpers.SETTINGS:
         for dtype in (torch.float32, torch.bfloat16):

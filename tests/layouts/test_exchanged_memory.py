@@ -229,7 +229,7 @@ def test_exchanged_in_a_mode_that_is_entered_while_a_rate_is_read(name: str) -> 
     try:
         optimizer.step()
     except RuntimeError as error:
-        assert "was exchanged while the step was being prepared" in str(error)  # noqa: PT017
+        assert "was replaced while the step was being prepared" in str(error)  # noqa: PT017
         expected = before
     finally:
         mode.__exit__(None, None, None)
