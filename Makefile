@@ -8,7 +8,7 @@ MAKEFLAGS += --no-print-directory
 
 PYTHON ?= python3
 ARGS ?=
-# Whole files of tests side by side, in the order of their names: the longest come first. More processes than these
+# Whole files of tests side by side, the longest first (tests/conftest.py). More processes than these
 # would only wait for one another's threads.
 SIDE_BY_SIDE ?= -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 # A build that fails is an error here, not a reason to test the slow path.
@@ -26,9 +26,9 @@ BUILT := $(VENV)/.built
 SETTING := $(VENV)/.setting
 # The environment variables that a build depends on.
 SETTINGS := (FUSEDOPTIM_(NATIVE|CUDA|CMAKE_ARGS)|CXX|CXXFLAGS|LDFLAGS|TORCH_CUDA_ARCH_LIST|CUDACXX|CUDA_HOME|CUDA_PATH)=
-NATIVE := $(shell find csrc -type f) CMakeLists.txt setup.py
+NATIVE := $(shell find csrc -type f) CMakeLists.txt setup.py setup_cuda.py
 CXX_FILES = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
-PY_FILES = fusedoptim benchmarks examples tests setup.py
+PY_FILES = fusedoptim benchmarks examples tests setup.py setup_cuda.py
 say = @printf '==> %s\n' $(1)
 
 .PHONY: help build test test-planted test-ecosystem bench bench-step bench-peers perf-gate lint sanitize fuzz format wheel clean distclean FORCE
@@ -94,7 +94,7 @@ fuzz: $(READY) ## malformed arguments, and steps that something else meddles wit
 	  cmake -S . -B build/fuzz -G Ninja -DFUSEDOPTIM_SANITIZE=address,undefined -DPython_EXECUTABLE="$$PWD/$(RUN)" \
 	    -Dpybind11_DIR="$$($(RUN) -m pybind11 --cmakedir)" \
 	    -DCMAKE_LIBRARY_OUTPUT_DIRECTORY="$$PWD/build/fuzz/package/fusedoptim" && cmake --build build/fuzz
-	@cp fusedoptim/*.py build/fuzz/package/fusedoptim/
+	@cp --parents $$(find fusedoptim -name '*.py') build/fuzz/package/
 	@for fuzzer in boundary meddling; do \
 	  printf '==> fuzz: tests/fuzz/%s.py $(ARGS)\n' $$fuzzer; \
 	  LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \

@@ -44,7 +44,7 @@ def stand_ins() -> Iterator[None]:
 
 def from_tests(name: str) -> Any:
     """A module of the tests' tools: they hold the table of cases, and how tensors are compared."""
-    folder = str(ROOT / "tests")
+    folder = str(ROOT / "tests" / "tools")
     if folder not in sys.path:
         sys.path.append(folder)
     return importlib.import_module(name)

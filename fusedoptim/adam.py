@@ -1,4 +1,4 @@
-"""Adam and AdamW."""
+"""Adam."""
 
 from typing import ClassVar
 
@@ -7,6 +7,7 @@ from torch.optim import Optimizer
 
 from fusedoptim.settings import with_settings
 from fusedoptim.step import FusedStep
+from fusedoptim.torch_names import names_of_torch
 
 
 class Adam(FusedStep, torch.optim.Adam):  # noqa: D101
@@ -15,6 +16,4 @@ class Adam(FusedStep, torch.optim.Adam):  # noqa: D101
     _torch_class: ClassVar[type[Optimizer]] = torch.optim.Adam
 
 
-class AdamW(Adam, torch.optim.AdamW):  # noqa: D101
-    __doc__ = with_settings(torch.optim.AdamW.__doc__)
-    _torch_class = torch.optim.AdamW
+__getattr__ = names_of_torch(__name__)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fusedoptim.reference_plan import average_decay, name_of
+from fusedoptim.reference.parameters import average_decay, name_of
 
 
 def averages_to_move(optimizer: Any, lists: Iterable[Iterable[Tensor]]) -> list[tuple[Tensor, float]]:

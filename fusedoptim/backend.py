@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from fusedoptim import native
-from fusedoptim.reference_plan import ReferencePlan
+from fusedoptim.reference.plan import ReferencePlan
 
 _NAMES = ("auto", "native", "reference")
 _chosen, in_use = "auto", "reference"
@@ -16,7 +16,7 @@ _warned = False
 
 
 class Plan(Protocol):
-    """A step: in one call where everything is ordinary, or in two halves, of which the first changes nothing."""
+    """One step: the fast path in one call, or the general path: ``gather``, which changes nothing, then ``commit``."""
 
     backend: str
     torch_parts: tuple[tuple[str, Any], ...]
@@ -24,12 +24,12 @@ class Plan(Protocol):
     def fast_step(
         self, optimizer: Any, zero_grad: bool, grad_scale: float | None, drop_grads: bool, clips: Any
     ) -> bool:
-        """Take the whole step, gradients and all, and return True; or change nothing and return False."""
+        """Take the whole step and return True; or change nothing and return False."""
 
     def measuring_step(
         self, optimizer: Any, zero_grad: bool, grad_scale: float | None, drop_grads: bool, skip_nonfinite: bool
     ) -> tuple[bool, float | None, tuple[str, ...]] | None:
-        """As ``fast_step``, for groups that ask for clipping or skipping: it finds the norm by itself.
+        """As ``fast_step``, for groups with clipping or skipping: it measures the norm itself.
 
         Returns:
             None if it has changed nothing; else whether the step was skipped, the norm of the gradients that were to be
@@ -37,7 +37,7 @@ class Plan(Protocol):
         """
 
     def is_ours(self, optimizer: Any) -> bool:
-        """Whether neither the optimizer nor a mode of torch asks for torch's own step, as far as is quickly known."""
+        """Whether it is known without looking further that nothing asks for torch's own step."""
 
     def gather(
         self, groups: list[Any], state: dict[Any, Any], new_state: Any, write_grads: bool, clips: Any = ()
@@ -55,18 +55,18 @@ class Plan(Protocol):
         found_inf: Any = None,
         drop_grads_of: Any = None,
     ) -> bool:
-        """Take the step that was gathered, or return False, with nothing written, where something was exchanged since.
+        """Take the step that was gathered; or write nothing and return False, where a tensor was replaced since.
 
         With ``found_inf``, a tensor on a device, the step is taken only if that is 0.
 
-        Then drop the gradients of the groups ``drop_grads_of``. The handler of a signal may prevent all or nothing.
+        Then set the gradients of ``drop_grads_of``, groups, to None. A signal handler prevents all of it or nothing.
         """
 
     def zero_grads(self, groups: list[Any], even_if_watched: bool = False) -> bool:
         """Write zeros over all gradients; or return False, where a mode of torch is active, unless told to go on."""
 
     def explain(self, groups: list[Any], state: dict[Any, Any], new_state: Any) -> list[tuple[int, int, str, str]]:
-        """For each parameter with a gradient: its group, its index, who would take it, and why nobody quicker."""
+        """For each parameter with a gradient: its group, its index, which path takes it, and why no faster one."""
 
     def clear(self) -> None:
         """Forget what was gathered."""

@@ -1,4 +1,4 @@
-"""``explain_step``: who takes each parameter, and why nobody quicker."""
+"""``explain_step``: which path takes each parameter, and why no faster one."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from fusedoptim.adopt import can_adopt
-from fusedoptim.reference_plan import flag_for_torch, name_of
+from fusedoptim.from_torch import can_convert
+from fusedoptim.reference.parameters import flag_for_torch, name_of
 from fusedoptim.step import FusedStep
 
 
 @dataclass(frozen=True)
 class Explained:
-    """Who would take one parameter in the next step."""
+    """Which path would take one parameter in the next step."""
 
     param: str
     """Its place, name, shape, dtype and device."""
     taken_by: str
     """``"fast path"``, ``"general path"``, ``"reference"`` or ``"torch"``; ``"nobody"``: the step raises."""
     reason: str
-    """Why nobody quicker takes it; empty for the fast path and the reference."""
+    """Why no faster path takes it; empty for the fast path and the reference."""
 
     def __str__(self) -> str:
         return f"{self.param}: {self.taken_by}" + (f", since {self.reason}" if self.reason else "")
@@ -37,7 +37,7 @@ class Explanation(list[Explained]):
 
 
 def explain_step(optimizer: Optimizer) -> Explanation:
-    """Say for each parameter who would take it in the next step, and why nobody quicker.
+    """Say for each parameter which path would take it in the next step, and why no faster one.
 
     The fast path takes nearly all; a parameter on the general path costs a few microseconds more, and one that torch's
     own implementation takes what it costs there. Nothing is changed. Gradients count, so call it between
@@ -62,10 +62,10 @@ bfloat16 or float16
     """
     if not isinstance(optimizer, FusedStep):
         name = type(optimizer).__name__
-        cure = "fusedoptim.from_torch makes one of torch's SGD, Adam or AdamW"
-        if type(optimizer).__module__.startswith("torch.optim.") and not can_adopt(optimizer):
-            cure = f"it is torch's own {name}, of which there is nothing to explain"
-        raise TypeError(f"optimizer must be one of fusedoptim's, got {name}; {cure}")
+        hint = "fusedoptim.from_torch makes one of torch's SGD, Adam or AdamW"
+        if type(optimizer).__module__.startswith("torch.optim.") and not can_convert(optimizer):
+            hint = f"it is torch's own {name}, of which there is nothing to explain"
+        raise TypeError(f"optimizer must be one of fusedoptim's, got {name}; {hint}")
     groups: list[dict[str, Any]] = optimizer.param_groups
     for g, group in enumerate(groups):
         if iter(group["params"]) is group["params"]:
@@ -86,7 +86,7 @@ bfloat16 or float16
 
 
 def _of_torch(optimizer: FusedStep, found: tuple[int, int, str, str]) -> tuple[int, int, str, str]:
-    """The same, but what torch's own implementation refuses is nobody's, and a flag that asks for it is named."""
+    """The same, with what torch's implementation refuses too, and the flag by which the user asked for torch."""
     g, i, who, why = found
     group = optimizer.param_groups[g]
     grad: Tensor = list(group["params"])[i].grad

@@ -1,4 +1,4 @@
-"""Loss scaling that looks at the gradients once: torch's scaler, with the check and the division of this package."""
+"""Loss scaling in one pass over the gradients: torch's scaler with this package's check and division."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ import torch
 from torch import Tensor
 from torch.amp import grad_scaler
 
-from fusedoptim import hooks, modes, native
-from fusedoptim.clip import GradNorm, norm_of
-from fusedoptim.device_norm import DeviceNorm, Verdict, may_be_on_device
-from fusedoptim.private import has_method
-from fusedoptim.settings import has_settings, offer_norm
+from fusedoptim import native
+from fusedoptim.clipping.device_clips import may_be_on_device
+from fusedoptim.clipping.device_norm import DeviceNorm, Verdict
+from fusedoptim.clipping.norm import GradNorm, norm_of
+from fusedoptim.clipping.step_clips import offer_norm
+from fusedoptim.settings import has_settings
 from fusedoptim.step import FusedStep
+from fusedoptim.torch_internals import hooks, modes
+from fusedoptim.torch_internals.private import has_method
 
 _PARAMETERS = ["self", "optimizer", "inv_scale", "found_inf", "allow_fp16"]
 
@@ -97,12 +100,12 @@ class GradScaler(torch.amp.GradScaler):
         if where == "cpu":
             scale = self._scale_of_step(optimizer) if allow_fp16 else self.get_scale()
             # Below 1 quotients may be infinite where gradients are not.
-            found = self._look_at_once(optimizer, scale, allow_fp16) if scale >= 1 else None
+            found = self._check_now(optimizer, scale, allow_fp16) if scale >= 1 else None
         elif where == "cuda":
-            found = self._look_on_device(optimizer, allow_fp16)
+            found = self._check_on_device(optimizer, allow_fp16)
         return super()._unscale_grads_(optimizer, inv_scale, found_inf, allow_fp16) if found is None else found
 
-    def _look_at_once(self, optimizer: Any, scale: float, only_check: bool) -> dict[torch.device, Tensor] | None:
+    def _check_now(self, optimizer: Any, scale: float, only_check: bool) -> dict[torch.device, Tensor] | None:
         """Check, and divide unless ``only_check``, in one pass; or return None where that is left to torch."""
         states = getattr(self, "_per_optimizer_states", None)
         if states is None or modes.watch_operations():
@@ -130,7 +133,7 @@ class GradScaler(torch.amp.GradScaler):
             offer_norm(optimizer, norm, scale if only_check else None)
         return {cpu: torch.zeros((), dtype=torch.float32, device=cpu)}
 
-    def _look_on_device(self, optimizer: Any, only_check: bool) -> dict[torch.device, Tensor] | None:
+    def _check_on_device(self, optimizer: Any, only_check: bool) -> dict[torch.device, Tensor] | None:
         """The same, queued on the device of all gradients."""
         if modes.watch_operations():
             return None
@@ -146,7 +149,7 @@ class GradScaler(torch.amp.GradScaler):
 
 
 class _Check:
-    """The look for infinity and NaN, left to the step that reads the gradients anyway.
+    """The check for infinity and NaN, done by the step, which reads the gradients anyway.
 
     Attributes:
         found: 1 once something is found, else 0: what the scaler reads after the step.
@@ -161,9 +164,9 @@ class _Check:
         self.found.fill_(1.0)
 
     def finds(self) -> bool:
-        """Look now, in a pass of its own."""
+        """Check now, in a separate pass."""
         scaler, optimizer = self._scaler, self._optimizer
-        found = scaler._look_at_once(optimizer, self._scale, only_check=True)
+        found = scaler._check_now(optimizer, self._scale, only_check=True)
         if found is None:
             one, zero = (torch.full((), x, dtype=torch.float32, device="cpu") for x in (1.0, 0.0))
             found = torch.amp.GradScaler._unscale_grads_(scaler, optimizer, one, zero, True)
@@ -180,7 +183,7 @@ def _where(optimizer: Any) -> str | None:
         return None
     if native.has_cuda and may_be_on_device(optimizer.param_groups):
         return "cuda"
-    return "cpu" if first.device.type == "cpu" else None  # a look at each would cost time
+    return "cpu" if first.device.type == "cpu" else None  # checking each would cost time
 
 
 def _has_grads(optimizer: Any) -> bool:

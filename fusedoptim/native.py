@@ -1,4 +1,4 @@
-"""The compiled module: loaded here, described here, and nowhere else imported."""
+"""The compiled module: the only place that imports it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.autograd import forward_ad
 
-from fusedoptim import modes
+from fusedoptim.torch_internals import modes
 
 try:
     import fusedoptim._C as _C
@@ -30,7 +30,7 @@ has_cuda = bool(getattr(_C, "cuda_architectures", []))  # whether CUDA kernels a
 
 _get_num_threads = torch.get_num_threads
 _SOURCE = Path(__file__).resolve().parent.parent
-_CURE = (
+_HINT = (
     "install a C++17 compiler (g++ or clang++) and reinstall fusedoptim with FUSEDOPTIM_NATIVE=1 to see its errors, "
     "and with pip's --no-cache-dir, which may keep a wheel without the module"
 )
@@ -42,20 +42,20 @@ def available() -> bool:
 
 
 def why_missing() -> str:
-    """The cause of a missing compiled module and its cure, in one line."""
-    cure = _CURE
+    """Why the compiled module is missing and what to do, in one line."""
+    hint = _HINT
     causes, error = [], load_error
     while error is not None:  # the first says where it failed, and the last why
         causes.append(str(error))
         error = error.__cause__  # type: ignore[assignment]
     if load_error is not None and not isinstance(load_error, ModuleNotFoundError):
-        cure = "it is there, and what this names is missing or of another version: mend that, or reinstall fusedoptim"
+        hint = "it is there, and what this names is missing or of another version: mend that, or reinstall fusedoptim"
     elif (_SOURCE / "csrc").is_dir():
-        cure = (
+        hint = (
             f"this is the package in its source folder {_SOURCE}, which Python finds first: start from another folder "
-            f"if fusedoptim is installed, or {_CURE}"
+            f"if fusedoptim is installed, or {_HINT}"
         )
-    return f"the compiled module fusedoptim._C could not be loaded ({': '.join(causes)}); {cure}"
+    return f"the compiled module fusedoptim._C could not be loaded ({': '.join(causes)}); {hint}"
 
 
 def _choose_instruction_set(name: str | None) -> Any:
@@ -124,7 +124,7 @@ set_instruction_set(os.environ.get("FUSEDOPTIM_ISA") or None)
 
 
 class NativePlan:
-    """One step in the compiled kernels: the fast path, or ``gather``, which reads and checks, and ``commit``."""
+    """One step in the compiled kernels: the fast path, or ``gather`` (read and check) and ``commit`` (write)."""
 
     backend = "native"
 
@@ -148,7 +148,7 @@ class NativePlan:
         found_inf: Any = None,
         drop_grads_of: Any = None,
     ) -> bool:
-        """Take the step that was gathered, or return False where something was exchanged since; see ``backend.Plan``.
+        """Take the step that was gathered, or return False where a tensor was replaced since; see ``backend.Plan``.
 
         Both numbers may be tensors on a CUDA device, which are read there. With ``found_inf`` the step is taken only
         if it is 0.
@@ -165,7 +165,7 @@ class NativePlan:
 
 
 def zeros_like(param: torch.Tensor) -> torch.Tensor:
-    """As torch's, in the param's layout, but in threads that a forked child has as well: torch's hang there."""
+    """``torch.zeros_like`` in the layout of the parameter, on our thread pool: torch's hangs in a forked child."""
     if _C is not None and param.device.type == "cpu" and type(param) in (torch.Tensor, torch.nn.Parameter):
         made = torch.empty_like(param, requires_grad=False, memory_format=torch.preserve_format)
         if _C.zero(made, _get_num_threads()):
@@ -203,7 +203,7 @@ def grads(lists: list[list[torch.Tensor]]) -> Any:
 
 
 def norm_driver() -> Any:
-    """What keeps the tables of norms that are found on CUDA devices."""
+    """What keeps the device tables of norms on CUDA devices."""
     return _C.NormDriver()
 
 
@@ -218,7 +218,7 @@ def lies_on_cuda(tensor: Any) -> bool:
 
 
 def drop_grads(groups: list[dict[str, Any]]) -> None:
-    """Drop the gradients of all parameters of ``groups`` in one call."""
+    """Set the gradients of all parameters of ``groups`` to None in one call."""
     _C.drop_grads(groups)
 
 

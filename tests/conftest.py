@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +14,13 @@ import fusedoptim
 from fusedoptim import native
 from fusedoptim.step import FusedStep
 
+# Whole files go to the processes of a run in this order, so what takes longest begins first.
+_FIRST = [Path(__file__).parent / folder for folder in ("cuda_on_cpu", "packaging", "multiprocess")]
 _AT_START = fusedoptim.build_info()["instruction_set"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: [not item.path.is_relative_to(folder) for folder in _FIRST])
 
 
 @pytest.fixture(autouse=True)

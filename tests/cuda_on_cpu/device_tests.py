@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 import fusedoptim
-from fusedoptim import device_norm
+from fusedoptim.clipping import device_norm
 
 MEMORY, CONFIGURATION, OLD_DRIVER, NO_IMAGE = 2, 9, 35, 209  # codes of cudaError_t
 SHAPES = [(5,), (8192 + 3,), (3, 4), (0,), (17,)]
@@ -35,9 +35,9 @@ _alive: list[Any] = []  # what queued work may read: torch's CUDA allocator reus
 @pytest.fixture(autouse=True)
 def _queued(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     lib.stand_in_set_eager(0)
-    to, empty = Tensor.to, device_norm._empty
+    to, empty = Tensor.to, device_norm.empty
     monkeypatch.setattr(Tensor, "to", lambda *args, **named: _alive.append(to(*args, **named)) or _alive[-1])
-    monkeypatch.setattr(device_norm, "_empty", lambda *args: _alive.append(empty(*args)) or _alive[-1])
+    monkeypatch.setattr(device_norm, "empty", lambda *args: _alive.append(empty(*args)) or _alive[-1])
     yield
     lib.stand_in_reset()
     _alive.clear()

@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 import fusedoptim
-from fusedoptim import device_norm
+from fusedoptim.clipping import device_norm
 
 SIZES = [1, 127, 128, 129, 0, 4095, 4096, 4097, 8191, 8192, 8193, 3 * 4096 + 5, 131 * 4096 + 1, 7]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -42,13 +42,13 @@ INF, NAN = float("inf"), float("nan")
 def made(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     """What is allocated on the device, kept for what is queued; it holds other numbers until it is written."""
     made: list[Tensor] = []
-    empty = device_norm._empty
+    empty = device_norm.empty
 
     def noted(*args: Any) -> Tensor:
         made.append(empty(*args).fill_(-7.0))
         return made[-1]
 
-    monkeypatch.setattr(device_norm, "_empty", noted)
+    monkeypatch.setattr(device_norm, "empty", noted)
     monkeypatch.setattr(device_norm, "_driver", None)  # with the tables of other tests
     return made
 

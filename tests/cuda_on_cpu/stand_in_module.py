@@ -109,7 +109,7 @@ def link(objects: list[Path], out: Path, host: list[Path] | None = None) -> Path
 
 def run_posed(module: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run tests in a process in which tensors pose as CUDA tensors."""
-    folders = os.pathsep.join(map(str, (HERE, ROOT / "tests")))
+    folders = os.pathsep.join(map(str, (HERE, ROOT / "tests" / "tools")))
     environment = {**os.environ, "FUSEDOPTIM_STAND_IN": str(module), "PYTHONPATH": folders}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "posed", "-p", "no:cacheprovider", *arguments]
     return subprocess.run(

@@ -18,29 +18,29 @@ pytestmark = pytest.mark.skipif(WHY_NOT is not None, reason=str(WHY_NOT))
 
 # Files, how many tests of each must pass at least, and those that say what is not so on a device.
 POSED = {
-    "test_bits": (860, ""),
-    "test_layouts": (300, ""),
-    "test_user_layouts": (300, ""),
-    "test_shared_memory": (500, ""),
-    "test_driver": (250, "float32 or bfloat16"),
-    "test_user_changes": (120, "not reference"),
-    "test_state": (120, "not reference"),
-    "test_fallback": (30, "not reference"),
-    "test_errors": (60, "not reference"),
-    "test_amp": (40, "not reference"),
-    "test_zero_grad": (
+    "bits/test_bits": (860, ""),
+    "layouts/test_layouts": (300, ""),
+    "layouts/test_user_layouts": (300, ""),
+    "layouts/test_shared_memory": (500, ""),
+    "bits/test_driver": (250, "float32 or bfloat16"),
+    "dropin/test_user_changes": (120, "not reference"),
+    "checkpoints/test_state": (120, "not reference"),
+    "dropin/test_fallback": (30, "not reference"),
+    "dropin/test_errors": (60, "not reference"),
+    "amp/test_amp": (40, "not reference"),
+    "dropin/test_zero_grad": (
         50,
         "not reference and not skipped_step",
     ),  # where Adam's state is there, empty, after a step that was skipped
-    "test_averages": (120, "not reference"),
-    "test_clipping": (110, "not reference"),
-    "test_clip_settings": (300, "not reference"),
-    "test_clip_grad_norm": (30, "not reference and not need_no_clipping"),  # of which only the device knows
-    "test_clip_surroundings": (28, "not reference"),
-    "test_pending_clips": (30, "not reference"),
-    "test_grad_norm": (24, "not reference"),
+    "clipping/test_averages": (120, "not reference"),
+    "ecosystem/test_clipping": (110, "not reference"),
+    "clipping/test_clip_settings": (300, "not reference"),
+    "clipping/test_clip_grad_norm": (30, "not reference and not need_no_clipping"),  # of which only the device knows
+    "clipping/test_clip_surroundings": (28, "not reference"),
+    "clipping/test_pending_clips": (30, "not reference"),
+    "clipping/test_grad_norm": (24, "not reference"),
     # What counts passes over gradients on the CPU, or divides one of which lies on the host, is left out.
-    "test_grad_scaler": (
+    "amp/test_grad_scaler": (
         125,
         "not reference and not test_passes and not below_1 and not rounds_once and not is_a_factor "
         "and not (measured_again and scale)",
@@ -64,7 +64,7 @@ def test_on_a_device(name: str, module: Path) -> None:
     passed = re.search(r"(\d+) passed", done.stdout)
     assert passed is not None
     assert int(passed[1]) >= least, done.stdout[-2000:]
-    if name == "test_bits":  # each of the others launches some
+    if name == "bits/test_bits":  # each of the others launches some
         others = sorted(machine_code.OTHERS)
         assert f"kernels never launched: {len(others)}\n" in done.stdout, done.stdout[-2000:]
         missed = re.findall(r"^ +(_ZN\w+)$", done.stdout, re.MULTILINE)

@@ -13,8 +13,8 @@ from test_transformers import with_instance
 from training import ADAMW, assert_equal_bits, assert_learns, copies
 
 import fusedoptim
-from fusedoptim import settings
-from fusedoptim.clip import GradNorm
+from fusedoptim.clipping import step_clips
+from fusedoptim.clipping.norm import GradNorm
 
 LIMIT = 0.1
 clipping = functools.partial(ADAMW.ours, max_grad_norm=LIMIT)
@@ -24,7 +24,7 @@ clipping = functools.partial(ADAMW.ours, max_grad_norm=LIMIT)
 def norms(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The norms that this package has measured, by themselves or within a step."""
     found: list[float] = []
-    measure, note_measured = GradNorm.measure, settings.note_measured
+    measure, note_measured = GradNorm.measure, step_clips.note_measured
 
     def measuring(self: GradNorm, *args: Any) -> None:
         measure(self, *args)
@@ -35,7 +35,7 @@ def norms(monkeypatch: pytest.MonkeyPatch) -> list[float]:
         return note_measured(optimizer, is_skipped, norm, *args)
 
     monkeypatch.setattr(GradNorm, "measure", measuring)
-    monkeypatch.setattr(settings, "note_measured", noting)
+    monkeypatch.setattr(step_clips, "note_measured", noting)
     return found
 
 

@@ -54,7 +54,7 @@ def test_fused_matches_forloop(each: Input, dtype: torch.dtype) -> None:
     """Each step from torch's numbers before it, so that differences are of one step.
 
     In 16 bits torch's for-loop rounds each of at most eight intermediate results to half a unit in the last place of
-    numbers of at most 4; that is what the tolerance allows. tests/test_accuracy.py says which of the two is nearer.
+    numbers of at most 4; that is what the tolerance allows. bits/test_accuracy.py says which of the two is nearer.
     """
     eps = torch.finfo(dtype).eps
     tolerance = {"rtol": 2 * eps, "atol": 8 * 0.5 * 4 * eps} if dtype.itemsize == 2 else {}

@@ -48,7 +48,7 @@ def compare(actual: list[dict[str, Tensor]], expected: list[dict[str, Tensor]]) 
 
 @once_on_reference
 def steps_of_whole(name: str, each: Input, dtype: torch.dtype) -> list[dict[str, Tensor]]:
-    """All sizes as one parameter: the place of an element in its tensor changes nothing (tests/test_reference.py)."""
+    """All sizes as one parameter: the place of an element in its tensor changes nothing (bits/test_reference.py)."""
     sizes = up_to_four_vectors(dtype) if name != "reference" else [sum(up_to_four_vectors(dtype))]
     with backend(name):
         return steps_in_pieces(each.ours(pieces(sizes, dtype)), sizes, 2)
@@ -90,7 +90,7 @@ def lay(values: Tensor, layout: Layout, placed: list[Placed]) -> Tensor:
 def test_layouts(each: Input) -> None:
     """Dense and other layouts, misaligned by an element and mixed between parameter and gradient, as torch's for-loop.
 
-    Each input meets them in other pairs. Nothing around the elements changes. tests/test_layouts.py has every pair, and
+    Each input meets them in other pairs. Nothing around the elements changes. test_layouts.py has every pair, and
     bits.
     """
     placed: list[Placed] = []

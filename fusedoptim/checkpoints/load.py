@@ -1,0 +1,185 @@
+"""``load_state_dict``: torch's own between checks. Where one of them fails, the optimizer is restored."""
+
+from __future__ import annotations
+
+import reprlib
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from fusedoptim import reference
+from fusedoptim.checkpoints.checks import ENTRY, PLAIN, check_entry, check_group, format_value, nothing_loaded
+from fusedoptim.checkpoints.groups import KEPT, IncompatibleKeys, by_index, by_name, check_form
+from fusedoptim.checkpoints.keys import StateError, check_strays
+from fusedoptim.checkpoints.memory import check_memory, name_of
+from fusedoptim.checkpoints.quick_checks import are_counts, is_usual
+from fusedoptim.settings import DEFAULTS
+
+_COUNTS = (torch.float32, torch.float64)  # the dtypes that the kernels count in
+_TAKES_SCALE = "_step_supports_amp_scaling"
+_HOOKS = ("_optimizer_load_state_dict_pre_hooks", "_optimizer_load_state_dict_post_hooks")
+
+
+def load(
+    optimizer: Any,
+    state_dict: Mapping[str, Any],
+    torch_load: Callable[[Any], None],
+    match: str = "index",
+    strict: bool = True,
+) -> IncompatibleKeys | None:
+    """Load a state dict whole, or raise and leave the optimizer as it was.
+
+    Args:
+        optimizer: One of this package.
+        state_dict: What ``state_dict()`` of ours or of torch's class has returned.
+        torch_load: Torch's own ``load_state_dict``, bound to the optimizer.
+        match: What a parameter's entry is found by, ``"index"`` or ``"name"``.
+        strict: With ``"name"``, whether both sides must have the same names.
+
+    Returns:
+        With ``"name"``, the names that one side lacks.
+
+    Raises:
+        ValueError: Something in it is damaged or belongs to other parameters; the message names it.
+    """
+    if match not in ("index", "name"):
+        raise ValueError(f'match must be "index" or "name", got {format_value(match)}')
+    if match == "index" and not strict:
+        raise ValueError('strict=False needs match="name": by index, every parameter of the file must have its own')
+    restore = _snapshot(optimizer)
+    try:
+        if not isinstance(state_dict, Mapping):
+            raise StateError(
+                "state_dict", f"must be a dict, got {format_value(state_dict)}", "pass what state_dict() returned"
+            )
+        pre_hooks, post_hooks = (getattr(optimizer, name) for name in _HOOKS)
+        state_dict = state_dict.copy()  # type: ignore[attr-defined]  # which is what torch gives to hooks
+        for hook in pre_hooks.values():
+            changed = hook(optimizer, state_dict)
+            state_dict = state_dict if changed is None else changed
+        listed_keys = check_form(state_dict)
+        if match == "name":
+            state_dict, places, left = by_name(optimizer, state_dict, strict)
+        else:
+            places, left = by_index(optimizer, state_dict), None
+        _check(optimizer, state_dict, places, listed_keys)
+        _replace(optimizer, _with_quick_look_up(state_dict), torch_load)
+        check_memory(optimizer)
+        for hook in post_hooks.values():
+            hook(optimizer)
+    except BaseException as error:
+        restore()
+        if isinstance(error, StateError):
+            raise ValueError(nothing_loaded(error)) from None
+        raise
+    return left
+
+
+def _snapshot(optimizer: Any) -> Callable[[], None]:
+    """Return a function that restores attributes and groups. Loading replaces both, and writes into neither."""
+    attributes = dict(optimizer.__dict__)
+    groups = list(optimizer.param_groups)
+    entries = [(group, dict(group)) for group in groups]  # which a hook may have changed
+
+    def restore() -> None:
+        optimizer.__dict__.update(attributes)
+        for name in optimizer.__dict__.keys() - attributes.keys():
+            del optimizer.__dict__[name]
+        optimizer.param_groups[:] = groups
+        for group, saved in entries:
+            group.clear()
+            group.update(saved)
+
+    return restore
+
+
+def _check(
+    optimizer: Any, state_dict: Mapping[str, Any], places: Sequence[str], listed_keys: Collection[Hashable]
+) -> None:
+    """Check what torch would load unchecked."""
+    rule = reference.RULES[optimizer._rule]
+    state = state_dict["state"]
+    owners: dict[Hashable, Tensor] = {}
+    counts: list[Tensor] = []
+    all_usual = True
+    kept: list[tuple[str, ...]] = []  # of each group
+    for index, (own, saved) in enumerate(zip(optimizer.param_groups, state_dict["param_groups"], strict=True)):
+        check_group(saved, rule, len(own["params"]), places[index])
+        names = rule.state_names({"amsgrad": False, "momentum": 0, "ema_decay": own.get("ema_decay"), **saved})
+        kept.append(names)
+        for position, (param, key) in enumerate(zip(own["params"], saved["params"], strict=True)):
+            if owners.setdefault(key, param) is not param:
+                name = name_of(optimizer, index, position)
+                what = f"has {format_value(key)} for {name}, as for another parameter before"
+                raise StateError(f"{places[index]}['params']", what, ENTRY)
+            all_usual = all_usual and (key not in state or is_usual(state[key], param, names, counts))
+    if not (all_usual and are_counts(counts)):
+        for index, (group, names) in enumerate(zip(state_dict["param_groups"], kept, strict=True)):
+            for position, key in enumerate(group["params"]):
+                if key in state:
+                    where = f"state_dict['state'][{reprlib.repr(key)}]"
+                    check_entry(state[key], owners[key], names, where, partial(name_of, optimizer, index, position))
+    if not state.keys() <= listed_keys:
+        check_strays(state, listed_keys, {name for names in kept for name in names})
+
+
+class _Indices(dict[Any, None]):
+    """The indices of a group. For each tensor torch asks whether they contain its own."""
+
+    def __deepcopy__(self, memo: Any) -> list[Any]:
+        return list(self)
+
+
+def _with_quick_look_up(state_dict: Mapping[str, Any]) -> dict[str, Any]:
+    groups = []
+    for group in state_dict["param_groups"]:
+        indices = _Indices.fromkeys(group["params"])
+        groups.append({**group, "params": indices if len(indices) == len(group["params"]) else group["params"]})
+    return {**state_dict, "param_groups": groups}
+
+
+def _replace(optimizer: Optimizer, state_dict: dict[str, Any], torch_load: Callable[[Any], None]) -> None:
+    """Let torch put the new state and groups in, and keep what is this optimizer's own."""
+    kept = [{key: group[key] for key in KEPT if key in group} for group in optimizer.param_groups]
+    settings = [{key: group[key] for key in DEFAULTS if key in group} for group in optimizer.param_groups]
+    scaled = {_TAKES_SCALE: optimizer.__dict__[_TAKES_SCALE]} if _TAKES_SCALE in optimizer.__dict__ else {}
+    hooks = {name: getattr(optimizer, name) for name in _HOOKS}
+    optimizer.__dict__.update({name: OrderedDict() for name in _HOOKS})  # they are called by ``load``
+    try:
+        torch_load(state_dict)
+    finally:
+        optimizer.__dict__.update(hooks)
+    for group, own, asked in zip(optimizer.param_groups, kept, settings, strict=True):
+        group.update({**asked, **group, **own})  # a file that knows no such setting does not turn it off
+    optimizer.__dict__.pop(_TAKES_SCALE, None)  # which the flags of the file have set
+    optimizer.__dict__.update(scaled)
+    _place_steps(optimizer)
+
+
+def _place_steps(optimizer: Optimizer) -> None:
+    """Put the step counts where this optimizer makes them; torch has placed them as the flags of the file say."""
+    seen: dict[int, Tensor] = {}  # whose count lies at an address
+    host = torch.device("cpu")
+    for group in optimizer.param_groups:
+        on_device = bool(group.get("fused") or group.get("capturable"))
+        wide = torch.get_default_dtype() == torch.float64 and not on_device
+        for param in group["params"]:
+            entry = optimizer.state.get(param) or {}
+            step: Any = entry.get("step")
+            if type(step) not in PLAIN:
+                continue
+            device = param.device if on_device else host
+            placed = step
+            if step.device != device or step.dtype not in _COUNTS or step.requires_grad:
+                moved = on_device and step.device != device
+                dtype = step.dtype if step.dtype in _COUNTS and not moved else _COUNTS[wide]
+                placed = step.to(device, dtype).detach()
+            if seen.setdefault(placed.data_ptr(), param) is not param:
+                # FSDP saves one count for all parameters of a module; each must count by itself
+                placed = placed.clone()
+            entry["step"] = placed

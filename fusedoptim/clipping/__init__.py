@@ -1,0 +1,1 @@
+"""The norm of all gradients, wherever they lie, and how a step clips by it."""

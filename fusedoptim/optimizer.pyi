@@ -1,0 +1,1 @@
+from torch.optim.optimizer import *  # noqa: F403  # at run time it is torch's module: torch_names.py

@@ -1,0 +1,1 @@
+"""What is known here of the inside of torch: private names, modes, hooks, mappings, DTensors."""
