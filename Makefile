@@ -11,6 +11,7 @@ ARGS ?=
 # Whole files of tests side by side, the longest first (tests/conftest.py). More processes than these
 # would only wait for one another's threads.
 SIDE_BY_SIDE ?= -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+CHECKED := $(addprefix tests/,bits layouts dropin checkpoints clipping amp modes)
 # A build that fails is an error here, not a reason to test the slow path.
 export FUSEDOPTIM_NATIVE ?= 1
 
@@ -31,15 +32,23 @@ CXX_FILES = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu'
 PY_FILES = fusedoptim benchmarks examples tests setup.py setup_cuda.py
 say = @printf '==> %s\n' $(1)
 
-.PHONY: help build test test-planted test-ecosystem bench bench-step bench-peers perf-gate lint sanitize fuzz format wheel clean distclean FORCE
+.PHONY: help build check test test-planted test-ecosystem bench bench-step bench-peers perf-gate lint sanitize fuzz format wheel clean distclean FORCE
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo
-	@echo 'test, test-planted, test-ecosystem, bench, bench-step, bench-peers, perf-gate, sanitize and fuzz pass ARGS on: make test ARGS="-k adam"'
+	@echo 'check, test, test-planted, test-ecosystem, bench, bench-step, bench-peers, perf-gate, sanitize and fuzz pass ARGS on: make test ARGS="-k adam"'
 
 build: $(BUILT) ## compile the native module (1 to 2 CPU minutes, 4 with CUDA) and install, editable, into .venv
 	@$(RUN) -m fusedoptim
+
+check: $(BUILT) ## after each edit: style, types, and one case in forty of the tests of numbers and behaviour
+	@$(RUN) -m ruff check $(PY_FILES)
+	@$(RUN) -m ruff format --check $(PY_FILES)
+	@$(VENV)/bin/clang-format --dry-run --Werror $(CXX_FILES)
+	@$(RUN) -m mypy
+	$(call say,'check: $(RUN) -m pytest $(SIDE_BY_SIDE) --sample 40 $(CHECKED) $(ARGS)')
+	@$(RUN) -m pytest $(SIDE_BY_SIDE) --sample 40 $(CHECKED) $(ARGS)
 
 test: $(BUILT) ## run the tests
 	$(call say,'test: $(RUN) -m pytest $(SIDE_BY_SIDE) $(ARGS)')

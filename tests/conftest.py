@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from progress import Progress
 
 import fusedoptim
 from fusedoptim import native
@@ -19,8 +21,29 @@ _FIRST = [Path(__file__).parent / folder for folder in ("cuda_on_cpu", "packagin
 _AT_START = fusedoptim.build_info()["instruction_set"]
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--sample", type=int, default=1, metavar="N", help="of each test's cases the first and every Nth")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_configure(config: pytest.Config) -> None:
+    terminal = config.pluginmanager.getplugin("terminalreporter")
+    if terminal is not None and not hasattr(config, "workerinput") and not terminal.isatty:
+        config.pluginmanager.register(Progress(lambda line: terminal.write_line(f"\n{line}")))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: [not item.path.is_relative_to(folder) for folder in _FIRST])
+    every = config.getoption("--sample")
+    if every > 1:
+        cases: Counter[str] = Counter()
+        kept, left_out = list[pytest.Item](), list[pytest.Item]()
+        for item in items:
+            test = item.nodeid.partition("[")[0]
+            (left_out if cases[test] % every else kept).append(item)
+            cases[test] += 1
+        items[:] = kept
+        config.hook.pytest_deselected(items=left_out)
 
 
 @pytest.fixture(autouse=True)
