@@ -1,4 +1,4 @@
-"""Averages of the parameters, which the step keeps as it goes: ``ema_decay``."""
+"""Exponential moving averages of the parameters, updated by the step: ``ema_decay``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fusedoptim.reference.parameters import average_decay, name_of
 
 
 def averages_to_move(optimizer: Any, lists: Iterable[Iterable[Tensor]]) -> list[tuple[Tensor, float]]:
-    """The parameters with averages of those that torch's own implementation is to step, and the decay.
+    """Of the parameters that torch's implementation will step, those with averages, and the decay.
 
     Args:
         optimizer: Whose they are.
@@ -39,7 +39,7 @@ def averages_to_move(optimizer: Any, lists: Iterable[Iterable[Tensor]]) -> list[
 
 
 def move_averages(optimizer: Any, moves: Iterable[tuple[Tensor, float]]) -> None:
-    """Move the averages, now that the parameters are stepped."""
+    """Update the averages after the parameters were stepped."""
     for param, decay in moves:
         state = optimizer.state[param]
         with torch.no_grad():
@@ -50,7 +50,7 @@ def move_averages(optimizer: Any, moves: Iterable[tuple[Tensor, float]]) -> None
 
 
 def _pairs(optimizer: Any) -> list[tuple[Tensor, Tensor]]:
-    """The parameters that have averages, and these."""
+    """The parameters that have averages, each with its average."""
     found = {}
     for group in optimizer.param_groups:
         for param in group["params"]:

@@ -1,4 +1,4 @@
-"""What a step does besides the update, as asked for in the constructor or in the param groups."""
+"""Settings beyond torch's options: clipping, skipping and averages, from the constructor or the param groups."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from fusedoptim.clipping.sharding_engines import refuse_settings
 
-# By name, what each is unless it is asked for: only then is it in the groups, so that a state dict is torch's.
+# Defaults. A setting is in the groups only where it differs, so that other state dicts have torch's format.
 DEFAULTS: dict[str, Any] = {"max_grad_norm": None, "skip_nonfinite": False, "ema_decay": None}
 
 _DOC = """        max_grad_norm (float, optional): clip the gradients of each step by their global norm: that of
@@ -24,7 +24,7 @@ _DOC = """        max_grad_norm (float, optional): clip the gradients of each st
 
 
 def constructor(cls: type[Any], torchs: type[Any]) -> Callable[..., None]:
-    """The ``__init__`` of a class, with torch's signature and the settings behind it."""
+    """The ``__init__`` of a class: torch's signature, followed by the settings."""
 
     @functools.wraps(torchs.__init__)
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
@@ -37,13 +37,13 @@ def constructor(cls: type[Any], torchs: type[Any]) -> Callable[..., None]:
 
 
 def with_settings(torchs: str | None) -> str | None:
-    """The docstring of torch's class, with the settings behind its last argument."""
+    """The docstring of torch's class with the settings added to its arguments."""
     before, mark, rest = (torchs or "").partition("\n\n    .. note:: The foreach and fused implementations")
     return f"{before}\n{_DOC}{mark}{rest}" if mark else torchs
 
 
 def set_up(optimizer: Any, **settings: Any) -> None:
-    """Put what was asked for into the defaults and the groups that do not ask for something else."""
+    """Put the settings into the defaults, and into the groups that do not set their own."""
     for name, value in settings.items():
         _check_one(name, value, "")
     asked = {name: value for name, value in settings.items() if value is not DEFAULTS[name]}
@@ -55,7 +55,7 @@ def set_up(optimizer: Any, **settings: Any) -> None:
 
 
 def check(groups: list[Any]) -> None:
-    """Raise if a group asks for what cannot be, or for what the optimizer cannot know."""
+    """Raise if a group has an invalid setting, or one that needs gradients of other processes."""
     for index, group in enumerate(groups):
         for name in DEFAULTS:
             if name in group:
@@ -71,7 +71,7 @@ def _check_one(name: str, value: Any, where: str) -> None:
 
 
 def problem_of(name: str, value: Any) -> str | None:
-    """What a setting must be, if it is not."""
+    """What a setting must be, if ``value`` is not valid; else None."""
     if name == "skip_nonfinite":
         return None if isinstance(value, bool) else "True or False"
     most = 1.0 if name == "ema_decay" else math.inf
@@ -86,7 +86,7 @@ def problem_of(name: str, value: Any) -> str | None:
 
 def has_settings(groups: list[Any]) -> bool:
     """Whether any group asks for clipping or for skipping."""
-    for group in groups:  # noqa: SIM110  # of each step, and a generator takes three times as long
+    for group in groups:  # noqa: SIM110  # called in each step, where a generator takes three times as long
         if "max_grad_norm" in group or "skip_nonfinite" in group:
             return True
     return False

@@ -1,4 +1,4 @@
-"""What clips a step, and forbids it, on the CUDA device of its gradients."""
+"""Clipping and skipping of a step decided on the CUDA device of its gradients."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class DeviceClips:
-    """What clips the gradients of each group in a step, and forbids it, on their device.
+    """The clipping of each group in a step, and whether the step is skipped, as numbers on the device.
 
     Args:
         norm: Of the gradients that are clipped, and maybe of others.
@@ -41,7 +41,7 @@ class DeviceClips:
 
 
 def may_be_on_device(groups: Iterable[Any]) -> bool:
-    """Whether the first parameter lies on a CUDA device: quickly found out, and most often so of all or none.
+    """Whether the first parameter is on a CUDA device. Mostly all are or none is, so this is a quick test.
 
     Asked only of a module with CUDA kernels.
     """
@@ -55,7 +55,7 @@ def may_be_on_device(groups: Iterable[Any]) -> bool:
 def take_clips(
     optimizer: Any, pending: Any, measurable: Callable[[list[Any]], Any], grad_scale: Any, found_inf: Any
 ) -> DeviceClips | None:
-    """What clips this step, and forbids it, queued; or None, where the host must find it.
+    """Queue what decides about clipping and skipping this step; or None, where the host must decide.
 
     Args:
         optimizer: Takes the step. Its ``grad_norm`` becomes the norm, if anything is clipped.
@@ -115,11 +115,11 @@ def _verdict(optimizer: Any, norm: DeviceNorm, before: Any) -> Verdict:
 
 
 def skips_on_devices(optimizer: Any) -> int:
-    """How many steps devices have left out. Waits for them."""
+    """How many steps were skipped on devices. Waits for them."""
     return sum(int(count.item()) for count in optimizer.__dict__.get("_skips_on_devices", {}).values())
 
 
 def forget_skips(optimizer: Any) -> None:
-    """Count anew: in the same memory, which a graph may hold."""
+    """Reset the counts in place: a CUDA graph may hold their memory."""
     for count in optimizer.__dict__.get("_skips_on_devices", {}).values():
         count.zero_()

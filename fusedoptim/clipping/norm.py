@@ -1,4 +1,4 @@
-"""The global norm of gradients, of any kind and wherever they lie: one pass reads all of them."""
+"""The global norm of gradients of any kind on any device, in one pass over them."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class GradNorm:
         return [p.grad for params in self._lists for p in params if p.grad is not None]
 
     def _measure_huge(self, grad_scale: float | None) -> None:
-        """Find the norm where squares overflow float64: of what a power of two has made smaller."""
+        """Find the norm where squares overflow float64, of gradients scaled down by a power of two."""
         grads = self._all()
         magnitudes = [largest(grad, grad_scale) for grad in grads]
         self.is_finite = all(map(math.isfinite, magnitudes))
@@ -168,7 +168,7 @@ def norm_of(lists: Iterable[Iterable[Tensor]], norm_type: float = 2.0, optimizer
 def clipped(
     lists: Iterable[Iterable[Tensor]], coefficients: Iterable[Any], grad_scale: float | Tensor | None = None
 ) -> Generator[None]:
-    """For a block, give the parameters of each list gradients that are clipped, for torch's own step.
+    """Within the block, each parameter's ``grad`` is a clipped copy, for torch's own step.
 
     With ``grad_scale`` that step divides the gradients and leaves them divided.
     """

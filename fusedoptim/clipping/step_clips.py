@@ -26,7 +26,7 @@ from fusedoptim.torch_internals.dtensor import has_dtensors
 
 
 def may_measure(optimizer: Any) -> bool:
-    """Whether a step may find the norm by itself: nothing offers it, and it is of all gradients, not of a part."""
+    """Whether the step may measure the norm itself: no norm was offered, and this process has all gradients."""
     if "_offered_norm" in optimizer.__dict__:
         return False
     refuse_settings(optimizer.param_groups)
@@ -46,12 +46,12 @@ class _NextClip:
 
 
 def offer_norm(optimizer: Any, norm: GradNorm, grad_scale: float | None) -> None:
-    """Say what the norm of all gradients is, all of which are finite, before the next step looks for it.
+    """Offer the norm of all gradients, all finite, to the next step, which then need not measure it.
 
     Args:
         optimizer: Whose gradients they are.
-        norm: As measured; owned by the caller, and good for as long as it is.
-        grad_scale: What it was measured under, which the step has yet to divide by.
+        norm: As measured. The caller owns it; the offer lasts as long as it lives.
+        grad_scale: The scale it was measured under, by which the step has yet to divide.
     """
     optimizer.__dict__["_offered_norm"] = weakref.ref(norm), grad_scale
 
@@ -135,7 +135,7 @@ def note_measured(
 
 
 def _level_of_caller() -> int:
-    """How many frames the line outside of this package and torch, which takes the step, is above the one that asks."""
+    """The ``stacklevel`` of the user's line that called step(): the first frame outside of this package and torch."""
     frame, level = sys._getframe(1), 1
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ("fusedoptim", "torch"):
         frame, level = frame.f_back, level + 1
@@ -143,7 +143,7 @@ def _level_of_caller() -> int:
 
 
 def expected_clips(optimizer: Any, grad_scale: float | None) -> list[float]:
-    """What ``take_clips`` is to return for a step that is not skipped, all measured by the reference."""
+    """What ``take_clips`` should return for a step that is not skipped, measured by the reference."""
     groups, pending = optimizer.param_groups, optimizer.__dict__.get("_next_clip")
     with torch.no_grad(), modes.no_function_modes():
         if pending is not None and pending.norm.is_still_theirs(_params_of(groups)):
@@ -167,7 +167,7 @@ def _clips(
     if pending is not None:
         norm = pending.norm
         clips = [norm.coefficient(pending.max_norm)] * len(groups)
-        # Other norms do not tell: that of order 0 is finite for NaN, that of order 3 overflows.
+        # Norms of other orders do not show it: order 0 is finite with NaN, order 3 overflows.
         rest = [] if norm.norm_type == 2.0 and grad_scale is None else _params_of(groups)
         is_finite = norm.is_finite or bool(rest)
     elif offered is not None and len({limit is None for limit in limits}) == 1:  # all are clipped, or none
@@ -180,7 +180,7 @@ def _clips(
         rest = _params_of(groups, [limit is None for limit in limits])
         is_finite = norm.is_finite
     if any(group.get("skip_nonfinite") for group in groups):
-        together = bool(rest) and has_dtensors(_params_of(groups))  # their processes know the same of all gradients
+        together = bool(rest) and has_dtensors(_params_of(groups))  # so that all processes decide alike
         if together or (is_finite and rest):
             others = GradNorm(_params_of(groups) if together else rest, by_reference=by_reference)
             others.measure(grad_scale)
@@ -194,7 +194,7 @@ def _clips(
 def _torchs_clips(
     groups: list[Any], grad_scale: Any, pending: _NextClip | None
 ) -> tuple[list[Any], Tensor | None, bool]:
-    """The same by torch's operations alone, which a mode of torch watches."""
+    """The same by torch's operations alone, under a mode that intercepts them."""
 
     def norm_of(lists: list[Any]) -> Tensor:
         grads = [p.grad for params in lists for p in params if p.grad is not None]
@@ -202,7 +202,7 @@ def _torchs_clips(
 
     is_finite = True
     if any(group.get("skip_nonfinite") for group in groups):
-        with suppress(RuntimeError):  # as the mode's tensors may have no numbers
+        with suppress(RuntimeError):  # the mode's tensors may have no values, as fake tensors
             is_finite = math.isfinite(float(norm_of(_params_of(groups))))
     limits = [group.get("max_grad_norm") for group in groups]
     if pending is not None:

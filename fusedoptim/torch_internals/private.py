@@ -1,4 +1,4 @@
-"""What this package uses of torch's private parts. One that a torch lacks costs its feature, and not the import."""
+"""Access to private names of torch. Where a release lacks one, its feature is lost and the import still works."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 
 
 def private(path: str, otherwise: Any) -> Any:
-    """A private object of torch, or what does without it.
+    """A private object of torch, or a substitute.
 
     Args:
         path: Its full name, such as ``torch._C._len_torch_dispatch_stack``.
-        otherwise: What is used where this torch has none of that name.
+        otherwise: The substitute where this torch has no such name.
     """
     module, _, name = path.rpartition(".")
     try:
