@@ -17,8 +17,8 @@ ROOT = Path(__file__).parents[1]
 COMPILER = shutil.which("g++") or shutil.which("clang++")
 SANITIZERS = {"plain": "", "threads": "-fsanitize=thread", "memory": "-fsanitize=address,undefined"}
 SOURCES = {
-    "stress": ("helper", "pool", "processors"),
-    "sharing": ("helper", "pool", "processors", "team", "run"),
+    "stress": ("pool/worker", "pool/worker_pool", "pool/processors"),
+    "sharing": ("pool/worker", "pool/worker_pool", "pool/processors", "pool/parallel_for", "run"),
 }
 WITHDRAWAL = "at_hand_.compare_exchange_strong(offered, 0)"
 
@@ -29,7 +29,7 @@ def build(folder: Path, what: str, sanitizer: str = "", right: str = "", wrong: 
     for name in SOURCES[what]:
         text = (ROOT / "csrc" / "cpu" / f"{name}.cpp").read_text()
         found += bool(right) and text.count(right)
-        sources.append(folder / f"{name}.cpp")
+        sources.append(folder / Path(f"{name}.cpp").name)
         sources[-1].write_text(text.replace(right, wrong) if right else text)
     assert found == bool(right), f"{found} places have {right}"
     program = folder / what

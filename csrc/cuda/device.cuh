@@ -1,4 +1,4 @@
-// Loads, stores and conversions of the device code. Bits are those of csrc/cpu/storage.h.
+// Loads, stores and conversions of the device code. Bits are those of csrc/cpu/simd/storage.h.
 #pragma once
 
 #include <cuda_fp16.h>

@@ -11,7 +11,7 @@
 #include <thread>
 #include <vector>
 
-#include "cpu/parallel.h"
+#include "cpu/pool/parallel_for.h"
 #include "cpu/run.h"
 
 #if defined(_OPENMP)

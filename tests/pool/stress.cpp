@@ -12,7 +12,7 @@
 #include <thread>
 #include <vector>
 
-#include "cpu/pool.h"
+#include "cpu/pool/worker_pool.h"
 
 using fusedoptim::cpu::in_forked_child;
 using fusedoptim::cpu::run_with_helpers;

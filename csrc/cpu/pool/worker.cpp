@@ -1,4 +1,4 @@
-#include "cpu/helper.h"
+#include "cpu/pool/worker.h"
 
 #include <pthread.h>
 #include <signal.h>

@@ -1,4 +1,4 @@
-#include "cpu/pool.h"
+#include "cpu/pool/worker_pool.h"
 
 #include <pthread.h>
 
@@ -11,7 +11,7 @@
 #include <mutex>
 #include <new>
 
-#include "cpu/helper.h"
+#include "cpu/pool/worker.h"
 
 namespace fusedoptim::cpu {
 namespace {

@@ -2,7 +2,7 @@
 // ours (pool.h), which nobody has to wait for. The result is the same.
 #pragma once
 
-#include "cpu/pool.h"
+#include "cpu/pool/worker_pool.h"
 
 namespace fusedoptim::cpu {
 

@@ -1,4 +1,4 @@
-#include "cpu/team.h"
+#include "cpu/pool/team.h"
 
 #if defined(__linux__)
 #include <pthread.h>
@@ -12,7 +12,7 @@
 #include <new>
 #include <vector>
 
-#include "cpu/processors.h"
+#include "cpu/pool/processors.h"
 
 #if defined(_OPENMP)
 #include <omp.h>

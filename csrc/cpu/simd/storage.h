@@ -1,7 +1,7 @@
 // Loads and stores of one vector for every storage type: widened on load, rounded once to nearest even on store.
 #pragma once
 
-#include "cpu/simd.h"
+#include "cpu/simd/vector.h"
 
 namespace fusedoptim::FUSEDOPTIM_ISA {
 

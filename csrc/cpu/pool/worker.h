@@ -10,8 +10,8 @@
 #include <mutex>
 #include <thread>
 
-#include "cpu/pool.h"
-#include "cpu/processors.h"
+#include "cpu/pool/worker_pool.h"
+#include "cpu/pool/processors.h"
 
 namespace fusedoptim::cpu {
 

@@ -1,7 +1,7 @@
 // Vectors that go through a rule side by side, since one alone waits for its own results most of the time.
 #pragma once
 
-#include "cpu/storage.h"
+#include "cpu/simd/storage.h"
 
 namespace fusedoptim::FUSEDOPTIM_ISA {
 

@@ -1,4 +1,4 @@
-#include "cpu/processors.h"
+#include "cpu/pool/processors.h"
 
 #if defined(__linux__)
 #include <sys/resource.h>

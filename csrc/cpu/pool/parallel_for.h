@@ -7,7 +7,7 @@
 #include <atomic>
 #include <cstdint>
 
-#include "cpu/team.h"
+#include "cpu/pool/team.h"
 
 namespace fusedoptim::cpu {
 
