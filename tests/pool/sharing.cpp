@@ -1,6 +1,6 @@
 // A step is cut into pieces that two threads share: with kernels that only note what they are given, each element must
 // be met exactly once, by more than one thread, in the caller's floating-point environment. With OpenMP the threads are
-// its own, without it our helpers. Prints "all correct", or what was wrong.
+// its own, without it our workers. Prints "all correct", or what was wrong.
 #include <atomic>
 #include <cfenv>
 #include <chrono>
@@ -42,7 +42,7 @@ void wait_until(Done done, const char* else_wrong) {
 std::mutex mutex;
 std::set<std::thread::id> workers;
 std::atomic<int> met{0};
-bool first = true;  // later steps may be left to helpers
+bool first = true;  // later steps may be left to workers
 
 // Notes each element, in place of its parameter, and waits until a second thread has come.
 void note(const void*, void* const* operands, int64_t begin, int64_t count, double) {

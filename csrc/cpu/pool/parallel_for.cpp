@@ -1,4 +1,4 @@
-#include "cpu/pool/team.h"
+#include "cpu/pool/parallel_for.h"
 
 #if defined(__linux__)
 #include <pthread.h>
@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "cpu/pool/processors.h"
+#include "cpu/pool/worker_pool.h"
 
 #if defined(_OPENMP)
 #include <omp.h>
@@ -25,12 +26,12 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-// The threads that OpenMP has for the calling thread, known from its last region by the clocks of their processor time.
-class Workers {
+// The threads that OpenMP has for the calling thread, known by the clocks of their processor time in its last region.
+class OpenMpThreads {
  public:
-  // Whether they all run at this moment, as they do for some milliseconds after each region, in wait for the next. One
-  // that does not may have to wait for a processor, and everybody for it. True as well if nothing is known.
-  bool are_running(int threads) noexcept {
+  // Whether they all run at this moment, as they do for some milliseconds after each region, waiting for the next. One
+  // that does not may have to wait for a processor, and the region for it. True as well if nothing is known.
+  bool are_running([[maybe_unused]] int threads) noexcept {
 #if defined(__linux__)
     if (int(clocks_.size()) != threads) return true;
     for (int k = 1; k < threads; ++k) {
@@ -45,7 +46,7 @@ class Workers {
     return true;
   }
 
-  void expect(int threads) noexcept {
+  void expect([[maybe_unused]] int threads) noexcept {
 #if defined(__linux__)
     try {
       clocks_.resize(threads);
@@ -71,58 +72,58 @@ class Workers {
 #endif
 };
 
-thread_local Workers workers;
+thread_local OpenMpThreads openmp_threads;
 
-// Whether a region of OpenMP is worth entering. It ends when each thread of the team has been given a processor, which
-// takes milliseconds where another process holds one. After several such waits regions are left alone for a number of
-// runs, which doubles each time that they turn out no better afterwards. A hint only, for all threads together.
-class Trust {
+// Whether a region of OpenMP is worth entering. It ends when each of its threads has been given a processor, which
+// takes milliseconds where another process holds one. After several such stalls no region is entered for a number of
+// runs, which doubles each time that the next ones stall as well. A hint only, for all threads together.
+class OpenMpBackOff {
  public:
-  bool is_given() noexcept {
+  bool allows_region() noexcept {
     const int left = pause_.load(std::memory_order_relaxed);
     if (left > 0) pause_.store(left - 1, std::memory_order_relaxed);
     return left <= 0;
   }
 
-  void judge(Clock::duration wait) noexcept {
+  // `wait`: from the end of the caller's own work to the end of the region.
+  void record(Clock::duration wait) noexcept {
     if (wait < kStall) {
-      if (good_.fetch_add(1, std::memory_order_relaxed) + 1 < kForgiven) return;
+      if (good_.fetch_add(1, std::memory_order_relaxed) + 1 < kGoodRuns) return;
       good_.store(0, std::memory_order_relaxed);
       stalls_.store(std::max(0, stalls_.load(std::memory_order_relaxed) - 1), std::memory_order_relaxed);
-      next_.store(kShortest, std::memory_order_relaxed);
+      next_.store(kShortestPause, std::memory_order_relaxed);
       return;
     }
     good_.store(0, std::memory_order_relaxed);
-    if (stalls_.fetch_add(1, std::memory_order_relaxed) + 1 < kTolerated) return;
+    if (stalls_.fetch_add(1, std::memory_order_relaxed) + 1 < kStallsAllowed) return;
     const int runs = next_.load(std::memory_order_relaxed);
     pause_.store(runs, std::memory_order_relaxed);
-    next_.store(std::min(2 * runs, kLongest), std::memory_order_relaxed);
-    stalls_.store(kTolerated - 1, std::memory_order_relaxed);  // one more will do
+    next_.store(std::min(2 * runs, kLongestPause), std::memory_order_relaxed);
+    stalls_.store(kStallsAllowed - 1, std::memory_order_relaxed);  // one more will do
   }
 
  private:
-  static constexpr auto kStall = std::chrono::microseconds(200);  // far more than one piece of work takes
-  static constexpr int kTolerated = 3, kForgiven = 256, kShortest = 512, kLongest = 16384;
-  std::atomic<int> stalls_{0}, good_{0}, pause_{0}, next_{kShortest};
+  std::atomic<int> stalls_{0}, good_{0}, pause_{0}, next_{kShortestPause};
 };
 
-Trust trust;
+OpenMpBackOff back_off;
 
-// Torch's team is of one size. A region with fewer threads would end the others, to be started anew by torch.
+// A region with fewer threads than torch's own would end the others, to be started anew by torch.
 bool suits_openmp(int threads) noexcept {
-  return threads == omp_get_max_threads() && !in_forked_child() && workers.are_running(threads) && trust.is_given();
+  return threads == omp_get_max_threads() && !in_forked_child() && openmp_threads.are_running(threads) &&
+         back_off.allows_region();
 }
 
 void run_in_region(int threads, void (*work)(void* context, int member), void* context) noexcept {
   std::fenv_t environment;
   std::fegetenv(&environment);
   Clock::time_point end;
-  Workers& own_workers = workers;
-  own_workers.expect(threads);
+  OpenMpThreads& own_threads = openmp_threads;
+  own_threads.expect(threads);
 #pragma omp parallel num_threads(threads)
   {
     const int member = omp_get_thread_num();
-    own_workers.arrived(member);
+    own_threads.arrived(member);
     if (member == 0) {
       work(context, 0);
       end = Clock::now();
@@ -134,23 +135,23 @@ void run_in_region(int threads, void (*work)(void* context, int member), void* c
       std::fesetenv(&own);
     }
   }
-  trust.judge(Clock::now() - end);
+  back_off.record(Clock::now() - end);
 }
 
 #endif
 
 }  // namespace
 
-int team_size(int threads) noexcept {
+int usable_threads(int threads) noexcept {
   if (threads > 1) threads = std::min({threads, Processors::of_this_thread().count(), kMaxThreads});
   return threads;
 }
 
-void run_in_team(int threads, void (*work)(void* context, int member), void* context) noexcept {
+void run_on_threads(int threads, void (*work)(void* context, int member), void* context) noexcept {
 #if defined(_OPENMP)
   if (suits_openmp(threads)) return run_in_region(threads, work, context);
 #endif
-  run_with_helpers(threads, work, context);
+  run_on_workers(threads, work, context);
 }
 
 }  // namespace fusedoptim::cpu

@@ -10,6 +10,8 @@
 #include <cstdint>
 #include <thread>
 
+#include "cpu/pool/tuning.h"
+
 namespace fusedoptim::cpu {
 
 Processors Processors::of_this_thread() noexcept {
@@ -44,12 +46,12 @@ Processors Processors::without_this_one() const noexcept {
 }
 
 #if defined(__linux__)
-void Processors::keep(pthread_t thread) const noexcept {
+void Processors::set_as_affinity_of(pthread_t thread) const noexcept {
   if (known) pthread_setaffinity_np(thread, sizeof set, &set);
 }
 #endif
 
-void ask_for_short_turns() noexcept {
+void ask_for_short_slices() noexcept {
 #if defined(__linux__) && defined(SYS_sched_setattr)
   if (sched_getscheduler(0) != SCHED_OTHER) return;  // as the user wants it
   // As linux/sched/types.h has it; glibc declares it from 2.41 on.
@@ -59,13 +61,14 @@ void ask_for_short_turns() noexcept {
     int32_t nice;
     uint32_t priority;
     uint64_t runtime, deadline, period;
-  } attributes{sizeof(Attributes), SCHED_OTHER, 0, 0, 0, 100'000, 0, 0};  // ns; for SCHED_OTHER since Linux 6.12
+  } attributes{sizeof(Attributes),       SCHED_OTHER, 0, 0, 0,
+               uint64_t(kSlice.count()), 0,           0};  // for SCHED_OTHER since Linux 6.12
   attributes.nice = getpriority(PRIO_PROCESS, 0);
   syscall(SYS_sched_setattr, 0, &attributes, 0);
 #endif
 }
 
-long times_interrupted() noexcept {
+long involuntary_switches() noexcept {
 #if defined(__linux__) && defined(RUSAGE_THREAD)
   rusage usage;
   if (getrusage(RUSAGE_THREAD, &usage) == 0) return usage.ru_nivcsw;

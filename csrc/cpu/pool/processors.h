@@ -25,14 +25,14 @@ struct Processors {
   Processors without_this_one() const noexcept;
 
 #if defined(__linux__)
-  void keep(pthread_t thread) const noexcept;  // to these
+  void set_as_affinity_of(pthread_t thread) const noexcept;
 #endif
 };
 
-// Has the system give the calling thread a processor soon after it is woken, but for a short while at a time.
-void ask_for_short_turns() noexcept;
+// Asks for kSlice as the calling thread's time slice: a thread of short slices soon runs after it is woken.
+void ask_for_short_slices() noexcept;
 
 // How often another thread has taken the processor from the calling one; 0 where the system does not tell.
-long times_interrupted() noexcept;
+long involuntary_switches() noexcept;
 
 }  // namespace fusedoptim::cpu

@@ -1,4 +1,4 @@
-// One of the threads that help with the work of others, and a job that they are offered.
+// One worker thread, and the job that is submitted to several of them.
 #pragma once
 
 #include <semaphore.h>
@@ -10,60 +10,60 @@
 #include <mutex>
 #include <thread>
 
-#include "cpu/pool/worker_pool.h"
 #include "cpu/pool/processors.h"
+#include "cpu/pool/tuning.h"
 
 namespace fusedoptim::cpu {
 
-class Helper;
+class Worker;
 
 struct Job {
   void (*work)(void* context, int member);
   void* context;
   int threads;
   std::fenv_t environment;
-  Helper* asked[kMaxThreads];  // by member; nothing where none was to be had
+  Worker* workers[kMaxThreads];  // by member; null where none has it
 
-  // Each wakes two others, so the last of many is woken after few steps, and nobody spends long on it.
+  // Wakes two members, each of which wakes two others: the last of many is awake after few steps, and nobody spends
+  // long on waking.
   void wake_below(int member) const;
 };
 
 // One thread, which belongs to nobody and takes one job at a time. No lock is held where its caller would have to wait
 // for it: the operating system may take the processor from a thread that holds one.
-class Helper {
+class Worker {
  public:
-  explicit Helper(int member) : member_(member) {}
+  explicit Worker(int member) : member_(member) {}
 
   // Starts the thread, with all signals blocked: they are for the threads that Python knows.
   bool start() noexcept;
 
   // False where it works for somebody else. It is to be woken if it sleeps.
-  bool offer(Job& job);
+  bool try_submit(Job& job);
 
-  // Woken where its caller runs it would wait for its caller. Of several callers at once one has its way.
-  void keep_to(const Processors& processors);
+  // Of several callers at once one has its way.
+  void set_affinity(const Processors& processors);
 
   void wake();
 
-  // Takes the offer back if it was not taken up.
-  void withdraw(const Job& job);
+  // Takes the job back if it was not taken up.
+  void cancel(const Job& job);
 
   void wait_for_end_of(const Job& job);
 
  private:
   static constexpr uintptr_t kTaken = 1;
-  static constexpr int kJobsOfPeace = 1024;
 
   [[noreturn]] void serve();
-  uintptr_t wait_for_offer();
+  uintptr_t wait_for_job();
 
   const int member_;
   std::thread::native_handle_type thread_{};  // never ends, so never dangles
-  long interrupted_ = 0;
-  int jobs_of_peace_ = kJobsOfPeace;
+  long switches_ = 0;                         // involuntary ones, as last seen
+  int undisturbed_jobs_ = kUndisturbedJobs;   // since one
   std::atomic_flag moving_ = ATOMIC_FLAG_INIT;
-  Processors processors_;              // that it was told to keep to; changes only with moving_ set
-  std::atomic<uintptr_t> at_hand_{0};  // nothing, the job that is offered, or that job with kTaken
+  Processors affinity_;            // as it was last set; changes only with moving_ set
+  std::atomic<uintptr_t> job_{0};  // none, the job that was submitted, or that job with kTaken
   std::atomic<bool> asleep_{false};
   sem_t wake_;
   std::atomic<int> waiting_{0};  // callers that sleep until it ends

@@ -11,30 +11,31 @@
 #include <mutex>
 #include <new>
 
+#include "cpu/pool/tuning.h"
 #include "cpu/pool/worker.h"
 
 namespace fusedoptim::cpu {
 namespace {
 
-// Helpers are started when they are first wanted, and live as long as the process.
+// Workers are started when they are first wanted, and live as long as the process.
 class Pool {
  public:
-  // The helper with this number, or nothing where no thread can be started.
-  Helper* helper(int member) noexcept {
-    Helper* known = helpers_[member].load(std::memory_order_acquire);
+  // The worker with this number, or null where no thread can be started.
+  Worker* worker(int member) noexcept {
+    Worker* known = workers_[member].load(std::memory_order_acquire);
     if (known != nullptr) return known;
     const std::lock_guard<std::mutex> lock(starting_);
-    known = helpers_[member].load(std::memory_order_relaxed);
+    known = workers_[member].load(std::memory_order_relaxed);
     if (known != nullptr) return known;
-    auto helper = std::unique_ptr<Helper>(new (std::nothrow) Helper(member));
-    if (helper == nullptr || !helper->start()) return nullptr;
-    helpers_[member].store(helper.get(), std::memory_order_release);
-    return helper.release();
+    auto worker = std::unique_ptr<Worker>(new (std::nothrow) Worker(member));
+    if (worker == nullptr || !worker->start()) return nullptr;
+    workers_[member].store(worker.get(), std::memory_order_release);
+    return worker.release();
   }
 
  private:
   std::mutex starting_;
-  std::atomic<Helper*> helpers_[kMaxThreads] = {};
+  std::atomic<Worker*> workers_[kMaxThreads] = {};
 };
 
 // Whether this process was forked and has started no other program since: the kernel's mark PF_FORKNOEXEC, in the
@@ -79,32 +80,33 @@ Pool* the_pool() noexcept {
 
 bool in_forked_child() noexcept { return forked.load(std::memory_order_acquire); }
 
-void run_with_helpers(int threads, void (*work)(void* context, int member), void* context) noexcept {
+void run_on_workers(int threads, void (*work)(void* context, int member), void* context) noexcept {
   Pool* const pool = threads > 1 ? the_pool() : nullptr;
   if (pool == nullptr) return work(context, 0);
-  Job job;  // `asked` is written as far as there are threads
+  Job job;  // `workers` is written as far as there are threads
   job.work = work;
   job.context = context;
   job.threads = std::min(threads, kMaxThreads);
   std::fegetenv(&job.environment);
-  // With fewer threads than processors the system finds them a free one.
+  // Where all processors are wanted, workers are kept off this one: the system tends to wake them here, where they
+  // would wait for this thread. With fewer threads than processors it finds them a free one.
   const Processors here = Processors::of_this_thread();
   const bool all_are_wanted = here.known && job.threads >= here.count();
   const Processors others = all_are_wanted ? here.without_this_one() : here;
-  // From the last to the first: one that has begun looks at those after it.
+  // From the last to the first: a worker that has begun wakes others with higher numbers.
   for (int member = job.threads - 1; member > 0; --member) {
-    Helper* const helper = pool->helper(member);
-    if (helper != nullptr) helper->keep_to(others);
-    job.asked[member] = helper != nullptr && helper->offer(job) ? helper : nullptr;
+    Worker* const worker = pool->worker(member);
+    if (worker != nullptr) worker->set_affinity(others);
+    job.workers[member] = worker != nullptr && worker->try_submit(job) ? worker : nullptr;
   }
   job.wake_below(0);
   work(context, 0);
-  // All offers that nobody has taken up are withdrawn before the others are waited for.
+  // What no worker has taken up is cancelled before the others are waited for.
   for (int member = 1; member < job.threads; ++member) {
-    if (job.asked[member] != nullptr) job.asked[member]->withdraw(job);
+    if (job.workers[member] != nullptr) job.workers[member]->cancel(job);
   }
   for (int member = 1; member < job.threads; ++member) {
-    if (job.asked[member] != nullptr) job.asked[member]->wait_for_end_of(job);
+    if (job.workers[member] != nullptr) job.workers[member]->wait_for_end_of(job);
   }
 }
 

@@ -1,4 +1,5 @@
-// Vectors that go through a rule side by side, since one alone waits for its own results most of the time.
+// An unrolled vector: several that go through a rule at once, since one alone waits for its own results most of the
+// time.
 #pragma once
 
 #include "cpu/simd/storage.h"
@@ -29,51 +30,51 @@ FUSEDOPTIM_SIMD Vec<float> quotient(Vec<float> a, Vec<float> b) { return a / b; 
 #endif
 FUSEDOPTIM_SIMD Vec<double> quotient(Vec<double> a, Vec<double> b) { return a / b; }
 
-// `spares_divider`: of two divisions side by side one is left to the divider, which takes square roots too, and the
-// other is done by multiplications meanwhile.
+// `spares_divider`: of two divisions one is left to the divider, which takes square roots too, and the other is done by
+// multiplications meanwhile.
 template <class T, int count, bool spares_divider>
-struct Pack {
+struct Unrolled {
   using V = Vec<T>;
   static constexpr int kLanes = count * V::kLanes;
   V parts[count];
 
-  Pack() = default;
-  FUSEDOPTIM_SIMD explicit Pack(T x) {
+  Unrolled() = default;
+  FUSEDOPTIM_SIMD explicit Unrolled(T x) {
     for (V& part : parts) part = V(x);
   }
-  template <class F, class... Packs>
-  FUSEDOPTIM_SIMD static Pack each(F f, const Packs&... packs) {
-    Pack result;
-    for (int k = 0; k < count; ++k) result.parts[k] = f(packs.parts[k]...);
+  template <class F, class... Operands>
+  FUSEDOPTIM_SIMD static Unrolled each(F f, const Operands&... operands) {
+    Unrolled result;
+    for (int k = 0; k < count; ++k) result.parts[k] = f(operands.parts[k]...);
     return result;
   }
 
-  friend FUSEDOPTIM_SIMD Pack operator+(Pack a, Pack b) {
+  friend FUSEDOPTIM_SIMD Unrolled operator+(Unrolled a, Unrolled b) {
     return each([](V x, V y) { return x + y; }, a, b);
   }
-  friend FUSEDOPTIM_SIMD Pack operator-(Pack a, Pack b) {
+  friend FUSEDOPTIM_SIMD Unrolled operator-(Unrolled a, Unrolled b) {
     return each([](V x, V y) { return x - y; }, a, b);
   }
-  friend FUSEDOPTIM_SIMD Pack operator*(Pack a, Pack b) {
+  friend FUSEDOPTIM_SIMD Unrolled operator*(Unrolled a, Unrolled b) {
     return each([](V x, V y) { return x * y; }, a, b);
   }
-  friend FUSEDOPTIM_SIMD Pack operator/(Pack a, Pack b) {
-    Pack result;
+  friend FUSEDOPTIM_SIMD Unrolled operator/(Unrolled a, Unrolled b) {
+    Unrolled result;
     for (int k = 0; k < count; ++k) {
       result.parts[k] = spares_divider && k % 2 == 1 ? quotient(a.parts[k], b.parts[k]) : a.parts[k] / b.parts[k];
     }
     return result;
   }
-  friend FUSEDOPTIM_SIMD Pack fma(Pack a, Pack b, Pack c) {
+  friend FUSEDOPTIM_SIMD Unrolled fma(Unrolled a, Unrolled b, Unrolled c) {
     return each([](V x, V y, V z) { return fma(x, y, z); }, a, b, c);
   }
-  friend FUSEDOPTIM_SIMD Pack sqrt(Pack a) {
+  friend FUSEDOPTIM_SIMD Unrolled sqrt(Unrolled a) {
     return each([](V x) { return sqrt(x); }, a);
   }
-  friend FUSEDOPTIM_SIMD Pack if_nonzero(Pack test, Pack yes, Pack no) {
+  friend FUSEDOPTIM_SIMD Unrolled if_nonzero(Unrolled test, Unrolled yes, Unrolled no) {
     return each([](V t, V x, V y) { return if_nonzero(t, x, y); }, test, yes, no);
   }
-  friend FUSEDOPTIM_SIMD Pack max(Pack a, Pack b) {
+  friend FUSEDOPTIM_SIMD Unrolled max(Unrolled a, Unrolled b) {
     return each([](V x, V y) { return max(x, y); }, a, b);
   }
 };
@@ -82,13 +83,13 @@ struct Pack {
 // Two where that was measured to be faster: of three, and of most with the 16 registers of AVX2, some wait in memory.
 #if defined(__AVX512F__)
 template <class S>
-constexpr int kSideBySide = 2;
+constexpr int kUnroll = 2;
 #else
 template <class S>
-constexpr int kSideBySide = 1;
+constexpr int kUnroll = 1;
 #if defined(__AVX2__)
 template <>
-constexpr int kSideBySide<BFloat16> = 2;
+constexpr int kUnroll<BFloat16> = 2;
 #endif
 #endif
 
@@ -98,22 +99,22 @@ template <class S>
 constexpr bool kSparesDivider = sizeof(S) >= 4;
 
 template <class S>
-using PackOf = Pack<Arithmetic<S>, kSideBySide<S>, kSparesDivider<S>>;
+using UnrolledOf = Unrolled<Arithmetic<S>, kUnroll<S>, kSparesDivider<S>>;
 
 template <class S>
 FUSEDOPTIM_SIMD void load_into(Vec<Arithmetic<S>>& v, const S* from) {
   v = load(from);
 }
 template <class T, int count, bool spares_divider, class S>
-FUSEDOPTIM_SIMD void load_into(Pack<T, count, spares_divider>& pack, const S* from) {
-  for (auto& part : pack.parts) {
+FUSEDOPTIM_SIMD void load_into(Unrolled<T, count, spares_divider>& vectors, const S* from) {
+  for (auto& part : vectors.parts) {
     part = load(from);
     from += part.kLanes;
   }
 }
 template <class T, int count, bool spares_divider, class S>
-FUSEDOPTIM_SIMD void store(S* to, const Pack<T, count, spares_divider>& pack) {
-  for (const auto& part : pack.parts) {
+FUSEDOPTIM_SIMD void store(S* to, const Unrolled<T, count, spares_divider>& vectors) {
+  for (const auto& part : vectors.parts) {
     store(to, part);
     to += part.kLanes;
   }
@@ -121,14 +122,14 @@ FUSEDOPTIM_SIMD void store(S* to, const Pack<T, count, spares_divider>& pack) {
 
 // Of two vectors of bf16, one has the elements at even places and the other those at odd ones: a rule does not ask
 // which is where, and nothing has to change its lane.
-FUSEDOPTIM_SIMD void load_into(Pack<float, 2, kSparesDivider<BFloat16>>& pack, const BFloat16* from) {
+FUSEDOPTIM_SIMD void load_into(Unrolled<float, 2, kSparesDivider<BFloat16>>& vectors, const BFloat16* from) {
   FloatBits pairs;
   std::memcpy(&pairs, from, sizeof(pairs));
-  pack.parts[0] = FloatVec((FloatVec::R)(pairs << 16));
-  pack.parts[1] = FloatVec((FloatVec::R)(pairs & 0xffff0000));
+  vectors.parts[0] = FloatVec((FloatVec::R)(pairs << 16));
+  vectors.parts[1] = FloatVec((FloatVec::R)(pairs & 0xffff0000));
 }
-FUSEDOPTIM_SIMD void store(BFloat16* to, const Pack<float, 2, kSparesDivider<BFloat16>>& pack) {
-  const FloatBits pairs = nearest_bf16(pack.parts[0]) >> 16 | (nearest_bf16(pack.parts[1]) & 0xffff0000);
+FUSEDOPTIM_SIMD void store(BFloat16* to, const Unrolled<float, 2, kSparesDivider<BFloat16>>& vectors) {
+  const FloatBits pairs = nearest_bf16(vectors.parts[0]) >> 16 | (nearest_bf16(vectors.parts[1]) & 0xffff0000);
   std::memcpy(to, &pairs, sizeof(pairs));
 }
 
