@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "core/clip.h"
 #include "core/sum.h"
 #include "cpu/grads.h"
 #include "cpu/run.h"
@@ -372,7 +373,7 @@ bool Plan::clip_fast_rows(const RunOptions& options, const cpu::InstructionSet& 
   measured.norm = std::sqrt(squares);
   for (const Group& group : groups_) {
     if (!group.limit) continue;
-    const double clip = usual_if_nan(std::min(*group.limit / (measured.norm + 1e-6), 1.0));  // NaN stays NaN
+    const double clip = usual_if_nan(clip_coefficient(measured.norm, *group.limit));
     for (size_t i = group.fast_begin; i < group.fast_end; ++i) fast_tasks_[i].factor *= clip;
   }
   return true;

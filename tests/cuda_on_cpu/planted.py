@@ -279,7 +279,7 @@ ZEROING = [
     ),
 ]  # fmt: skip
 
-NORM = "cuda/norm.cu"
+NORM, CLIP = "cuda/norm.cu", "core/clip.h"
 MEASURING = [
     Planted(
         "lanes folded with their neighbours",
@@ -319,9 +319,9 @@ MEASURING = [
     Planted("NaN taken for finite", NORM, "norm <= DBL_MAX", "!(norm > DBL_MAX)", "found is"),
     Planted("the verdict of another forgotten", NORM, "before || !is_finite ? 1.0f", "!is_finite ? 1.0f", "found is"),
     Planted("skips counted that are another's", NORM, "&& !before && !is_finite", "&& !is_finite", "skipped is"),
-    Planted("a norm of NaN clips nothing", DEVICE, "coefficient > 1 ? 1.0 : coefficient",
+    Planted("a norm of NaN clips nothing", CLIP, "coefficient > 1 ? 1.0 : coefficient",
             "coefficient < 1 ? coefficient : 1.0", "clip"),
-    Planted("a limit far above the norm multiplies", DEVICE, "coefficient > 1 ? 1.0 : coefficient", "coefficient",
+    Planted("a limit far above the norm multiplies", CLIP, "coefficient > 1 ? 1.0 : coefficient", "coefficient",
             "should be"),
     Planted("written although nothing is to be clipped", NORM, "if (coefficient == 1) return;", "", "clip, grid"),
     Planted("last elements not clipped", NORM, "i < count; i += kThreads)", "i < packed; i += kThreads)",
