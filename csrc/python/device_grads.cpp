@@ -2,8 +2,8 @@
 
 #include <algorithm>
 
-#include "python/checks.h"
-#include "python/extents.h"
+#include "python/memory_ranges.h"
+#include "python/refusals.h"
 
 namespace fusedoptim::python {
 namespace {

@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "cuda/norm.h"
-#include "python/tensor.h"
+#include "python/torch.h"
 
 namespace fusedoptim::python {
 

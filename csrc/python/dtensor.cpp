@@ -1,6 +1,6 @@
 #include "python/dtensor.h"
 
-#include "python/tensor.h"
+#include "python/torch.h"
 
 namespace fusedoptim::python {
 namespace {

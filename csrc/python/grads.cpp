@@ -3,9 +3,9 @@
 #include <stdexcept>
 
 #include "core/sum.h"
-#include "python/anatomy.h"
-#include "python/checks.h"
+#include "python/refusals.h"
 #include "python/rules.h"
+#include "python/tensor_layout.h"
 
 namespace fusedoptim::python {
 

@@ -7,8 +7,8 @@
 #include <vector>
 
 #include "cpu/grads.h"
-#include "python/extents.h"
-#include "python/tensor.h"
+#include "python/memory_ranges.h"
+#include "python/torch.h"
 
 namespace fusedoptim::python {
 

@@ -5,8 +5,8 @@
 
 #include "cuda/info.h"
 #include "python/device_grads.h"
+#include "python/general_path.h"
 #include "python/grads.h"
-#include "python/plan.h"
 
 #if defined(_OPENMP)
 #include <omp.h>

@@ -8,7 +8,7 @@
 #include <type_traits>
 #include <utility>
 
-#include "python/tensor.h"
+#include "python/torch.h"
 #include "rules/all.h"
 
 namespace fusedoptim::python {

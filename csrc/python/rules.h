@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "core/task.h"
-#include "python/tensor.h"
+#include "python/torch.h"
 #include "rules/rule.h"
 
 namespace fusedoptim::python {

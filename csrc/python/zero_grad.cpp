@@ -1,8 +1,8 @@
 #include <algorithm>
 
 #include "cpu/run.h"
-#include "python/checks.h"
-#include "python/plan.h"
+#include "python/general_path.h"
+#include "python/refusals.h"
 
 namespace fusedoptim::python {
 namespace {

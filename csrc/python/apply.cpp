@@ -3,7 +3,7 @@
 #include <cstring>
 
 #include "cpu/run.h"
-#include "python/plan.h"
+#include "python/general_path.h"
 
 namespace fusedoptim::python {
 

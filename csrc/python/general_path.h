@@ -20,12 +20,12 @@
 #include "cpu/instruction_set.h"
 #include "cpu/run.h"
 #include "cuda/run.h"
-#include "python/anatomy.h"
+#include "python/dict_cache.h"
 #include "python/dtensor.h"
-#include "python/extents.h"
-#include "python/positions.h"
+#include "python/memory_ranges.h"
 #include "python/rules.h"
-#include "python/tensor.h"
+#include "python/tensor_layout.h"
+#include "python/torch.h"
 
 namespace fusedoptim::python {
 

@@ -1,4 +1,4 @@
-#include "python/extents.h"
+#include "python/memory_ranges.h"
 
 #include <algorithm>
 #include <numeric>

@@ -1,4 +1,4 @@
-#include "python/anatomy.h"
+#include "python/tensor_layout.h"
 
 #include <stdexcept>
 #include <vector>

@@ -1,4 +1,4 @@
-#include "python/positions.h"
+#include "python/dict_cache.h"
 
 namespace fusedoptim::python {
 

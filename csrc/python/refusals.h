@@ -3,7 +3,7 @@
 
 #include <string>
 
-#include "python/tensor.h"
+#include "python/torch.h"
 
 namespace fusedoptim::python {
 

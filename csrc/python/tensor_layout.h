@@ -1,4 +1,4 @@
-// Torch's tensor objects, read where they lie. DLPack (tensor.h) shows any tensor in 20 to 50 ns and torch's getter a
+// Torch's tensor objects, read where they lie. DLPack (torch.h) shows any tensor in 20 to 50 ns and torch's getter a
 // gradient in 40; a step asks for thousands, so for ordinary tensors the same few words are read from torch's objects
 // themselves, in one or two nanoseconds. No header of torch tells where they lie: it is learned once, from tensors
 // whose every word torch also tells through Python. Where it is not, everything goes through DLPack. Nothing is written

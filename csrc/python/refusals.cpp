@@ -1,6 +1,6 @@
-#include "python/checks.h"
+#include "python/refusals.h"
 
-#include "python/anatomy.h"
+#include "python/tensor_layout.h"
 
 namespace fusedoptim::python {
 namespace {

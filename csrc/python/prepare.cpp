@@ -2,8 +2,8 @@
 #include <algorithm>
 #include <cstring>
 
-#include "python/checks.h"
-#include "python/plan.h"
+#include "python/general_path.h"
+#include "python/refusals.h"
 
 namespace fusedoptim::python {
 namespace {

@@ -1,10 +1,10 @@
-#include "python/tensor.h"
+#include "python/torch.h"
 
 #include <algorithm>
 #include <cstdint>
 #include <numeric>
 
-#include "python/anatomy.h"
+#include "python/tensor_layout.h"
 
 namespace fusedoptim::python {
 

@@ -1,7 +1,7 @@
 // The fast path: parameters that are plain CPU tensors with gradient and state of one layout, which nearly all are.
-// Everything is read from torch's own objects (anatomy.h), and between the look and the last write no Python code and
-// no other thread runs, so that what was seen is what is written to. Whatever is not so, the first step of a parameter
-// included, is left to the general path, before anything is written.
+// Everything is read from torch's own objects (tensor_layout.h), and between the look and the last write no Python code
+// and no other thread runs, so that what was seen is what is written to. Whatever is not so, the first step of a
+// parameter included, is left to the general path, before anything is written.
 #include <algorithm>
 #include <cmath>
 
@@ -9,8 +9,8 @@
 #include "core/sum.h"
 #include "cpu/grads.h"
 #include "cpu/run.h"
-#include "python/anatomy.h"
-#include "python/plan.h"
+#include "python/general_path.h"
+#include "python/tensor_layout.h"
 
 namespace fusedoptim::python {
 namespace {
