@@ -2,7 +2,7 @@
 
 namespace fusedoptim::python {
 
-PyObject* Positions::find(PyObject* dict, size_t row, PyObject* key) {
+PyObject* DictCache::find(PyObject* dict, size_t row, PyObject* key) {
   PyObject *found, *value;
   if (row < at_.size()) {
     Py_ssize_t at = at_[row];

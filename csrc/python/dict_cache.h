@@ -9,8 +9,8 @@
 
 namespace fusedoptim::python {
 
-// Where the keys of a dict stand in it, as they stood in the last step: one look tells whether they still do.
-class Positions {
+// At which positions the keys of a dict were in the last step: one look tells whether they still are.
+class DictCache {
  public:
   void begin() { whole_of_ = nullptr; }                       // of a step
   PyObject* find(PyObject* dict, size_t row, PyObject* key);  // borrowed, or null

@@ -7,39 +7,39 @@
 
 namespace fusedoptim::python {
 
-// The stretches of memory that a step touches. In a steady loop they are the same step after step, and so is the
-// answer: each is compared with what the last step had in its place, and only a change is looked into.
-class Extents {
+// The ranges of memory that a step touches. In a steady loop they are the same step after step, and so is the answer:
+// each is compared with what the last step had in its place, and only a change is looked into.
+class MemoryRanges {
  public:
   void begin() { count_ = 0; }  // of a step
   void add(const char* begin, const char* end, bool is_grad) {
     if (begin == end) return;
-    const Extent extent{begin, end, is_grad};
-    if (count_ == extents_.size()) {
-      extents_.push_back(extent);
+    const Range range{begin, end, is_grad};
+    if (count_ == ranges_.size()) {
+      ranges_.push_back(range);
       changed_ = true;
-    } else if (!(extents_[count_] == extent)) {
-      extents_[count_] = extent;
+    } else if (!(ranges_[count_] == range)) {
+      ranges_[count_] = range;
       changed_ = true;
     }
     ++count_;
   }
   // Whether two of them overlap and one of these is written.
-  bool are_shared(bool grads_are_written);
+  bool overlap(bool grads_are_written);
 
  private:
-  struct Extent {
+  struct Range {
     const char* begin;
     const char* end;
     bool is_grad;
-    bool operator==(const Extent& o) const { return begin == o.begin && end == o.end && is_grad == o.is_grad; }
+    bool operator==(const Range& o) const { return begin == o.begin && end == o.end && is_grad == o.is_grad; }
   };
-  bool find_shared(bool grads_are_written);
+  bool find_overlap(bool grads_are_written);
 
-  std::vector<Extent> extents_;
+  std::vector<Range> ranges_;
   size_t count_ = 0;
   bool changed_ = true;  // since the answer below was found
-  bool grads_are_written_ = false, shared_ = false;
+  bool grads_are_written_ = false, overlap_ = false;
   std::vector<uint32_t> by_address_;
 };
 

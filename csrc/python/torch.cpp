@@ -1,47 +1,9 @@
 #include "python/torch.h"
 
-#include <algorithm>
-#include <cstdint>
-#include <numeric>
-
-#include "python/tensor_layout.h"
+#include <stdexcept>
+#include <string>
 
 namespace fusedoptim::python {
-
-bool View::same_sizes(const View& other) const {
-  return ndim == other.ndim && std::equal(sizes, sizes + ndim, other.sizes);
-}
-
-bool View::same_strides(const View& other) const {
-  if (row_major && other.row_major) return true;
-  for (int d = 0; d < ndim; ++d) {
-    if (sizes[d] > 1 && strides[d] != other.strides[d]) return false;
-  }
-  return true;
-}
-
-bool View::expanded() const {
-  for (int d = 0; d < ndim; ++d) {
-    if (sizes[d] > 1 && strides[d] == 0) return true;
-  }
-  return false;
-}
-
-bool View::disjoint() const {
-  int order[kMaxDims];
-  int dims = 0;
-  for (int d = 0; d < ndim; ++d) {
-    if (sizes[d] > 1) order[dims++] = d;
-  }
-  std::sort(order, order + dims, [this](int a, int b) { return strides[a] < strides[b]; });
-  int64_t reach = 0;  // offset of the last element that the dimensions so far can reach
-  for (int i = 0; i < dims; ++i) {
-    if (strides[order[i]] <= reach) return false;
-    reach += (sizes[order[i]] - 1) * strides[order[i]];
-  }
-  return true;
-}
-
 namespace {
 
 PyGetSetDef* getset(py::handle type, const char* name) {
@@ -52,12 +14,6 @@ PyGetSetDef* getset(py::handle type, const char* name) {
                              " is not the C attribute that it was in torch 2.10 to 2.13");
   }
   return reinterpret_cast<PyGetSetDescrObject*>(descriptor.ptr())->d_getset;
-}
-
-// Zeros that autograd never wrote, and storages that were freed, have no memory: their data is null, and that of a view
-// of them lies as far from null as the view's offset. No other memory lies so low, as a rule; then torch is asked.
-bool is_suspicious(const char* data, dlpack::Device device) {
-  return reinterpret_cast<uintptr_t>(data) < uintptr_t(1) << (device.type == dlpack::kCpu ? 40 : 33);
 }
 
 py::object owned(PyObject* object) {
@@ -139,67 +95,15 @@ bool Torch::runs_function_modes() const {
   return runs_function_modes_.is_none() || runs_function_modes_().is(py::handle(Py_True));
 }
 
-bool Torch::view(PyObject* plain, View& out) const {
-  dlpack::Tensor t;
-  if (api_->view_from_object(plain, &t) != 0) {
-    PyErr_Clear();
-    return false;
-  }
-  if (t.ndim > kMaxDims) return false;
-  char* data = static_cast<char*>(t.data) + t.byte_offset;
-  if (std::find(t.sizes, t.sizes + t.ndim, 0) != t.sizes + t.ndim) {  // then the other sizes and strides may be any
-    out = {data, data, 0, t.ndim, t.sizes, t.strides, t.device, t.dtype, true, plain};
-    return true;
-  }
-  int64_t count = 1, last = 0;
-  bool row_major = true;
-  for (int d = t.ndim - 1; d >= 0; --d) {
-    row_major = row_major && (t.sizes[d] == 1 || t.strides[d] == count);
-    count *= t.sizes[d];
-    last += (t.sizes[d] - 1) * t.strides[d];
-  }
-  if (is_suspicious(data, t.device) && begins_at_null(plain, data, t.dtype.bits / 8)) return false;
-  char* end = data + (last + 1) * (t.dtype.bits / 8);
-  out = {data, end, count, t.ndim, t.sizes, t.strides, t.device, t.dtype, row_major, plain};
-  return true;
+bool Torch::view(PyObject* plain, dlpack::Tensor& out) const {
+  if (api_->view_from_object(plain, &out) == 0) return true;
+  PyErr_Clear();
+  return false;
 }
 
 bool Torch::begins_at_null(py::handle plain, const char* data, int64_t item_size) const {
   if (data == nullptr) return true;
   return uintptr_t(py::cast<int64_t>(storage_offset_(plain)) * item_size) == reinterpret_cast<uintptr_t>(data);
-}
-
-namespace {
-
-uint64_t geometry_of(uint64_t type, int ndim, const int64_t* sizes, const int64_t* strides) {
-  uint64_t hash = type;
-  const auto mix = [&hash](int64_t number) { hash = (hash ^ uint64_t(number)) * 0x9e3779b97f4a7c15u; };
-  for (int d = 0; d < ndim; ++d) mix(sizes[d]), mix(strides[d]);
-  return hash;
-}
-
-}  // namespace
-
-Seen::Seen(const View& view)
-    : tensor_(view.tensor), place_(Anatomy::get() != nullptr ? find(view.tensor) : place_of(view)) {}
-
-bool Seen::is_still_there() const { return find(tensor_) == place_; }
-
-Seen::Place Seen::find(PyObject* tensor) {
-  if (const Anatomy* anatomy = Anatomy::get()) {  // on any device, and in a tenth of the time
-    const Body body = anatomy->body(tensor);
-    if (const auto place = anatomy->place(body); place.data != nullptr)
-      return {place.data,
-              geometry_of(place.type, int(anatomy->ndim(body)), anatomy->sizes(body), anatomy->strides(body))};
-  }
-  View view;
-  return Torch::get().view(tensor, view) ? place_of(view) : Place{nullptr, 0};
-}
-
-Seen::Place Seen::place_of(const View& view) {
-  DType dtype;
-  return {view.data, geometry_of(dtype_of(view, dtype) ? uint64_t(dtype) : uint64_t(kDTypes), view.ndim, view.sizes,
-                                 view.strides)};
 }
 
 py::object Torch::number_beside(py::handle param, py::handle number, bool wide) const {
@@ -216,76 +120,5 @@ void* Torch::current_stream(dlpack::Device device) const {
 }
 
 void Torch::give_back_cached_memory() const { py::module_::import("torch").attr("cuda").attr("empty_cache")(); }
-
-bool is_on_cuda(py::handle value) {
-  const Torch& torch = Torch::get();
-  View view;
-  return torch.is_plain(value.ptr()) && torch.view(value.ptr(), view) && view.device.type == dlpack::kCuda &&
-         view.count == 1;
-}
-
-bool dtype_of(const View& view, DType& out) {
-  const auto [code, bits, lanes] = view.type;
-  if (lanes != 1) return false;
-  if (code == dlpack::kFloat && bits == 32) {
-    out = DType::f32;
-  } else if (code == dlpack::kFloat && bits == 64) {
-    out = DType::f64;
-  } else if (code == dlpack::kBFloat && bits == 16) {
-    out = DType::bf16;
-  } else if (code == dlpack::kFloat && bits == 16) {
-    out = DType::f16;
-  } else {
-    return false;
-  }
-  return true;
-}
-
-Py_hash_t hash_of(PyObject* tensor) {
-  if (Torch::get().is_plain(tensor)) return Py_hash_t(reinterpret_cast<uintptr_t>(tensor));
-  const Py_hash_t hash = PyObject_Hash(tensor);
-  if (hash == -1) throw py::error_already_set();
-  return hash;
-}
-
-PyObject* find_by_hash(PyObject* dict, PyObject* key, Py_hash_t hash) {
-  PyObject* found = _PyDict_GetItem_KnownHash(dict, key, hash);
-  if (found == nullptr && PyErr_Occurred()) throw py::error_already_set();
-  return found;
-}
-
-PyObject* find_by_identity(PyObject* dict, PyObject* key) { return find_by_hash(dict, key, hash_of(key)); }
-
-namespace {
-
-py::handle default_dict() {
-  static PyObject* const type = py::object(py::module_::import("collections").attr("defaultdict")).release().ptr();
-  return type;
-}
-
-}  // namespace
-
-bool is_known_dict(PyObject* mapping) {
-  if (PyDict_CheckExact(mapping) || PyODict_CheckExact(mapping)) return true;
-  return reinterpret_cast<PyObject*>(Py_TYPE(mapping)) == default_dict().ptr();
-}
-
-bool is_transparent(PyObject* mapping) {
-  if (is_known_dict(mapping)) return true;
-  if (!PyDict_Check(mapping)) return false;
-  const py::handle type = reinterpret_cast<PyObject*>(Py_TYPE(mapping)),
-                   dict = reinterpret_cast<PyObject*>(&PyDict_Type);
-  for (const char* name : {"__getitem__", "__setitem__", "__len__", "get"}) {
-    if (!type.attr(name).is(dict.attr(name))) return false;
-  }
-  const py::object plain_default = default_dict().attr("__missing__");
-  return py::getattr(type, "__missing__", plain_default).is(plain_default);
-}
-
-std::string shape_text(const View& view) {
-  std::string text = "(";
-  for (int d = 0; d < view.ndim; ++d) text += (d > 0 ? ", " : "") + std::to_string(view.sizes[d]);
-  return text + (view.ndim == 1 ? ",)" : ")");
-}
 
 }  // namespace fusedoptim::python
