@@ -45,7 +45,7 @@ std::atomic<int> met{0};
 bool first = true;  // later steps may be left to workers
 
 // Notes each element, in place of its parameter, and waits until a second thread has come.
-void note(const void*, void* const* operands, int64_t begin, int64_t count, double) {
+void note(const void*, void* const* operands, int64_t begin, int64_t count, double, double) {
   if (std::fegetround() != FE_UPWARD) fail("another floating-point environment");
 #if defined(_OPENMP)
   if (first && omp_get_num_threads() != kThreads) fail("not in a region of OpenMP");
