@@ -69,7 +69,7 @@ PLANTED = {
     "square roots one by one": (
         AVX2,
         (
-            "cpu/simd.h",
+            "cpu/simd/vector.h",
             "raw_sqrt(__m256 x) { return _mm256_sqrt_ps(x); }",
             'raw_sqrt(__m256 x) { for (int i = 0; i < 8; ++i) asm("vsqrtss %0, %0, %0" : "+x"(x[i])); return x; }',
         ),

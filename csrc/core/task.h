@@ -20,7 +20,7 @@ struct Layout {
   const int64_t* strides;
 };
 
-constexpr int kMaxFoldBytes = 128;    // a rule's constants, or the options that they are folded from
+constexpr int kMaxRuleBytes = 128;    // a rule's constants, or the options that they are computed from
 constexpr int kMaxDeviceNumbers = 4;  // options of one group that lie on a device
 
 // A number that lies on the task's device, as the learning rate may and the step count, and is read there.
@@ -44,7 +44,7 @@ struct Task {
   int variant = 0;
   DType dtype = DType::f32;
   int operand_count = 0;
-  const void* constants = nullptr;  // kMaxFoldBytes with an instance of the rule for the dtype's arithmetic type
+  const void* constants = nullptr;  // kMaxRuleBytes with an instance of the rule for the dtype's arithmetic type
   void* operands[kMaxOperands] = {};
   int64_t count = 0;               // elements
   const Layout* layout = nullptr;  // null: every operand is contiguous in one common order of elements
@@ -58,7 +58,7 @@ struct Task {
   bool averages = false, average_is_new = false;
   double average_weight = 0;
   int device = kHost;  // or the number of a CUDA device, on which everything below may lie
-  // Not null: the constants are folded on the device from these; `constants` is null.
+  // Not null: the constants are computed on the device from these; `constants` is null.
   const DeviceOptions* device_options = nullptr;
   DeviceNumber step{};   // the count before the step, to be raised there; at null: it lies on the host
   double next_step = 1;  // the host's count after the step

@@ -3,7 +3,7 @@
 #include <algorithm>
 
 #include "core/sum.h"
-#include "cpu/parallel.h"
+#include "cpu/pool/parallel_for.h"
 #include "cpu/strided.h"
 
 namespace fusedoptim::cpu {

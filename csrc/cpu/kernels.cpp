@@ -69,7 +69,7 @@ struct Loop {
     S* at[kOperands];
     for (int k = 0; k < kOperands; ++k) at[k] = static_cast<S*>(operands[k]) + begin;
     int64_t left = count;
-    if constexpr (kSideBySide<S> > 1) walk<PackOf<S>>(step, at, left);
+    if constexpr (kUnroll<S> > 1) walk<UnrolledOf<S>>(step, at, left);
     walk<Vec<T>>(step, at, left);
     if (left > 0) {
       const int part = int(left);

@@ -5,7 +5,7 @@
 
 #include "core/sum.h"
 #include "cpu/instruction_set.h"
-#include "cpu/pack.h"
+#include "cpu/simd/unrolled.h"
 
 namespace fusedoptim::FUSEDOPTIM_ISA {
 

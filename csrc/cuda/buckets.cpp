@@ -12,13 +12,13 @@ bool same_options(const DeviceOptions& a, const DeviceOptions& b) {
     return x.at == y.at && x.is_double == y.is_double && x.option == y.option;
   };
   return &a == &b ||
-         (std::memcmp(a.options, b.options, kMaxFoldBytes) == 0 &&
+         (std::memcmp(a.options, b.options, kMaxRuleBytes) == 0 &&
           std::equal(a.numbers, a.numbers + a.number_count, b.numbers, b.numbers + b.number_count, same_number));
 }
 
-bool same_fold(const Task& task, const Task& first) {
+bool same_constants(const Task& task, const Task& first) {
   if (task.device_options == nullptr) {
-    return task.constants == first.constants || std::memcmp(task.constants, first.constants, kMaxFoldBytes) == 0;
+    return task.constants == first.constants || std::memcmp(task.constants, first.constants, kMaxRuleBytes) == 0;
   }
   return (task.step.at != nullptr) == (first.step.at != nullptr) && task.next_step == first.next_step &&
          same_options(*task.device_options, *first.device_options);
@@ -48,7 +48,7 @@ bool Bucket::takes(const Task& task) const {
          task.dtype == first->dtype && task.factor == first->factor && task.norm == first->norm &&
          same_limit(task, *first) && task.averages == first->averages && task.average_is_new == first->average_is_new &&
          task.average_weight == first->average_weight &&
-         (task.device_options == nullptr) == (first->device_options == nullptr) && same_fold(task, *first);
+         (task.device_options == nullptr) == (first->device_options == nullptr) && same_constants(task, *first);
 }
 
 void Bucket::add(const Task& task) {

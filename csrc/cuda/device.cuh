@@ -1,4 +1,4 @@
-// Loads, stores and conversions of the device code. Bits are those of csrc/cpu/storage.h.
+// Loads, stores and conversions of the device code. Bits are those of csrc/cpu/simd/storage.h.
 #pragma once
 
 #include <cuda_fp16.h>
@@ -6,6 +6,7 @@
 #include <cfloat>
 #include <cstring>
 
+#include "core/clip.h"
 #include "cuda/launch.h"
 
 // Shared memory of a block. A host that stands in for a device defines its own.
@@ -61,12 +62,6 @@ __device__ __forceinline__ P* global(P* pointer) {
 
 __device__ __forceinline__ double read(const void* at, bool is_double) {
   return is_double ? *global(static_cast<const double*>(at)) : double(*global(static_cast<const float*>(at)));
-}
-
-// What gradients of this norm are multiplied by so that it is at most `max_norm`; NaN stays NaN.
-__device__ __forceinline__ double clip_coefficient(double norm, double max_norm) {
-  const double coefficient = max_norm / (norm + 1e-6);
-  return coefficient > 1 ? 1.0 : coefficient;
 }
 
 }  // namespace fusedoptim::cuda

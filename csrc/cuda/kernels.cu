@@ -74,7 +74,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor) step(const __gr
   constexpr int kOperands = 2 + Rule<T>::states_of(variant), kWhole = kWidth<S>;
   using Options = typename Rule<T>::Options;
   FUSEDOPTIM_SHARED(Room<Options>, options);
-  FUSEDOPTIM_SHARED(Room<Rule<T>>, folded);
+  FUSEDOPTIM_SHARED(Room<Rule<T>>, computed);
   FUSEDOPTIM_SHARED(bool, is_last);
 
   const bool skip = launch.found_inf != nullptr && *launch.found_inf != 0;
@@ -83,10 +83,10 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor) step(const __gr
   const double clip = launch.norm != nullptr ? clip_coefficient(*launch.norm, launch.max_norm) : 1;
   const T factor = T(launch.factor * clip);
 
-  const bool folds = launch.fold_on_device && threadIdx.x == 0;
-  double folded_step = NAN;
-  if (folds) {
-    options.get() = *reinterpret_cast<const Options*>(launch.fold);
+  const bool computes = launch.computes_constants && threadIdx.x == 0;
+  double rule_step = NAN;
+  if (computes) {
+    options.get() = *reinterpret_cast<const Options*>(launch.rule);
     for (int i = 0; i < launch.number_count; ++i) {
       const DeviceNumber& number = launch.numbers[i];
       reinterpret_cast<double*>(options.bytes)[number.option] = read(number.at, number.is_double);
@@ -96,16 +96,16 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor) step(const __gr
   for (int c = blockIdx.x; c < launch.chunk_count; c += gridDim.x) {
     const Chunk chunk = launch.chunks[c];
     const Row& row = launch.rows[chunk.row];
-    if (launch.fold_on_device) {
+    if (launch.computes_constants) {
       __syncthreads();  // nobody reads the rule of the last chunk any more
-      if (folds) {
+      if (computes) {
         const double next = row.step != nullptr ? next_step(row) : launch.step;
-        if (next != folded_step) folded.get() = Rule<T>(options.get(), next);
-        folded_step = next;
+        if (next != rule_step) computed.get() = Rule<T>(options.get(), next);
+        rule_step = next;
       }
       __syncthreads();
     }
-    const Rule<T> rule = launch.fold_on_device ? folded.get() : *reinterpret_cast<const Rule<T>*>(launch.fold);
+    const Rule<T> rule = launch.computes_constants ? computed.get() : *reinterpret_cast<const Rule<T>*>(launch.rule);
 
     const int64_t begin = int64_t(chunk.index) * kChunk;
     const int count = int(min(row.count - begin, int64_t(kChunk)));
@@ -159,7 +159,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor) step(const __gr
 // ---- the table of all of them -------------------------------------------------------------------------------------
 template <template <class> class Rule, int... variants>
 KernelHandle find_variant(int variant, std::integer_sequence<int, variants...>) {
-  static_assert(sizeof(Rule<T>) <= kMaxFoldBytes && sizeof(typename Rule<T>::Options) <= kMaxFoldBytes);
+  static_assert(sizeof(Rule<T>) <= kMaxRuleBytes && sizeof(typename Rule<T>::Options) <= kMaxRuleBytes);
   KernelHandle found = nullptr;
   ((variant == variants ? void(found = reinterpret_cast<KernelHandle>(step<Rule, variants>)) : void()), ...);
   return found;

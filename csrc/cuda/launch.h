@@ -50,11 +50,11 @@ struct StepLaunch {
   double average_weight;
   bool zero_grad;
   bool averages, average_is_new;  // as a task's: the average is the operand behind the rule's
-  bool fold_on_device;            // `fold` holds the rule's options and not its constants
+  bool computes_constants;        // on the device: `rule` holds the options and not the constants
   int32_t number_count;
   double step;  // the step count, after its increment, of rows that have none on the device
   DeviceNumber numbers[kMaxDeviceNumbers];
-  alignas(16) unsigned char fold[kMaxFoldBytes];
+  alignas(16) unsigned char rule[kMaxRuleBytes];
 };
 
 struct ZeroSpan {

@@ -43,7 +43,7 @@ class NormDriver {
   bool is_capturing(int device, void* stream) { return driver_.is_capturing(device, stream); }
 
   void measure(const std::vector<NormGrad>& grads, const DeviceRun& run, const Measurement& measurement);
-  // Multiplies gradients, none of which shares memory with another, by min(max_norm / (norm + 1e-6), 1).
+  // Multiplies gradients, none of which shares memory with another, by clip_coefficient(norm, max_norm).
   void clip(const std::vector<NormGrad>& grads, const DeviceRun& run, const double* norm, double max_norm);
   void judge(const DeviceRun& run, const double* norm, const Verdict& verdict);
 

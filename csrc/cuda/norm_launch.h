@@ -43,7 +43,7 @@ struct NormLaunch {
   bool store;  // the quotients
 };
 
-// The parameter of the kernel that multiplies gradients by min(max_norm / (norm + 1e-6), 1).
+// The parameter of the kernel that multiplies gradients by clip_coefficient(norm, max_norm).
 struct ClipLaunch {
   const NormRow* rows;
   const Chunk* chunks;

@@ -87,14 +87,14 @@ struct Driver::State {
     step.average_weight = task.average_weight;
     step.zero_grad = zero_grad;
     step.step = task.next_step;
-    step.fold_on_device = task.device_options != nullptr;
-    if (step.fold_on_device) {
+    step.computes_constants = task.device_options != nullptr;
+    if (step.computes_constants) {
       const DeviceOptions& options = *task.device_options;
       step.number_count = options.number_count;
       std::copy(options.numbers, options.numbers + options.number_count, step.numbers);
-      std::memcpy(step.fold, options.options, kMaxFoldBytes);
+      std::memcpy(step.rule, options.options, kMaxRuleBytes);
     } else {
-      std::memcpy(step.fold, task.constants, kMaxFoldBytes);
+      std::memcpy(step.rule, task.constants, kMaxRuleBytes);
     }
   }
 };

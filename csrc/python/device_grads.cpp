@@ -2,15 +2,15 @@
 
 #include <algorithm>
 
-#include "python/checks.h"
-#include "python/extents.h"
+#include "python/memory_ranges.h"
+#include "python/refusals.h"
 
 namespace fusedoptim::python {
 namespace {
 
-View view_of(py::handle tensor) {
-  View view;
-  if (!Torch::get().is_plain(tensor.ptr()) || !Torch::get().view(tensor.ptr(), view)) {
+TensorView view_of(py::handle tensor) {
+  TensorView view;
+  if (!Torch::get().is_plain(tensor.ptr()) || !view.read(tensor.ptr())) {
     throw py::type_error(std::string("a plain tensor was expected, got ") + Py_TYPE(tensor.ptr())->tp_name);
   }
   return view;
@@ -25,12 +25,6 @@ T* memory_of(py::handle tensor) {
 
 const double* address_of(py::handle scratch) { return memory_of<double>(scratch); }
 
-bool lies_on_cuda(py::handle tensor) {
-  View view;
-  return Torch::get().is_plain(tensor.ptr()) && Torch::get().view(tensor.ptr(), view) &&
-         view.device.type == dlpack::kCuda;
-}
-
 std::unique_ptr<DeviceGrads> DeviceGrads::of(py::list grads, cuda::NormDriver& driver) {
   if (!cuda::built() || grads.empty()) return nullptr;
   std::unique_ptr<DeviceGrads> all(new DeviceGrads);
@@ -43,21 +37,11 @@ std::unique_ptr<DeviceGrads> DeviceGrads::of(py::list grads, cuda::NormDriver& d
 }
 
 bool DeviceGrads::add(py::handle grad) {
-  View view;
-  DType dtype;
-  if (!Torch::get().is_plain(grad.ptr()) || !Torch::get().view(grad.ptr(), view) || view.device.type != dlpack::kCuda)
-    return false;
+  TensorView view;
+  if (!read_gradient(grad, view) || !view.is_on_cuda()) return false;
   if (device_ == kHost) device_ = view.device.index;
-  if (view.device.index != device_ || !dtype_of(view, dtype) || dtype == DType::f64 || is_negated(grad) ||
-      (!view.row_major && !view.disjoint()))
-    return false;
-  const Layout* layout = nullptr;
-  if (!view.row_major) {
-    std::vector<int64_t>& numbers = layout_numbers_.emplace_back(view.sizes, view.sizes + view.ndim);
-    numbers.insert(numbers.end(), view.strides, view.strides + view.ndim);
-    layout = &layouts_.emplace_back(Layout{view.ndim, numbers.data(), numbers.data() + view.ndim});
-  }
-  grads_.push_back({view.data, view.count, dtype, layout, view.dense(), view.end});
+  if (view.device.index != device_ || view.dtype == DType::f64) return false;
+  grads_.push_back({view.data, view.count, *view.dtype, layouts_.add_unless_row_major(view), view.dense(), view.end});
   return true;
 }
 
@@ -67,12 +51,12 @@ bool DeviceGrads::have_one_dtype() const {
 }
 
 bool DeviceGrads::share_memory() const {
-  Extents extents;
-  extents.begin();
+  MemoryRanges ranges;
+  ranges.begin();
   for (const cuda::NormGrad& grad : grads_) {
-    if (grad.count > 0) extents.add(static_cast<const char*>(grad.data), grad.end, true);
+    if (grad.count > 0) ranges.add(static_cast<const char*>(grad.data), grad.end, true);
   }
-  return extents.are_shared(true);
+  return ranges.overlap(true);
 }
 
 cuda::DeviceRun DeviceGrads::run(cuda::NormDriver& driver) const {
@@ -83,13 +67,8 @@ cuda::DeviceRun DeviceGrads::run(cuda::NormDriver& driver) const {
 
 const float* DeviceGrads::number(py::object& number) const {
   if (number.is_none()) return nullptr;
-  View view;
-  DType dtype;
-  const Torch& torch = Torch::get();
-  const bool is_there = torch.is_plain(number.ptr()) && torch.view(number.ptr(), view) &&
-                        view.device.type == dlpack::kCuda && view.device.index == device_ && view.count == 1 &&
-                        dtype_of(view, dtype) && dtype == DType::f32 && !is_negated(number);
-  if (!is_there) number = torch.number_beside(tensors_[0], number, false);
+  TensorView view;
+  if (!read_number(number, device_, DType::f32, view)) number = Torch::get().number_beside(tensors_[0], number, false);
   return memory_of<float>(number);
 }
 
@@ -109,13 +88,14 @@ void DeviceGrads::with_torchs_memory(bool capturing, const std::function<void()>
 
 void DeviceGrads::measure(cuda::NormDriver& driver, py::object scratch, py::object rounded, py::object grad_scale,
                           bool store, py::object found_before, py::object found, py::object skipped) {
-  const View norm = view_of(rounded);
+  const TensorView norm = view_of(rounded);
+  if (!norm.dtype) throw py::type_error("the norm must be of a floating-point dtype");
   cuda::Measurement measurement{};
   measurement.grad_scale = number(grad_scale);
   measurement.store = store;
   measurement.scratch = memory_of<double>(scratch);
   measurement.rounded = norm.data;
-  if (!dtype_of(norm, measurement.rounded_as)) throw py::type_error("the norm must be of a floating-point dtype");
+  measurement.rounded_as = *norm.dtype;
   measurement.verdict = verdict(found_before, found, skipped);
   const cuda::DeviceRun here = run(driver);
   with_torchs_memory(here.capturing, [&] { driver.measure(grads_, here, measurement); });

@@ -3,13 +3,13 @@
 
 #include <pybind11/pybind11.h>
 
-#include <deque>
 #include <functional>
 #include <memory>
 #include <vector>
 
 #include "cuda/norm.h"
-#include "python/tensor.h"
+#include "python/tensor_view.h"
+#include "python/torch.h"
 
 namespace fusedoptim::python {
 
@@ -47,12 +47,8 @@ class DeviceGrads {
   int device_ = kHost;  // until there is one
   py::list tensors_;
   std::vector<cuda::NormGrad> grads_;
-  std::deque<Layout> layouts_;
-  std::deque<std::vector<int64_t>> layout_numbers_;
+  LayoutStore layouts_;
 };
-
-// Whether it is a plain tensor on a CUDA device.
-bool lies_on_cuda(py::handle tensor);
 
 // The address of the float64 numbers of a tensor.
 const double* address_of(py::handle scratch);

@@ -1,6 +1,6 @@
 #include "python/dtensor.h"
 
-#include "python/tensor.h"
+#include "python/torch.h"
 
 namespace fusedoptim::python {
 namespace {
@@ -59,17 +59,17 @@ bool DTensor::open(py::handle tensor) {
   return Torch::get().is_plain(local_.ptr());
 }
 
-bool DTensor::is_cut_as(const DTensor& other) const {
+bool DTensor::same_sharding(const DTensor& other) const {
   if (spec_.is(other.spec_)) return true;
   const Names& names = Names::get();
   const auto same = [&](const py::object& name) { return equal(spec_.attr(name), other.spec_.attr(name)); };
   if (!same(names.placements) || !same(names.mesh)) return false;
-  // The order in which mesh dimensions cut the same tensor dimension.
+  // The order in which mesh dimensions shard the same tensor dimension.
   return equal(py::getattr(spec_, names.shard_order, py::none()),
                py::getattr(other.spec_, names.shard_order, py::none()));
 }
 
-bool DTensor::is_sum() const {
+bool DTensor::is_partial() const {
   static LateType shard("torch.distributed.tensor", "Shard"), replicate("torch.distributed.tensor", "Replicate");
   for (const py::handle placement : spec_.attr(Names::get().placements)) {
     if (shard.is_of(placement) || replicate.is_of(placement)) continue;

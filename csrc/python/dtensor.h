@@ -1,4 +1,4 @@
-// DTensors (torch.distributed.tensor): tensors cut over several processes, each of which holds a plain tensor.
+// DTensors (torch.distributed.tensor): tensors sharded over several processes, each of which holds a plain tensor.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -13,8 +13,8 @@ class DTensor {
   bool open(py::handle tensor);
 
   const py::object& local() const { return local_; }  // what this process holds of it
-  bool is_cut_as(const DTensor& other) const;         // so that equal elements lie in equal places
-  bool is_sum() const;                                // with a Partial placement: the elements are parts of sums
+  bool same_sharding(const DTensor& other) const;     // so that equal elements lie in equal places
+  bool is_partial() const;                            // with a Partial placement: the elements are parts of sums
 
  private:
   py::object local_, spec_;

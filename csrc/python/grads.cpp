@@ -2,10 +2,11 @@
 
 #include <stdexcept>
 
+#include "core/nan.h"
 #include "core/sum.h"
-#include "python/anatomy.h"
-#include "python/checks.h"
-#include "python/rules.h"
+#include "python/refusals.h"
+#include "python/tensor_layout.h"
+#include "python/torch.h"
 
 namespace fusedoptim::python {
 
@@ -25,52 +26,31 @@ Grads::Grads(py::iterable lists) {
   const NoCollection no_collection;
   grads_.reserve(found_.size());
   for (Found& found : found_) {
-    found.is_plain = torch.is_plain(found.grad.ptr()) && view(found.grad);
+    found.is_plain = add(found.grad);
     found.version = version_of(found.grad);
     found.memory = memory_of(found.grad);
   }
 }
 
 int64_t Grads::version_of(py::handle grad) {
-  const Anatomy* const anatomy = Anatomy::get();
-  return anatomy != nullptr && Torch::get().is_plain(grad.ptr()) ? anatomy->version(anatomy->body(grad.ptr()))
-                                                                 : Torch::get().version(grad);
+  const TensorLayout* const layout = TensorLayout::get();
+  return layout != nullptr && Torch::get().is_plain(grad.ptr()) ? layout->version(layout->impl(grad.ptr()))
+                                                                : Torch::get().version(grad);
 }
 
 const void* Grads::memory_of(py::handle grad) {
   if (!Torch::get().is_plain(grad.ptr())) return nullptr;
-  const Anatomy* const anatomy = Anatomy::get();
-  if (anatomy != nullptr) return anatomy->data(anatomy->body(grad.ptr()), 8);
-  View view;
-  return Torch::get().view(grad.ptr(), view) ? view.data : nullptr;
+  const TensorLayout* const layout = TensorLayout::get();
+  if (layout != nullptr) return layout->data(layout->impl(grad.ptr()), 8);
+  TensorView view;
+  return view.read(grad.ptr()) ? view.data : nullptr;
 }
 
-bool Grads::view(py::handle grad) {
-  const Anatomy* const anatomy = Anatomy::get();
-  DType dtype;
-  if (anatomy != nullptr) {
-    const Body body = anatomy->body(grad.ptr());
-    if (anatomy->is_ordinary(body) && anatomy->dtype(body, dtype) && anatomy->is_row_major(body)) {
-      const int64_t size = int64_t(size_of(dtype)), count = anatomy->count(body);
-      char* const data = anatomy->data(body, size);
-      if (data == nullptr && count > 0) return false;
-      grads_.push_back({data, count, dtype, nullptr});
-      if (count > 0) extents_.add(data, data + count * size, true);
-      return true;
-    }
-  }
-  View view;
-  if (!Torch::get().view(grad.ptr(), view) || view.device.type != dlpack::kCpu || !dtype_of(view, dtype) ||
-      is_negated(grad) || (!view.row_major && !view.disjoint()))
-    return false;
-  const Layout* layout = nullptr;
-  if (!view.row_major) {
-    std::vector<int64_t>& numbers = layout_numbers_.emplace_back(view.sizes, view.sizes + view.ndim);
-    numbers.insert(numbers.end(), view.strides, view.strides + view.ndim);
-    layout = &layouts_.emplace_back(Layout{view.ndim, numbers.data(), numbers.data() + view.ndim});
-  }
-  grads_.push_back({view.data, view.count, dtype, layout});
-  if (view.count > 0) extents_.add(view.data, view.end, true);
+bool Grads::add(py::handle grad) {
+  TensorView view;
+  if (!read_gradient(grad, view) || !view.is_on_cpu()) return false;
+  grads_.push_back({view.data, view.count, *view.dtype, layouts_.add_unless_row_major(view)});
+  if (view.count > 0) ranges_.add(view.data, view.end, true);
   return true;
 }
 
@@ -113,10 +93,10 @@ double Grads::unscale(double grad_scale, int threads, const cpu::InstructionSet&
   if (grads_.size() != found_.size()) throw std::logic_error("not all gradients are plain memory of the CPU");
   std::vector<double> sums(grads_.size());
   const py::list grads = written();
-  const bool are_shared = extents_.are_shared(true);
+  const bool are_shared = ranges_.overlap(true);
   {
     const py::gil_scoped_release released;
-    cpu::unscale(grads_, usual_if_nan(grad_scale), are_shared ? 1 : threads, set, sums.data());
+    cpu::unscale(grads_, canonicalize_nan(grad_scale), are_shared ? 1 : threads, set, sums.data());
     // What was summed may have been divided again, as a part of another.
     if (are_shared) cpu::sum_squares(grads_, nullptr, threads, set, sums.data());
     beginnings_.resize(grads_.size());
@@ -137,10 +117,10 @@ py::list Grads::written() const {
 
 void Grads::scale(double factor, int threads, const cpu::InstructionSet& set) {
   const py::list grads = written();
-  const bool are_shared = extents_.are_shared(true);  // then one after the other, as a loop over them would
+  const bool are_shared = ranges_.overlap(true);  // then one after the other, as a loop over them would
   {
     const py::gil_scoped_release released;
-    cpu::scale(grads_, usual_if_nan(factor), are_shared ? 1 : threads, set);
+    cpu::scale(grads_, canonicalize_nan(factor), are_shared ? 1 : threads, set);
   }
   Torch::get().bump_versions(grads);
 }
@@ -156,7 +136,7 @@ bool Grads::are_as_found(const cpu::InstructionSet& set) const {
   const NoCollection no_collection;
   Grads now;
   for (size_t i = 0; i < grads_.size(); ++i) {  // the memory of a gradient may be another by now
-    if (!now.view(found_[i].grad)) return false;
+    if (!now.add(found_[i].grad)) return false;
     const cpu::Grad &grad = now.grads_.back(), &before = grads_[i];
     if (grad.data != before.data || grad.count != before.count || grad.dtype != before.dtype) return false;
   }

@@ -3,12 +3,11 @@
 
 #include <pybind11/pybind11.h>
 
-#include <deque>
 #include <vector>
 
 #include "cpu/grads.h"
-#include "python/extents.h"
-#include "python/tensor.h"
+#include "python/memory_ranges.h"
+#include "python/tensor_view.h"
 
 namespace fusedoptim::python {
 
@@ -48,17 +47,16 @@ class Grads {
     const void* memory;
     bool is_plain;  // else one of the others
   };
-  bool view(py::handle grad);  // adds it to grads_, or returns false
+  bool add(py::handle grad);  // to grads_, or returns false
   static int64_t version_of(py::handle grad);
   static const void* memory_of(py::handle grad);  // what differs where a plain tensor got other memory
   py::list written() const;                       // those that are written here: all but the others
 
   std::vector<Found> found_;
   std::vector<cpu::Grad> grads_;
-  std::deque<Layout> layouts_;
-  std::deque<std::vector<int64_t>> layout_numbers_;
+  LayoutStore layouts_;
   std::vector<double> beginnings_;  // the sums of their squares after unscale()
-  Extents extents_;
+  MemoryRanges ranges_;
 };
 
 }  // namespace fusedoptim::python

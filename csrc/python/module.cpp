@@ -1,12 +1,16 @@
 // The Python module fusedoptim._C.
 #include <pybind11/stl.h>
 
+#include <memory>
 #include <optional>
 
+#include "core/nan.h"
 #include "cuda/info.h"
 #include "python/device_grads.h"
+#include "python/general_path.h"
 #include "python/grads.h"
-#include "python/plan.h"
+#include "python/torch.h"
+#include "python/zero_grad.h"
 
 #if defined(_OPENMP)
 #include <omp.h>
@@ -16,8 +20,9 @@ namespace py = pybind11;
 using namespace pybind11::literals;
 using fusedoptim::cpu::InstructionSet;
 using fusedoptim::cpu::InstructionSets;
+using fusedoptim::python::GeneralPath;
 using fusedoptim::python::Grads;
-using fusedoptim::python::Plan;
+using fusedoptim::python::TorchParts;
 
 namespace {
 
@@ -41,23 +46,23 @@ T checked(py::handle value, const char* name, const char* type) {
 
 py::iterable as_groups(py::handle value) { return checked<py::iterable>(value, "groups", "a list of dicts"); }
 
-py::object gather(Plan& plan, py::handle groups, py::object state, py::object new_state, bool write_grads,
+py::object gather(GeneralPath& path, py::handle groups, py::object state, py::object new_state, bool write_grads,
                   const std::vector<double>& clips) {
-  return plan.gather(as_groups(groups), std::move(state), std::move(new_state), write_grads, clips);
+  return path.prepare(as_groups(groups), std::move(state), std::move(new_state), write_grads, clips);
 }
 
-py::object gather_limited(Plan& plan, py::handle groups, py::object state, py::object new_state, bool write_grads,
-                          std::vector<std::optional<double>> limits, py::handle norm, int device) {
+py::object gather_limited(GeneralPath& path, py::handle groups, py::object state, py::object new_state,
+                          bool write_grads, std::vector<std::optional<double>> limits, py::handle norm, int device) {
   const double* const at = fusedoptim::python::address_of(norm);
-  return plan.gather(as_groups(groups), std::move(state), std::move(new_state), write_grads, {},
-                     {at, device, std::move(limits)});
+  return path.prepare(as_groups(groups), std::move(state), std::move(new_state), write_grads, {},
+                      {at, device, std::move(limits)});
 }
 
-bool commit(Plan& plan, py::handle state, py::handle set, int threads, bool zero_grad, py::object grad_scale,
+bool commit(GeneralPath& path, py::handle state, py::handle set, int threads, bool zero_grad, py::object grad_scale,
             py::object found_inf, py::object drop_grads_of) {
   if (!py::isinstance<InstructionSet>(set)) throw py::type_error("instruction_set must be one of supported()");
-  return plan.commit(checked<py::dict>(state, "state", "a dict"), py::cast<const InstructionSet&>(set), threads,
-                     zero_grad, std::move(grad_scale), std::move(found_inf), std::move(drop_grads_of));
+  return path.apply(checked<py::dict>(state, "state", "a dict"), py::cast<const InstructionSet&>(set), threads,
+                    zero_grad, std::move(grad_scale), std::move(found_inf), std::move(drop_grads_of));
 }
 
 const InstructionSet* of_fast_steps = nullptr;  // the best that there is, unless another is set
@@ -72,21 +77,21 @@ const InstructionSet& chosen_set() {
   return *of_fast_steps;
 }
 
-bool fast_step(Plan& plan, py::handle optimizer, bool zero_grad, std::optional<double> grad_scale, bool drop_grads,
-               py::handle clips) {
+bool fast_step(GeneralPath& path, py::handle optimizer, bool zero_grad, std::optional<double> grad_scale,
+               bool drop_grads, py::handle clips) {
   const double* const scale = grad_scale ? &*grad_scale : nullptr;
-  if (clips.is_none()) return plan.fast_step(optimizer, chosen_set(), zero_grad, scale, drop_grads, nullptr, nullptr);
+  if (clips.is_none()) return path.fast_step(optimizer, chosen_set(), zero_grad, scale, drop_grads, nullptr, nullptr);
   const auto of_groups = py::cast<std::vector<double>>(clips);
-  return plan.fast_step(optimizer, chosen_set(), zero_grad, scale, drop_grads, &of_groups, nullptr);
+  return path.fast_step(optimizer, chosen_set(), zero_grad, scale, drop_grads, &of_groups, nullptr);
 }
 
 // None, or whether the step was skipped, the norm of what it has clipped or None, and the dtypes of that.
-py::object measuring_step(Plan& plan, py::handle optimizer, bool zero_grad, std::optional<double> grad_scale,
+py::object measuring_step(GeneralPath& path, py::handle optimizer, bool zero_grad, std::optional<double> grad_scale,
                           bool drop_grads, bool skip_nonfinite) {
-  Plan::Measured measured;
+  GeneralPath::Measured measured;
   measured.may_skip = skip_nonfinite;
   const double* const scale = grad_scale ? &*grad_scale : nullptr;
-  if (!plan.fast_step(optimizer, chosen_set(), zero_grad, scale, drop_grads, nullptr, &measured)) return py::none();
+  if (!path.fast_step(optimizer, chosen_set(), zero_grad, scale, drop_grads, nullptr, &measured)) return py::none();
   py::list dtypes;
   for (int i = 0; i < fusedoptim::kDTypes; ++i) {
     if (measured.dtypes[size_t(i)]) dtypes.append(fusedoptim::torch_name(fusedoptim::DType(i)));
@@ -97,19 +102,19 @@ py::object measuring_step(Plan& plan, py::handle optimizer, bool zero_grad, std:
 
 double sum_squares(const Grads& grads, const std::vector<double>& of_others, std::optional<double> grad_scale,
                    int threads) {
-  if (grad_scale) grad_scale = fusedoptim::python::usual_if_nan(*grad_scale);
+  if (grad_scale) grad_scale = fusedoptim::canonicalize_nan(*grad_scale);
   return grads.sum_squares(of_others, grad_scale ? &*grad_scale : nullptr, threads, chosen_set());
 }
 
-bool zero_grads(Plan& plan, py::handle groups, int threads, bool even_if_watched) {
-  return plan.zero_grads(as_groups(groups), threads, even_if_watched);
+bool zero_grads(GeneralPath& path, py::handle groups, int threads, bool even_if_watched) {
+  return path.zero_grads(as_groups(groups), threads, even_if_watched);
 }
 
-py::list explain(Plan& plan, py::handle groups, py::object state, py::object new_state) {
-  return plan.explain(as_groups(groups), std::move(state), std::move(new_state));
+py::list explain(GeneralPath& path, py::handle groups, py::object state, py::object new_state) {
+  return path.explain(as_groups(groups), std::move(state), std::move(new_state));
 }
 
-void drop_grads(py::handle groups) { fusedoptim::python::drop_grads(as_groups(groups)); }
+void drop_grads(py::handle groups) { fusedoptim::python::set_grads_to_none(as_groups(groups)); }
 
 }  // namespace
 
@@ -137,23 +142,27 @@ PYBIND11_MODULE(_C, m) {
       "supported", [] { return as_list(fusedoptim::cpu::supported()); }, py::return_value_policy::reference,
       "Those of them that this processor runs, best first.");
 
-  py::class_<Plan>(m, "Plan")
-      .def(py::init<const std::string&, py::iterable, py::iterable, py::object, py::object>(), "rule"_a,
-           "torch_parts"_a = py::tuple(), "mode_checks"_a = py::tuple(), "forward_ad"_a = py::dict(),
+  py::class_<GeneralPath>(m, "Plan")
+      .def(py::init([](const std::string& rule, py::iterable methods, py::iterable mode_checks, py::object forward_ad,
+                       py::object watch_operations) {
+             return std::make_unique<GeneralPath>(rule, TorchParts(std::move(methods), std::move(mode_checks),
+                                                                   std::move(forward_ad), std::move(watch_operations)));
+           }),
+           "rule"_a, "torch_parts"_a = py::tuple(), "mode_checks"_a = py::tuple(), "forward_ad"_a = py::dict(),
            "watch_operations"_a = py::none())
       .def("fast_step", fast_step, "optimizer"_a, "zero_grad"_a, "grad_scale"_a, "drop_grads"_a, "clips"_a)
       .def("measuring_step", measuring_step, "optimizer"_a, "zero_grad"_a, "grad_scale"_a, "drop_grads"_a,
            "skip_nonfinite"_a)
-      .def("is_ours", py::overload_cast<py::handle>(&Plan::is_ours, py::const_), "optimizer"_a)
+      .def("is_ours", &GeneralPath::is_ours, "optimizer"_a)
       .def("gather", gather, "groups"_a, "state"_a, "new_state"_a, "write_grads"_a, "clips"_a = std::vector<double>())
       .def("gather_limited", gather_limited, "groups"_a, "state"_a, "new_state"_a, "write_grads"_a, "limits"_a,
            "norm"_a, "device"_a)
       .def("commit", commit, "state"_a, "instruction_set"_a, "threads"_a, "zero_grad"_a, "grad_scale"_a, "found_inf"_a,
            "drop_grads_of"_a = py::none())
-      .def("is_skipped_by_host", &Plan::is_skipped_by_host)
+      .def("is_skipped_by_host", &GeneralPath::is_skipped_by_host)
       .def("explain", explain, "groups"_a, "state"_a, "new_state"_a)
       .def("zero_grads", zero_grads, "groups"_a, "threads"_a, "even_if_watched"_a = false)
-      .def("clear", &Plan::clear);
+      .def("clear", &GeneralPath::clear);
 
   py::class_<Grads>(m, "Grads")
       .def(py::init([](py::handle lists) { return Grads(checked<py::iterable>(lists, "lists", "lists of tensors")); }),
@@ -173,7 +182,7 @@ PYBIND11_MODULE(_C, m) {
 
   fusedoptim::python::define_device_grads(m);
   m.def(
-      "learn_layout", fusedoptim::python::Anatomy::learn,
+      "learn_layout", fusedoptim::python::TensorLayout::probe,
       "Learn where torch keeps the words of a tensor, for the fast path, in a thread that is in none of torch's modes; "
       "raises RuntimeError where this torch keeps them otherwise.");
   m.def("set_instruction_set", set_instruction_set, "instruction_set"_a, "Of the fast path, from now on.");
@@ -182,6 +191,6 @@ PYBIND11_MODULE(_C, m) {
   m.def("drop_grads", drop_grads, "groups"_a);
   m.def("lies_on_cuda", &fusedoptim::python::lies_on_cuda, "tensor"_a,
         "Whether it is a plain tensor on a CUDA device.");
-  m.def("is_on_cuda", &fusedoptim::python::is_on_cuda, "number"_a,
+  m.def("is_on_cuda", &fusedoptim::python::is_number_on_cuda, "number"_a,
         "Whether it is one number in a plain tensor on a CUDA device.");
 }

@@ -1,8 +1,10 @@
 #include <algorithm>
 
 #include "cpu/run.h"
-#include "python/checks.h"
-#include "python/plan.h"
+#include "python/general_path.h"
+#include "python/refusals.h"
+#include "python/torch.h"
+#include "python/zero_grad.h"
 
 namespace fusedoptim::python {
 namespace {
@@ -30,32 +32,30 @@ void for_each_grad(py::iterable groups, Visit visit) {
 
 }  // namespace
 
-void cut_off(py::handle grad) {
+void detach_grad(py::handle grad) {
   grad.attr("grad_fn").is_none() ? grad.attr("requires_grad_")(false) : grad.attr("detach_")();
 }
 
-void drop_grads(py::iterable groups) {
+void set_grads_to_none(py::iterable groups) {
   const Torch& torch = Torch::get();
-  const Anatomy* anatomy = Anatomy::get();
+  const TensorLayout* layout = TensorLayout::get();
   for_each_param(groups, [&](py::handle param) {
-    const bool has_grad = anatomy != nullptr && torch.is_plain(param.ptr())
-                              ? bool(anatomy->grad(anatomy->body(param.ptr())))
+    const bool has_grad = layout != nullptr && torch.is_plain(param.ptr())
+                              ? bool(layout->grad(layout->impl(param.ptr())))
                               : !torch.grad(param).is_none();
     if (has_grad) torch.clear_grad(param);
   });
 }
 
 bool zero(py::handle tensor, int threads) {
-  View view;
-  if (!Torch::get().is_plain(tensor.ptr()) || !Torch::get().view(tensor.ptr(), view) || !view.dense() ||
-      view.device.type != dlpack::kCpu || is_negated(tensor))
-    return false;
-  cpu::zero({{view.data, view.count * view.item_size()}}, threads);
+  TensorView view;
+  if (!read_dense(tensor, view) || !view.is_on_cpu()) return false;
+  cpu::zero({{view.data, view.count * view.item_size}}, threads);
   return true;
 }
 
-bool Plan::zero_grads(py::iterable groups, int threads, bool even_if_watched) {
-  if (!even_if_watched && is_watched()) return false;
+bool GeneralPath::zero_grads(py::iterable groups, int threads, bool even_if_watched) {
+  if (!even_if_watched && torch_parts_.is_watched()) return false;
   const Torch& torch = Torch::get();
   const Use use(*this);
   struct Grad {
@@ -66,26 +66,24 @@ bool Plan::zero_grads(py::iterable groups, int threads, bool even_if_watched) {
   for_each_grad(groups, [&](py::object grad) {
     DTensor whole;
     const bool plain = torch.is_plain(grad.ptr()), sharded = !plain && whole.open(grad);
-    if (!plain || torch.requires_grad(grad)) cut_off(grad);
+    if (!plain || torch.requires_grad(grad)) detach_grad(grad);
     grads.push_back({std::move(grad), sharded ? whole.local() : py::object()});
   });
   std::vector<cpu::Span> spans;
   std::vector<cuda::Span> device_spans;
   std::vector<cuda::DeviceRun> runs;
-  std::vector<Seen> seen;  // on devices
+  std::vector<PointerSnapshot> snapshots;  // on devices
   std::vector<py::object> others;
   py::list zeroed;
   for (const auto& [whole, shard] : grads) {
-    View view;
-    const py::handle local = shard ? shard : whole;
-    const bool flat =
-        torch.is_plain(local.ptr()) && torch.view(local.ptr(), view) && view.dense() && !is_negated(local);
-    if (flat && view.device.type == dlpack::kCpu) {
-      spans.push_back({view.data, view.count * view.item_size()});
-    } else if (flat && view.device.type == dlpack::kCuda && driver_.problem(view.device.index) == nullptr) {
+    TensorView view;
+    const bool flat = read_dense(shard ? shard : whole, view);
+    if (flat && view.is_on_cpu()) {
+      spans.push_back({view.data, view.count * view.item_size});
+    } else if (flat && view.is_on_cuda() && driver_.problem(view.device.index) == nullptr) {
       const int index = view.device.index;
-      device_spans.push_back({index, view.data, view.count * view.item_size()});
-      seen.emplace_back(view);
+      device_spans.push_back({index, view.data, view.count * view.item_size});
+      snapshots.emplace_back(view);
       const auto same = [index](const cuda::DeviceRun& run) { return run.device == index; };
       if (std::none_of(runs.begin(), runs.end(), same)) {
         runs.push_back({index, torch.current_stream(view.device)});
@@ -99,7 +97,8 @@ bool Plan::zero_grads(py::iterable groups, int threads, bool even_if_watched) {
   }
   if (spans.size() + device_spans.size() > 0) {
     if (!device_spans.empty()) with_torchs_memory(runs, [&] { driver_.prepare_zero(device_spans, runs); });
-    if (!std::all_of(seen.begin(), seen.end(), [](const Seen& each) { return each.is_still_there(); }))
+    const auto is_still_true = [](const PointerSnapshot& snapshot) { return snapshot.is_still_true(); };
+    if (!std::all_of(snapshots.begin(), snapshots.end(), is_still_true))
       throw std::runtime_error("the memory of a gradient was exchanged while it was being zeroed; nothing was written");
     const py::gil_scoped_release released;
     if (!device_spans.empty()) driver_.launch();

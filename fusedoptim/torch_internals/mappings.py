@@ -9,7 +9,7 @@ _METHODS = ("__getitem__", "__setitem__", "__len__", "get")  # which torch's ste
 
 
 def is_transparent(mapping: Any) -> bool:
-    """Whether a mapping is a dict that finds and takes entries as dict does, as ``csrc/python/tensor.cpp`` has it.
+    """Whether a mapping is a dict that finds and takes entries as dict does, as ``csrc/python/mappings.cpp`` has it.
 
     Any other may make its values when they are asked for, keep them elsewhere or change them with time, so it is asked
     through its own methods.

@@ -200,7 +200,8 @@ def cpu_driver() -> list[Object]:
     """The product's CPU driver, with the baseline kernels and without the choice among others."""
     flags = ("-O2", "-fno-math-errno", "-fno-trapping-math")
     kernels = Object(CSRC / "cpu" / "kernels.cpp", (*flags, "-DFUSEDOPTIM_ISA=baseline"))
-    others = [path for path in sorted((CSRC / "cpu").glob("*.cpp")) if path.stem not in ("kernels", "instruction_set")]
+    sources = sorted((CSRC / "cpu").rglob("*.cpp"))
+    others = [path for path in sources if path.stem not in ("kernels", "instruction_set")]
     return [kernels, *(Object(path, flags) for path in others)]
 
 

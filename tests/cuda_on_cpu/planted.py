@@ -173,9 +173,7 @@ FOUND_INF = [
 FOLDING = [
     Planted("step counts are floats", STEP, "read(row.step, row.step_is_double)", "read(row.step, false)", "should be"),
     Planted("options in order", STEP, "(options.bytes)[number.option]", "(options.bytes)[i]", "device numbers"),
-    Planted(
-        "folded once", STEP, "if (next != folded_step) folded", "if (folded_step != folded_step) folded", "should be"
-    ),
+    Planted("constants computed once", STEP, "if (next != rule_step)", "if (rule_step != rule_step)", "should be"),
     Planted(
         "as many counts as threads",
         STEP,
@@ -187,7 +185,7 @@ FOLDING = [
 
 ORDER = [
     Planted(
-        "no barrier ahead of folding",
+        "no barrier ahead of the constants",
         STEP,
         "      __syncthreads();  // nobody reads the rule of the last chunk any more\n",
         "",
@@ -195,10 +193,10 @@ ORDER = [
         sanitizer="thread",
     ),
     Planted(
-        "no barrier behind folding",
+        "no barrier behind the constants",
         STEP,
-        "folded_step = next;\n      }\n      __syncthreads();\n",
-        "folded_step = next;\n      }\n",
+        "rule_step = next;\n      }\n      __syncthreads();\n",
+        "rule_step = next;\n      }\n",
         "data race",
         sanitizer="thread",
     ),
@@ -281,7 +279,7 @@ ZEROING = [
     ),
 ]  # fmt: skip
 
-NORM = "cuda/norm.cu"
+NORM, CLIP = "cuda/norm.cu", "core/clip.h"
 MEASURING = [
     Planted(
         "lanes folded with their neighbours",
@@ -321,9 +319,9 @@ MEASURING = [
     Planted("NaN taken for finite", NORM, "norm <= DBL_MAX", "!(norm > DBL_MAX)", "found is"),
     Planted("the verdict of another forgotten", NORM, "before || !is_finite ? 1.0f", "!is_finite ? 1.0f", "found is"),
     Planted("skips counted that are another's", NORM, "&& !before && !is_finite", "&& !is_finite", "skipped is"),
-    Planted("a norm of NaN clips nothing", DEVICE, "coefficient > 1 ? 1.0 : coefficient",
+    Planted("a norm of NaN clips nothing", CLIP, "coefficient > 1 ? 1.0 : coefficient",
             "coefficient < 1 ? coefficient : 1.0", "clip"),
-    Planted("a limit far above the norm multiplies", DEVICE, "coefficient > 1 ? 1.0 : coefficient", "coefficient",
+    Planted("a limit far above the norm multiplies", CLIP, "coefficient > 1 ? 1.0 : coefficient", "coefficient",
             "should be"),
     Planted("written although nothing is to be clipped", NORM, "if (coefficient == 1) return;", "", "clip, grid"),
     Planted("last elements not clipped", NORM, "i < count; i += kThreads)", "i < packed; i += kThreads)",
@@ -372,7 +370,7 @@ END_TO_END = [
     _host("one launch for each tensor", BUCKETS, "return task.device == first->device &&",
           "return false && task.device == first->device &&", "test_400_tensors_are_one"),
     _host("groups that share what they must not", BUCKETS,
-          "std::memcmp(task.constants, first.constants, kMaxFoldBytes) == 0", "true", "test_one_launch_per_bucket"),
+          "std::memcmp(task.constants, first.constants, kMaxRuleBytes) == 0", "true", "test_one_launch_per_bucket"),
     _host("kernels of another dtype", RUN, "step_kernel(task.rule, task.variant, task.dtype)",
           "step_kernel(task.rule, task.variant, DType::f32)", "test_bits_of_the_host"),
     _host("found_inf not handed on", RUN, "step.found_inf = bucket.run->found_inf;", "", "test_found_inf"),
@@ -381,17 +379,18 @@ END_TO_END = [
     _host("a launch on the current device", RUN, "const CurrentDevice current(launch.device);", "", "test_two_devices"),
     _host("a launch that fails in silence", RUN, "if (code == cudaSuccess) continue;", "continue;",
           "test_a_failure_writes"),
-    _host("an option in the place of another", "python/gather.cpp", "int(option.place - first)", "0",
+    _host("an option in the place of another", "python/devices.cpp", "int(option.place - first)", "0",
           "test_learning_rate_on_the_device_and_steps_on_the_host"),
-    _host("a first step that is skipped on the device", "python/gather.cpp",
+    _host("a first step that is skipped on the device", "python/prepare_state.cpp",
           "if (variant != next_variant) skipped_by_host_ = true;", "", "test_overflow_in_the_first_step_of_momentum"),
-    _host("the host's number in place of the device's", "python/rules.cpp",
-          "if (may_stay && on_device_ != nullptr && is_on_cuda(value)) {", "if (false) {", "test_learning_rate_on"),
-    _host("steps counted before the launch", "python/commit.cpp", "if (!device_tasks_.empty()) driver_.launch();",
+    _host("the host's number in place of the device's", "python/group_reader.cpp",
+          "if (may_stay && on_device_ != nullptr && is_number_on_cuda(value)) {", "if (false) {",
+          "test_learning_rate_on"),
+    _host("steps counted before the launch", "python/apply.cpp", "if (!device_tasks_.empty()) driver_.launch();",
           "*reinterpret_cast<float*>(rows_[0].step.at) += 1;\n    if (!device_tasks_.empty()) driver_.launch();",
           "test_a_failure_writes_nothing"),
-    _host("a capture whose steps nobody counts", "python/commit.cpp",
-          "!row.step.on_device && run->capturing", "false", "test_capture_of_steps_counted_on_the_host"),
+    _host("a capture whose steps nobody counts", "python/devices.cpp",
+          "row.step.is_on_host() && run->capturing", "false", "test_capture_of_steps_counted_on_the_host"),
 ]  # fmt: skip
 
 GRADS, HOST_OF_NORM = "python/device_grads.cpp", "cuda/norm.cpp"
@@ -404,10 +403,11 @@ NORM_TO_END = [
           "nullptr, memory_of<int64_t>(skipped)", "test_skipping", "norm_tests"),
     _host("quotients that torch's counts do not show", GRADS, "if (store) Torch::get().bump_versions(tensors_);", "",
           "test_unscale", "norm_tests"),
-    _host("float64 read as float32", GRADS, "dtype == DType::f64 ||", "", "test_others_are_measured", "norm_tests"),
+    _host("float64 read as float32", GRADS, " || view.dtype == DType::f64", "", "test_others_are_measured",
+          "norm_tests"),
     _host("gradients of two devices", GRADS, "view.device.index != device_ ||", "", "test_others_are_measured",
           "norm_tests"),
-    _host("shared memory clipped at once", GRADS, "return extents.are_shared(true);", "return false;",
+    _host("shared memory clipped at once", GRADS, "return ranges.overlap(true);", "return false;",
           "test_gradients_that_share_memory", "norm_tests"),
     _host("the norm of the first gradient", HOST_OF_NORM, "launch.row_count = int32_t(grads.size());",
           "launch.row_count = 1;", "test_a_step_that_clips", "norm_tests"),

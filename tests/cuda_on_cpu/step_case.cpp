@@ -95,7 +95,7 @@ Memory number(double value, bool is_double) {
 }
 
 struct alignas(16) Constants {
-  unsigned char bytes[fusedoptim::kMaxFoldBytes];
+  unsigned char bytes[fusedoptim::kMaxRuleBytes];
 };
 
 // ---- a launch and what is expected of it ---------------------------------------------------------------------------
@@ -248,16 +248,16 @@ class Check {
     launch.average_is_new = step_.average_is_new;
     launch.average_weight = kAverageWeights[step_.seed % 2];
     launch.zero_grad = step_.zero_grad;
-    launch.fold_on_device = on_device();
+    launch.computes_constants = on_device();
     // Only of rows without a step count on the device; nothing may read it elsewhere.
     launch.step = step_.fold == Fold::kOnDevice ? NAN : step_.rows[0].step + 1;
     if (on_device()) {
-      std::memcpy(launch.fold, launch_options_.bytes, rule_.option_bytes);
+      std::memcpy(launch.rule, launch_options_.bytes, rule_.option_bytes);
       for (const Number& number : numbers_) {
         launch.numbers[launch.number_count++] = {number.memory.data(), number.is_double, number.option};
       }
     } else {
-      rule_.fold(options_.bytes, step_.rows[0].step + 1, step_.dtype == DType::f64, launch.fold);
+      rule_.fold(options_.bytes, step_.rows[0].step + 1, step_.dtype == DType::f64, launch.rule);
     }
 
     run_grid({step_.grid, 1, 1}, {fusedoptim::cuda::kThreads, 1, 1}, [&] { kernel(launch); });

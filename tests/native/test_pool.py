@@ -17,10 +17,10 @@ ROOT = Path(__file__).parents[2]
 COMPILER = shutil.which("g++") or shutil.which("clang++")
 SANITIZERS = {"plain": "", "threads": "-fsanitize=thread", "memory": "-fsanitize=address,undefined"}
 SOURCES = {
-    "stress": ("helper", "pool", "processors"),
-    "sharing": ("helper", "pool", "processors", "team", "run"),
+    "stress": ("pool/worker", "pool/worker_pool", "pool/processors"),
+    "sharing": ("pool/worker", "pool/worker_pool", "pool/processors", "pool/parallel_for", "run"),
 }
-WITHDRAWAL = "at_hand_.compare_exchange_strong(offered, 0)"
+CANCELLING = "job_.compare_exchange_strong(submitted, 0)"
 
 
 def build(folder: Path, what: str, sanitizer: str = "", right: str = "", wrong: str = "") -> Path:
@@ -29,7 +29,7 @@ def build(folder: Path, what: str, sanitizer: str = "", right: str = "", wrong: 
     for name in SOURCES[what]:
         text = (ROOT / "csrc" / "cpu" / f"{name}.cpp").read_text()
         found += bool(right) and text.count(right)
-        sources.append(folder / f"{name}.cpp")
+        sources.append(folder / Path(f"{name}.cpp").name)
         sources[-1].write_text(text.replace(right, wrong) if right else text)
     assert found == bool(right), f"{found} places have {right}"
     program = folder / what
@@ -63,11 +63,11 @@ def test_stress(tmp_path: Path, kind: str) -> None:
 @pytest.mark.parametrize(
     ("right", "wrong"),
     [
-        (WITHDRAWAL, "at_hand_.store(0 * offered)"),
-        ("asked[member]->wait_for_end_of(job)", "asked[member]->wake()"),
+        (CANCELLING, "job_.store(0 * submitted)"),
+        ("workers[member]->wait_for_end_of(job)", "workers[member]->wake()"),
         ("std::fesetenv(&job.environment);", ""),
     ],
-    ids=["withdrawn though taken", "not waited for", "environment not carried"],
+    ids=["cancelled though taken", "not waited for", "environment not carried"],
 )
 def test_stress_notices_mistakes(tmp_path: Path, right: str, wrong: str) -> None:
     program = build(tmp_path, "stress", "", right, wrong)
@@ -76,7 +76,7 @@ def test_stress_notices_mistakes(tmp_path: Path, right: str, wrong: str) -> None
 
 @pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one processor has one thread")
-@pytest.mark.parametrize("threads", ["-fopenmp", "-fno-openmp"], ids=["OpenMP", "helpers"])
+@pytest.mark.parametrize("threads", ["-fopenmp", "-fno-openmp"], ids=["OpenMP", "workers"])
 def test_sharing(tmp_path: Path, threads: str) -> None:
     result = run(build(tmp_path, "sharing", threads))
     assert "all correct" in result.stdout, result.stdout + result.stderr

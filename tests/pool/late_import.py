@@ -27,7 +27,7 @@ def make(shapes: list[tuple[int, ...]]) -> list[Tensor]:
     return params
 
 
-def has_helper() -> bool:
+def has_worker() -> bool:
     """Whether this process has started a thread of ours."""
     names = (Path(f"/proc/self/task/{task}/comm").read_text() for task in os.listdir("/proc/self/task"))
     return "fusedoptim\n" in names
@@ -58,7 +58,7 @@ def child(params: dict[str, list[Tensor]], generations: int = 1) -> NoReturn:
         os._exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
     Path("/proc/self/comm").write_text(") S 1 1 1 1 1 0")  # it precedes the flags in /proc/self/stat
     digest = work(params)
-    assert has_helper() or len(os.sched_getaffinity(0)) == 1
+    assert has_worker() or len(os.sched_getaffinity(0)) == 1
     print(digest, flush=True)
     os._exit(0)
 

@@ -1,6 +1,6 @@
 // A step is cut into pieces that two threads share: with kernels that only note what they are given, each element must
 // be met exactly once, by more than one thread, in the caller's floating-point environment. With OpenMP the threads are
-// its own, without it our helpers. Prints "all correct", or what was wrong.
+// its own, without it our workers. Prints "all correct", or what was wrong.
 #include <atomic>
 #include <cfenv>
 #include <chrono>
@@ -11,7 +11,7 @@
 #include <thread>
 #include <vector>
 
-#include "cpu/parallel.h"
+#include "cpu/pool/parallel_for.h"
 #include "cpu/run.h"
 
 #if defined(_OPENMP)
@@ -42,10 +42,10 @@ void wait_until(Done done, const char* else_wrong) {
 std::mutex mutex;
 std::set<std::thread::id> workers;
 std::atomic<int> met{0};
-bool first = true;  // later steps may be left to helpers
+bool first = true;  // later steps may be left to workers
 
 // Notes each element, in place of its parameter, and waits until a second thread has come.
-void note(const void*, void* const* operands, int64_t begin, int64_t count, double) {
+void note(const void*, void* const* operands, int64_t begin, int64_t count, double, double) {
   if (std::fegetround() != FE_UPWARD) fail("another floating-point environment");
 #if defined(_OPENMP)
   if (first && omp_get_num_threads() != kThreads) fail("not in a region of OpenMP");

@@ -1,4 +1,4 @@
-// Many callers share the work of many small runs among the helpers, and fork in between: each piece must be done
+// Many callers share the work of many small runs among the workers, and fork in between: each piece must be done
 // exactly once before its run returns, in the caller's floating-point environment, by members that are in range and
 // differ. Prints "all correct", or what was wrong.
 #include <sys/wait.h>
@@ -12,10 +12,10 @@
 #include <thread>
 #include <vector>
 
-#include "cpu/pool.h"
+#include "cpu/pool/worker_pool.h"
 
 using fusedoptim::cpu::in_forked_child;
-using fusedoptim::cpu::run_with_helpers;
+using fusedoptim::cpu::run_on_workers;
 
 namespace {
 
@@ -50,7 +50,7 @@ void work(void* context, int member) {
   run.inside.fetch_sub(1);
 }
 
-int helped = 0;  // of the runs of the main thread, those in which a helper took part
+int shared = 0;  // of the runs of the main thread, those in which a worker took part
 
 void many_runs(unsigned seed, int count, bool counting) {
   std::mt19937 random(seed);
@@ -59,7 +59,7 @@ void many_runs(unsigned seed, int count, bool counting) {
     const bool few = random() % 4 == 0;  // and long ones: then somebody is in the middle of one at the end
     Run run(int(random() % (few ? 10 : 200)), 1 + int(random() % 9), modes[random() % 3], few ? 20000 : 50);
     std::fesetround(run.rounding);
-    run_with_helpers(run.threads, work, &run);
+    run_on_workers(run.threads, work, &run);
     run.over.store(true);
     if (run.inside.load() != 0) fail("returned before the end");
     for (int n : run.done) {
@@ -68,11 +68,11 @@ void many_runs(unsigned seed, int count, bool counting) {
     if (run.members[0].load() != 1) fail("the caller did not take part");
     for (int m = 1; m < run.threads && counting; ++m) {
       if (run.members[m].load() != 0) {
-        ++helped;
+        ++shared;
         break;
       }
     }
-    if (random() % 64 == 0) std::this_thread::sleep_for(std::chrono::microseconds(random() % 300));  // helpers sleep
+    if (random() % 64 == 0) std::this_thread::sleep_for(std::chrono::microseconds(random() % 300));  // workers sleep
   }
   std::fesetround(FE_TONEAREST);
 }
@@ -90,7 +90,7 @@ int main(int argc, char** argv) {
   const int count = argc > 1 ? std::atoi(argv[1]) : 2000, forks = argc > 2 ? std::atoi(argv[2]) : 20;
   if (in_forked_child()) fail("a program that was started anew takes itself for a fork");
   from_several_threads(1, count);
-  if (helped == 0) fail("no helper ever took part");
+  if (shared == 0) fail("no worker ever took part");
   for (int i = 0; i < forks; ++i) {
     const pid_t child = fork();
     if (child == 0) {

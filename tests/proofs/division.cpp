@@ -6,7 +6,8 @@
 // for all mantissas of a and of r. Without underflow and overflow exponents only shift everything, so let 1 <= a, r <
 // 2, a = A 2^-23, r = R 2^-23, and t = a / r in (1/2, 2).
 //
-// The same for a reciprocal that was refined from an estimate y0 within 2^-14 of 1 / r, relatively (csrc/cpu/pack.h):
+// The same for a reciprocal that was refined from an estimate y0 within 2^-14 of 1 / r, relatively
+// (csrc/cpu/simd/unrolled.h):
 //
 //   d = RN(1 - r y0);   y = RN(y0 + y0 RN(d + d d))
 //

@@ -1,11 +1,11 @@
-// Compares the quotients of csrc/cpu/pack.h on this machine, and the estimate that they begin with, with what the proof
-// in division.cpp takes for granted: the estimate within 2^-14 for every mantissa, and the quotients of vectors equal
-// to division, for operands of every kind and exponent, side by side with ordinary ones.
+// Compares the quotients of csrc/cpu/simd/unrolled.h on this machine, and the estimate that they begin with, with what
+// the proof in division.cpp takes for granted: the estimate within 2^-14 for every mantissa, and the quotients of
+// vectors equal to division, for operands of every kind and exponent, side by side with ordinary ones.
 //
 // On x86-64 compile with -mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512dq -mavx512vl
 #if defined(__AVX512F__)
 #define FUSEDOPTIM_ISA avx512
-#include "cpu/pack.h"
+#include "cpu/simd/unrolled.h"
 #endif
 
 #include <cstdint>
@@ -18,7 +18,7 @@
 
 #if defined(__AVX512F__)
 using namespace fusedoptim::avx512;
-using Two = Pack<float, 2, true>;
+using Two = Unrolled<float, 2, true>;
 
 static double largest_error() {
   double largest = 0;

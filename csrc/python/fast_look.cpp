@@ -1,0 +1,196 @@
+// The look of the fast path, at torch's own objects.
+#include <algorithm>
+
+#include "python/fast_path.h"
+#include "python/mappings.h"
+#include "python/tensor_view.h"
+#include "python/torch.h"
+
+namespace fusedoptim::python {
+namespace {
+
+constexpr size_t kRowsAhead = 8;
+
+// Whether the gradient of a plain parameter requires grad, as torch itself says of one that autograd has met: a view,
+// of a bucket of all gradients for one. `grad`: its object, if it has one yet.
+bool grad_requires_grad(PyObject* param, PyObject* grad) {
+  const Torch& torch = Torch::get();
+  if (torch.runs_function_modes()) return true;  // it would run Python code, which could exchange what was seen
+  if (grad != nullptr) return torch.requires_grad(grad);
+  const NoCollection no_collection;
+  return torch.requires_grad(torch.grad(param));
+}
+
+bool is_dense(TensorImplRef tensor) {
+  const TensorLayout& layout = *TensorLayout::get();
+  const int ndim = int(layout.ndim(tensor));
+  const int64_t *sizes = layout.sizes(tensor), *strides = layout.strides(tensor);
+  int64_t last = 0;
+  for (int d = 0; d < ndim; ++d) last += (sizes[d] - 1) * strides[d];
+  return layout.count(tensor) == last + 1 && are_disjoint(ndim, sizes, strides);
+}
+
+}  // namespace
+
+bool FastPath::look(PyObject* state, bool zero_grad) {
+  const Torch& torch = Torch::get();
+  const TensorLayout& layout = *TensorLayout::get();
+  fast_count_ = 0;
+  dict_cache_.begin();
+  size_t next_odd = 0;
+  std::vector<Position> found;
+  for (Group& group : groups_) {
+    if (group.all_general) continue;
+    group.fast_begin = fast_count_;
+    PyObject* const* items = PySequence_Fast_ITEMS(group.params.ptr());
+    const Py_ssize_t size = PyList_GET_SIZE(group.params.ptr());
+    for (Py_ssize_t i = 0; i < size; ++i) {
+      const Position position{group.index, i, items[i]};
+      if (!odd_.empty() && is_odd(position, next_odd)) continue;
+      fetch_ahead(fast_count_ + kRowsAhead);
+      if (!torch.is_plain(items[i])) {
+        found.push_back(position);
+        continue;
+      }
+      const TensorImplRef param = layout.impl(items[i]), grad = layout.grad(param);
+      if (!grad) continue;
+      if (fast_count_ == fast_rows_.size()) {
+        fast_rows_.emplace_back();
+        fast_tasks_.emplace_back();
+      }
+      Row& row = fast_rows_[fast_count_];
+      row.object = items[i];
+      row.param = param;
+      row.grad = grad;
+      if (look_at(group, row, fast_tasks_[fast_count_], state, zero_grad) == nullptr) {
+        ++fast_count_;
+      } else {
+        found.push_back(position);
+      }
+    }
+    group.fast_end = fast_count_;
+  }
+  if (found.empty()) return true;
+  odd_.insert(odd_.end(), found.begin(), found.end());
+  std::sort(odd_.begin(), odd_.end());
+  return false;
+}
+
+bool FastPath::is_odd(const Position& position, size_t& next) const {
+  while (next < odd_.size() && odd_[next] < position) ++next;
+  return next < odd_.size() && odd_[next] == position;
+}
+
+// What the last step read in a later row is probably what this one will: a hint, to which no harm can be.
+void FastPath::fetch_ahead(size_t row) const {
+  if (row >= fast_rows_.size()) return;
+  const TensorLayout& layout = *TensorLayout::get();
+  const Row& then = fast_rows_[row];
+  __builtin_prefetch(then.object);
+  layout.prefetch(then.param);
+  layout.prefetch(then.grad);
+  for (int k = 0; k <= kMaxStates; ++k) {
+    __builtin_prefetch(then.entries[k]);
+    layout.prefetch(then.impls[k]);
+  }
+}
+
+const char* FastPath::look_at(Group& group, Row& row, Task& task, PyObject* state, bool zero_grad) {
+  const Torch& torch = Torch::get();
+  const TensorLayout& layout = *TensorLayout::get();
+  DType dtype;
+  if (!layout.is_plain_strided(row.param)) return "it is not a plain strided CPU tensor of up to five dimensions";
+  if (!layout.is_plain_strided(row.grad))
+    return "its gradient is not a plain strided CPU tensor of up to five dimensions";
+  if (!layout.dtype(row.param, dtype)) return "its dtype is not float64, float32, bfloat16 or float16";
+  if (!layout.same_geometry(row.param, row.grad)) return "its gradient has another shape, dtype or strides";
+  if (PyObject* seen = layout.object(row.grad); seen != nullptr && !torch.is_plain(seen))
+    return "its gradient is a tensor subclass";
+  if (zero_grad && layout.may_require_grad(row.grad) && grad_requires_grad(row.object, layout.object(row.grad)))
+    return "autograd follows its gradient";
+  if (!layout.is_row_major(row.param) && !is_dense(row.param)) return "its elements do not fill one stretch of memory";
+
+  const int variant = rule_.variant(group.options, dtype, false), states = states_of(group, variant);
+  const int64_t count = layout.count(row.param), item_size = int64_t(size_of(dtype)), bytes = count * item_size;
+  task.rule = rule_.index;
+  task.variant = variant;
+  task.dtype = dtype;
+  task.operand_count = 2 + states;
+  task.count = count;
+  task.layout = nullptr;
+  task.factor = group.factor;
+  task.averages = group.averages;
+  task.average_weight = group.average_weight;
+  const auto add = [&](int k, TensorImplRef tensor) {
+    char* data = layout.data(tensor, item_size);
+    if (data == nullptr && bytes > 0) return false;
+    task.operands[k] = data;
+    ranges_.add(data, data + bytes, k == 1);
+    return true;
+  };
+  if (!add(0, row.param) || !add(1, row.grad)) return "its memory or its gradient's is not plainly there";
+  if (states > 0 || rule_.counts_steps) {
+    PyObject* own = dict_cache_.find(state, fast_count_, row.object);
+    if (own == nullptr) return "it has no state yet";
+    if (!is_known_dict(own)) return "its state is not a dict";
+    if (!find_named(own, group, states, row.entries)) return "its state is not complete";
+    for (int k = 0; k < states; ++k) {
+      if (!torch.is_plain(row.entries[k])) return "its state is not a plain tensor";
+      const TensorImplRef tensor = row.impls[k] = layout.impl(row.entries[k]);
+      if (!layout.is_plain_strided(tensor)) return "its state is not a plain strided CPU tensor";
+      if (!layout.same_geometry(row.param, tensor)) return "its state has another shape, dtype or strides";
+      if (!add(2 + k, tensor)) return "the memory of its state is not plainly there";
+    }
+    if (rule_.counts_steps) {
+      if (const char* reason = look_at_step_count(row.entries[states], row.impls[states], row.step)) return reason;
+    }
+  }
+  task.constants = constants_for(group, row.step.next, dtype);
+  return task.constants == nullptr ? "its options are too large for its arithmetic" : nullptr;
+}
+
+const char* FastPath::look_at_step_count(PyObject* object, TensorImplRef& tensor, StepCount& out) {
+  const TensorLayout& layout = *TensorLayout::get();
+  DType dtype;
+  if (!Torch::get().is_plain(object)) return "its step is not a plain tensor";
+  tensor = layout.impl(object);
+  if (!layout.is_plain_strided(tensor) || layout.count(tensor) != 1 || !layout.dtype(tensor, dtype) ||
+      (dtype != DType::f32 && dtype != DType::f64))
+    return "its step is not one float32 or float64 on the CPU";
+  const int64_t size = int64_t(size_of(dtype));
+  out.at = layout.data(tensor, size);
+  if (out.at == nullptr) return "the memory of its step is not plainly there";
+  out.is_double = dtype == DType::f64;
+  out.on_device = false;
+  ranges_.add(out.at, out.at + size, false);
+  out.read();
+  out.next = out.seen;
+  return out.next <= 0 ? "its step is negative" : nullptr;
+}
+
+void FastPath::forget_odd(PyObject* state, bool zero_grad) {
+  const TensorLayout& layout = *TensorLayout::get();
+  dict_cache_.begin();  // for new state has come
+  Row row;
+  Task task;
+  size_t next = 0;
+  const auto is_plain = [&](Group& group, PyObject* param) {
+    if (!Torch::get().is_plain(param)) return false;
+    row.object = param;
+    row.param = layout.impl(param);
+    row.grad = layout.grad(row.param);
+    return row.grad && look_at(group, row, task, state, zero_grad) == nullptr;
+  };
+  std::vector<Position> left;
+  for (const Position& position : odd_) {
+    while (next < groups_.size() && groups_[next].index < position.group) ++next;
+    const bool has_group = next < groups_.size() && groups_[next].index == position.group;
+    PyObject* const params = has_group ? groups_[next].params.ptr() : nullptr;
+    if (params == nullptr || position.index >= PyList_GET_SIZE(params)) continue;
+    PyObject* const param = PyList_GET_ITEM(params, position.index);
+    if (param == position.param && !is_plain(groups_[next], param)) left.push_back(position);
+  }
+  odd_.swap(left);
+}
+
+}  // namespace fusedoptim::python

@@ -1,0 +1,90 @@
+#include "python/step_base.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "core/nan.h"
+#include "python/torch.h"
+
+namespace fusedoptim::python {
+
+double clip_of(const std::vector<double>& clips, Py_ssize_t group) {
+  return size_t(group) < clips.size() ? canonicalize_nan(clips[size_t(group)]) : 1;
+}
+
+// Copied as bytes, for a tensor over foreign memory may begin anywhere.
+bool StepCount::read() {
+  const double before = seen;
+  double count = 0;
+  float narrow = 0;
+  is_double ? std::memcpy(&count, at, sizeof(double)) : std::memcpy(&narrow, at, sizeof(float));
+  seen = is_double ? count + 1 : double(narrow + 1);
+  return seen != before && (seen == seen || before == before);  // one NaN is as another
+}
+
+void StepCount::write() const {
+  if (!is_on_host()) return;
+  const float narrow = float(next);
+  is_double ? std::memcpy(at, &next, sizeof(double)) : std::memcpy(at, &narrow, sizeof(float));
+}
+
+StepBase::StepBase(const std::string& rule, TorchParts torch_parts)
+    : rule_(find_rule(rule)), torch_parts_(std::move(torch_parts)), average_name_(intern("ema")) {
+  for (int k = 0; k < rule_.max_states; ++k) names_.push_back(intern(rule_.states[k]));
+  if (rule_.counts_steps) names_.push_back(intern("step"));
+}
+
+void StepBase::forget() {
+  kept_.clear();
+  constants_.clear();
+  groups_.clear();
+  constants_group_ = nullptr;
+}
+
+PyObject* const* StepBase::names_of(Group& group, int states) const {
+  if (group.named != states) {
+    for (int k = 0; k < states; ++k) group.names[k] = names_[size_t(k)].ptr();
+    if (group.averages) group.names[states - 1] = average_name_.ptr();
+    if (rule_.counts_steps) group.names[states] = names_.back().ptr();
+    group.named = states;
+  }
+  return group.names;
+}
+
+// The dict is walked and not asked, since what compares its keys may be Python code.
+bool StepBase::find_named(PyObject* own, Group& group, int states, PyObject** entries) const {
+  const int wanted = states + (rule_.counts_steps ? 1 : 0);
+  PyObject* const* const names = names_of(group, states);
+  std::fill(entries, entries + wanted, nullptr);
+  int found = 0;
+  PyObject *key, *value;
+  for (Py_ssize_t at = 0; PyDict_Next(own, &at, &key, &value);) {
+    int k = 0;
+    while (k < wanted && key != names[k]) ++k;
+    if (k == wanted) {  // another name, or one that was read from a file
+      for (k = 0; k < wanted && !(PyUnicode_CheckExact(key) && PyUnicode_Compare(key, names[k]) == 0);) ++k;
+      if (k == wanted) continue;
+    }
+    entries[k] = value;
+    if (++found == wanted) return true;
+  }
+  return false;
+}
+
+const void* StepBase::constants_for(Group& group, double step, DType dtype) {
+  const bool wide = dtype == DType::f64;
+  if (constants_group_ != &group || constants_step_ != step || constants_are_double_ != wide) {
+    if (!group.on_device.empty() && !group.complete) {
+      group.complete = std::make_unique<Options>();
+      rule_.read(GroupReader(group.dict, group.index), *group.complete);
+    }
+    const Options& options = group.complete ? *group.complete : group.options;
+    constants_fit_ = rule_.make_constants(options, step, dtype, constants_.emplace_back());
+    constants_group_ = &group;
+    constants_step_ = step;
+    constants_are_double_ = wide;
+  }
+  return constants_fit_ ? constants_.back().bytes : nullptr;
+}
+
+}  // namespace fusedoptim::python

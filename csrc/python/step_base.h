@@ -1,0 +1,129 @@
+// What both paths of a step share: what was read of the groups, and the constants, names and step counts of parameters.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <deque>
+#include <memory>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include "core/task.h"
+#include "cpu/run.h"
+#include "python/group_reader.h"
+#include "python/memory_ranges.h"
+#include "python/rules.h"
+#include "python/torch_parts.h"
+
+namespace fusedoptim::python {
+
+// From so many elements a tensor on, the Python object of a gradient, which is what keeps it while other threads run,
+// costs nothing that counts; below, the whole step is too short to let others run.
+constexpr int64_t kElementsPerRelease = 4096;
+
+// A param group, as read for one step.
+struct Group {
+  py::object dict, params;
+  int index;
+  double factor = 1, average_weight = 0;
+  const double* norm = nullptr;  // on device `norm_device`, or null
+  double max_norm = 0;
+  int norm_device = kHost;
+  bool averages = false;
+  // What the fast path clips and skips by, and which of its rows are the group's.
+  std::optional<double> limit;
+  bool skips = false;
+  size_t fast_begin = 0, fast_end = 0;
+  int named = -1;  // so many of a parameter's own tensors are called as follows, borrowed
+  PyObject* names[kMaxOwned + 1];
+  bool strict, all_general = false;
+  Options options;
+  std::vector<OptionOnDevice> on_device;                        // what is missing in `options`
+  std::unique_ptr<Options> complete;                            // with those brought to the host, once needed there
+  std::vector<std::pair<int, const DeviceOptions*>> by_device;  // with those brought to one device
+};
+
+// What the gradients of a group are multiplied by, of one number for each group or none.
+double clip_of(const std::vector<double>& clips, Py_ssize_t group);
+
+// Where a parameter's step count lies, and what it becomes.
+struct StepCount {
+  char* at = nullptr;
+  bool is_double = false, on_device = false;
+  double seen = 1, next = 1;  // what it becomes by one step, and in this one, in which it may rise more than once
+
+  bool is_on_host() const { return at != nullptr && !on_device; }
+  bool read();         // whether it has changed
+  void write() const;  // where it is on the host
+};
+
+// One parameter of one group.
+struct Position {
+  int group;
+  Py_ssize_t index;
+  PyObject* param;  // only compared
+  auto all() const { return std::make_tuple(group, index, param); }
+  bool operator==(const Position& o) const { return all() == o.all(); }
+  bool operator<(const Position& o) const { return all() < o.all(); }
+};
+
+class StepBase {
+ public:
+  // Whether neither the optimizer nor a mode that is active asks for torch's own step.
+  bool is_ours(py::handle optimizer) const { return torch_parts_.are_unchanged(optimizer, Attributes(optimizer)); }
+
+ protected:
+  StepBase(const std::string& rule, TorchParts torch_parts);
+  ~StepBase() = default;
+
+  // One method at a time: Python code that a method runs, or another thread, must not find it half done.
+  class Use {
+   public:
+    explicit Use(StepBase& step) : in_use_(step.in_use_) {
+      if (in_use_) throw std::runtime_error("this plan is in use");
+      in_use_ = true;
+    }
+    ~Use() { in_use_ = false; }
+    Use(const Use&) = delete;
+
+   private:
+    bool& in_use_;
+  };
+
+  // All that was found for one step, since nothing that the user may change is remembered.
+  virtual void forget();
+
+  // What a parameter's own tensors are called, of which there are `states`, and its step: the average follows the
+  // rule's.
+  PyObject* const* names_of(Group& group, int states) const;
+  int states_of(const Group& group, int variant) const { return rule_.states_of(variant) + (group.averages ? 1 : 0); }
+  // Finds a parameter's own tensors in its state, a dict, and its step behind them; null where it has none. False
+  // unless all are there. Runs no Python code.
+  bool find_named(PyObject* own, Group& group, int states, PyObject** entries) const;
+
+  const void* constants_for(Group& group, double step, DType dtype);  // null if too large for the arithmetic
+
+  const RuleEntry& rule_;
+  const TorchParts torch_parts_;
+  std::vector<py::object> names_;  // of the states, and "step" behind them where the rule counts steps
+  py::object average_name_;
+
+  std::deque<Group> groups_;
+  std::vector<py::object> kept_;  // tensors that other threads may take out of the state, or of a DTensor, meanwhile
+  std::deque<Constants> constants_;
+  const Group* constants_group_ = nullptr;  // what the last of constants_ was made of
+  double constants_step_ = 0;
+  bool constants_are_double_ = false, constants_fit_ = true;
+
+  // What is kept between steps: a step that finds the same addresses finds the same answer.
+  MemoryRanges ranges_;
+  cpu::Schedule schedule_;
+  bool reverse_order_ = true;
+  bool in_use_ = false;
+};
+
+}  // namespace fusedoptim::python

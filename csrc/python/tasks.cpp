@@ -1,0 +1,88 @@
+// What was prepared of a parameter, as a task for the drivers.
+#include <algorithm>
+
+#include "python/general_path.h"
+#include "python/torch.h"
+
+namespace fusedoptim::python {
+namespace {
+
+// "lr=0.1, momentum=0.9"
+std::string numbers_of(const py::object& group) {
+  std::string text;
+  for (const auto& [name, value] : py::dict(group)) {
+    const bool is_number = PyFloat_Check(value.ptr()) || (PyLong_Check(value.ptr()) && !PyBool_Check(value.ptr()));
+    if (!is_number && !(Torch::get().is_plain(value.ptr()) && py::cast<int64_t>(value.attr("numel")()) == 1)) continue;
+    text += (text.empty() ? "" : ", ") + std::string(py::str(name)) + "=" +
+            std::string(py::str(is_number ? py::reinterpret_borrow<py::object>(value) : value.attr("item")()));
+  }
+  return text;
+}
+
+}  // namespace
+
+void GeneralPath::add_range(const TensorView& view, bool is_grad) {
+  if (view.count == 0) return;
+  ranges_.add(view.data, view.end, is_grad);
+  snapshots_.emplace_back(view);
+}
+
+void GeneralPath::add_task(PreparedParam& row, const Views& views, int variant, int operands) {
+  const TensorView& param = views[0];
+  Group& group = *row.group;
+  std::vector<Task>& tasks = row.on_device ? device_tasks_ : tasks_;
+  row.task = tasks.size();
+  Task& task = tasks.emplace_back();
+  task.rule = rule_.index;
+  task.variant = variant;
+  task.dtype = *param.dtype;
+  task.operand_count = operands;
+  task.count = param.count;
+  task.factor = group.factor;
+  task.norm = group.norm;
+  task.max_norm = group.max_norm;
+  task.averages = group.averages;
+  task.average_is_new = row.average_is_new;
+  task.average_weight = group.average_weight;
+  task.next_step = row.step.next;
+  if (row.on_device) task.device = param.device.index;
+  if (row.step.on_device) task.step = {row.step.at, row.step.is_double, 0};
+  if (row.step.on_device || (row.on_device && !group.on_device.empty())) {
+    task.device_options = options_on(group, row.param, task.device);
+  } else {
+    task.constants = checked_constants(group, row.step.next, task.dtype);
+  }
+  bool flat = param.dense();
+  for (int k = 0; k < operands; ++k) {
+    task.operands[k] = views[k].data;
+    flat = flat && views[k].same_strides(param);
+    add_range(views[k], k == 1);
+  }
+  if (!flat) task.layout = layouts_.add(views, operands);
+}
+
+const void* GeneralPath::checked_constants(Group& group, double step, DType dtype) {
+  const void* constants = constants_for(group, step, dtype);
+  if (constants != nullptr) return constants;
+  throw ParamError{PyExc_RuntimeError, "value cannot be converted to type float without overflow: parameter group " +
+                                           std::to_string(group.index) + " has " + numbers_of(group.dict) +
+                                           ", which give a number beyond float32, in which the arithmetic is,"};
+}
+
+// The step count of a parameter that is listed twice rises with each time.
+void GeneralPath::count_shared_steps() {
+  std::unordered_map<const char*, double> last;
+  for (size_t i = 0; i < rows_.size(); ++i) {
+    StepCount& step = rows_[i].step;
+    if (!step.is_on_host()) continue;
+    const auto [found, first] = last.try_emplace(step.at, step.next);
+    if (first) continue;
+    found->second += 1;
+    step.next = found->second = step.is_double ? found->second : double(float(found->second));
+    Task& task = (rows_[i].on_device ? device_tasks_ : tasks_)[rows_[i].task];
+    task.next_step = step.next;
+    if (task.device_options == nullptr) task.constants = checked_constants(*rows_[i].group, step.next, task.dtype);
+  }
+}
+
+}  // namespace fusedoptim::python
