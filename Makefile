@@ -54,20 +54,20 @@ test-ecosystem: $(TRAINERS_READY) $(BUILT) ## train under Lightning, transformer
 	@$(TRAINERS)/bin/python -m pytest tests/ecosystem $(ARGS)
 
 bench: $(BUILT) ## time whole training loops against torch.optim, with correctness beside every time
-	$(call say,'bench: $(RUN) benchmarks/train_loop.py $(ARGS)')
-	@$(RUN) benchmarks/train_loop.py $(ARGS)
+	$(call say,'bench: $(RUN) -m benchmarks.loop.run $(ARGS)')
+	@$(RUN) -m benchmarks.loop.run $(ARGS)
 
 bench-step: $(BUILT) ## time step() alone
-	$(call say,'bench-step: $(RUN) -m pytest benchmarks/bench_step.py $(ARGS)')
-	@$(RUN) -m pytest benchmarks/bench_step.py $(ARGS)
+	$(call say,'bench-step: $(RUN) -m pytest benchmarks/step/bench_step.py $(ARGS)')
+	@$(RUN) -m pytest benchmarks/step/bench_step.py $(ARGS)
 
 bench-peers: $(PEERS_READY) $(BUILT) ## time step() beside other optimizer packages that run on a CPU
-	$(call say,'bench-peers: $(PEERS)/bin/python benchmarks/peers.py $(ARGS)')
-	@$(PEERS)/bin/python benchmarks/peers.py $(ARGS)
+	$(call say,'bench-peers: $(PEERS)/bin/python -m benchmarks.peers.run $(ARGS)')
+	@$(PEERS)/bin/python -m benchmarks.peers.run $(ARGS)
 
 perf-gate: $(BUILT) ## count instructions under valgrind and read the kernels, against the figures kept; reads no clock
-	$(call say,'perf-gate: $(RUN) benchmarks/perf_gate.py $(ARGS)')
-	@$(RUN) benchmarks/perf_gate.py $(ARGS)
+	$(call say,'perf-gate: $(RUN) -m benchmarks.gate.run $(ARGS)')
+	@$(RUN) -m benchmarks.gate.run $(ARGS)
 
 lint: $(BUILT) ## check style, types and formatting, changing nothing
 	$(call say,'lint: ruff')

@@ -1,0 +1,177 @@
+"""Where the time of a small step goes: nanoseconds for each tensor, and for the call, part by part.
+
+`--into docs/design.md` writes the parts into that page, between the marks of the section "host costs".
+
+A part is the difference between two optimizers that differ in it alone, such as those with and without momentum. What
+a tensor costs is the slope between 100 and 400 of them, what the call costs is what remains; both are taken within a
+round, and the figures are medians over rounds. One thread; the tensors stay in the caches.
+"""
+
+import argparse
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.table import Table
+from torch import Tensor, nn
+
+import fusedoptim
+from benchmarks.publish.markdown import table, write_into
+from benchmarks.shared.measure import CpuClock, Spread, interleaved, time_call
+from benchmarks.shared.options import begin, make_parser
+from benchmarks.shared.report import machine_line, make_table, save_json, spread_text
+
+SECTION = "host costs"
+FEW, MANY = 100, 400
+REPEATS = 20
+Call = Callable[[], object]
+
+
+def parameters(count: int, elements: int, grads: bool = True) -> list[nn.Parameter]:
+    """Parameters of so many elements, with gradients or without."""
+    params = [nn.Parameter(torch.full((elements,), 0.5)) for _ in range(count)]
+    for p in params if grads else ():
+        p.grad = torch.full((elements,), 0.01)
+    return params
+
+
+def stepping(name: str, elements: int, grads: bool = True, zero_grad: str | None = None, **options: Any) -> Any:
+    """Makes, for a number of tensors, the step of an optimizer whose state is there."""
+
+    def make(count: int) -> Call:
+        optimizer = getattr(fusedoptim, name)(parameters(count, elements, grads), lr=1e-6, **options)
+        optimizer.step()
+        return partial(optimizer.step, zero_grad=zero_grad)
+
+    return make
+
+
+def clearing(kept: bool | None) -> Any:
+    """Makes `zero_grad` of gradients that live on elsewhere, or are freed with it; None: there are none."""
+
+    def make(count: int) -> tuple[Call, Call]:
+        params = parameters(count, 64)
+        optimizer = fusedoptim.SGD(params)
+        grads: list[Tensor | None] = [p.grad for p in params]
+
+        def give() -> None:
+            for p, grad in zip(params, grads, strict=True):
+                p.grad = None if kept is None else grad if kept else torch.empty(64)
+
+        return optimizer.zero_grad, give
+
+    return make
+
+
+CALLS: Mapping[str, Any] = {
+    "nothing has a gradient": stepping("SGD", 1, grads=False),
+    "SGD, 1 element": stepping("SGD", 1),
+    "SGD with momentum, 1 element": stepping("SGD", 1, momentum=0.9),
+    "Adam, 1 element": stepping("Adam", 1),
+    "Adam, 64 elements": stepping("Adam", 64),
+    "SGD, 64 elements": stepping("SGD", 64),
+    "SGD, 64 elements, zeroing": stepping("SGD", 64, zero_grad="to_zero"),  # no state, to decay to denormal numbers
+    "zero_grad, nothing there": clearing(None),
+    "zero_grad, gradients kept elsewhere": clearing(True),
+    "zero_grad, gradients freed": clearing(False),
+}
+PARTS: Sequence[tuple[str, str, str | None]] = (  # what, with it, without it
+    ("to pass a parameter by", "nothing has a gradient", None),
+    ("parameter and gradient: look, task, version; 1 element", "SGD, 1 element", "nothing has a gradient"),
+    ("state: look-up, one tensor; 1 element", "SGD with momentum, 1 element", "SGD, 1 element"),
+    ("a second tensor and the step count", "Adam, 1 element", "SGD with momentum, 1 element"),
+    ("63 elements more", "Adam, 64 elements", "Adam, 1 element"),
+    ("zeroing within the step", "SGD, 64 elements, zeroing", "SGD, 64 elements"),
+    ("zero_grad: to pass a parameter by", "zero_grad, nothing there", None),
+    ("zero_grad: to drop a gradient", "zero_grad, gradients kept elsewhere", "zero_grad, nothing there"),
+    ("zero_grad: that torch frees it", "zero_grad, gradients freed", "zero_grad, gradients kept elsewhere"),
+)
+FIXED = ("Adam, 64 elements", "zero_grad, nothing there")
+
+
+def time_one(made: Any, clock: CpuClock) -> float:
+    """Microseconds of a call; one that has something to do before each is timed alone each time."""
+    if not isinstance(made, tuple):
+        return time_call(made, clock, REPEATS)
+    call, before = made
+    times = []
+    for _ in range(REPEATS):
+        before()
+        times.append(time_call(call, clock))
+    return Spread.of(times).median
+
+
+def measure(rounds: int) -> dict[str, dict[str, list[float]]]:
+    """Nanoseconds for each tensor and for the call, one figure per round, of each entry of CALLS."""
+    clock = CpuClock()
+    made = {(name, count): make(count) for name, make in CALLS.items() for count in (FEW, MANY)}
+    times: dict[tuple[str, int], list[float]] = {key: [] for key in made}
+    for key in interleaved(list(made), rounds):
+        times[key].append(time_one(made[key], clock))
+    result: dict[str, dict[str, list[float]]] = {}
+    for name in CALLS:
+        pairs = list(zip(times[name, FEW], times[name, MANY], strict=True))
+        slopes = [1e3 * (many - few) / (MANY - FEW) for few, many in pairs]
+        fixed = [1e3 * few - FEW * slope for (few, _), slope in zip(pairs, slopes, strict=True)]
+        result[name] = {"tensor": slopes, "call": fixed, "all": [1e3 * many / MANY for _, many in pairs]}
+    return result
+
+
+def parts_of(measured: Mapping[str, Mapping[str, Sequence[float]]]) -> list[dict[str, Any]]:
+    """Each of PARTS with its nanoseconds a tensor."""
+    parts = []
+    for what, more, less in PARTS:
+        without = measured[less]["tensor"] if less else [0.0] * len(measured[more]["tensor"])
+        differences = [a - b for a, b in zip(measured[more]["tensor"], without, strict=True)]
+        parts.append({"part": what, "ns": asdict(Spread.of(differences))})
+    return parts
+
+
+def tables(record: Mapping[str, Any]) -> list[Table]:
+    """The parts, and the calls as a whole."""
+    parts = [(part["part"], f"{part['ns']['median']:.0f}") for part in record["parts"]]
+    calls = [
+        (name, *(spread_text(Spread(**figures[key])) for key in ("tensor", "call", "all")))
+        for name, figures in record["calls"].items()
+    ]
+    return [
+        make_table("parts", ("", "ns a tensor"), parts),
+        make_table(
+            f"calls; the last column with {MANY} tensors", ("", "ns a tensor", "ns a call", "ns / tensor"), calls
+        ),
+    ]
+
+
+def lines(record: Mapping[str, Any]) -> Iterator[str]:
+    """The parts and the fixed costs as Markdown."""
+    yield from table(
+        ["part", "ns a tensor"], [(part["part"], f"{part['ns']['median']:.0f}") for part in record["parts"]]
+    )
+    yield ""
+    calls = {name: record["calls"][name]["call"]["median"] for name in FIXED}
+    yield "A call costs, beside its tensors: " + ", ".join(f"{name} {ns:,.0f} ns" for name, ns in calls.items()) + "."
+    yield ""
+    yield f"{machine_line(record['machine'])}, {record['machine']['date'][:10]}"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measures, prints and keeps."""
+    parser = make_parser(__doc__)
+    parser.add_argument("--into", type=Path, help="a page to write to")
+    args: argparse.Namespace = parser.parse_args(arguments)
+    args.threads = args.threads or 1
+    console, machine = begin(args)
+    measured = measure(args.rounds or (5 if args.quick else 60))
+    calls = {name: {key: asdict(Spread.of(v)) for key, v in figures.items()} for name, figures in measured.items()}
+    record = {"machine": machine, "calls": calls, "parts": parts_of(measured)}
+    save_json(args.output / "host_costs.json", record)
+    console.print(*tables(record), sep="\n")
+    if args.into:
+        write_into(args.into, list(lines(record)), SECTION)
+
+
+if __name__ == "__main__":
+    main()
