@@ -1,7 +1,7 @@
 """What the gate on performance counts: steps and zero_grad on four shapes, and planted slowdowns.
 
-It runs under callgrind, in a process that `gate_counted.py` has set up, and on the machine's own processor as well as
-any other Python code does; only the client requests in `gate_client.cpp` then do nothing.
+It runs under callgrind, in a process that `counted.py` has set up, and on the machine's own processor as well as
+any other Python code does; only the client requests in `client.cpp` then do nothing.
 """
 
 import ctypes
@@ -17,6 +17,7 @@ from unittest.mock import patch
 import torch
 
 import fusedoptim
+from benchmarks.shared.measure import Call
 from benchmarks.shared.shapes import MODELS, Shape
 from benchmarks.shared.variants import OURS, VARIANTS
 from fusedoptim import native
@@ -59,7 +60,7 @@ class Setting:
         for p, g in zip(self.params, self.grads, strict=True):
             p.grad = g
 
-    def calls(self) -> dict[str, Callable[[], object]]:
+    def calls(self) -> dict[str, Call]:
         """What a training loop calls, by name."""
         step, zero_grad = self.optimizer.step, self.optimizer.zero_grad
         return {
@@ -73,21 +74,21 @@ class Setting:
 
 @dataclass(frozen=True)
 class Case:
-    """One call to count.
+    """One call to count."""
 
-    Attributes:
-        name: Model, rule, instruction set and call.
-        setting: What it is called on.
-        call: The key of `Setting.calls`.
-        instruction_set: The kernels in use.
-        planted: What makes it slower while it is counted.
-    """
-
-    name: str
-    setting: Setting
-    call: str
+    name: str  # model, rule, instruction set and call
+    setting: Setting  # what it is called on
+    call: str  # the key of `Setting.calls`
     instruction_set: str
-    planted: Callable[[], AbstractContextManager[Any]] = nullcontext
+    planted: Callable[[], AbstractContextManager[Any]] = nullcontext  # what makes it slower while it is counted
+
+    def run(self, times: int) -> Call:
+        """Makes the call several times, with gradients there, and returns it."""
+        call = self.setting.calls()[self.call]
+        for _ in range(times):
+            self.setting.write_grads()
+            call()
+        return call
 
 
 def plant_step(extra: Callable[[Any], object]) -> AbstractContextManager[Any]:
@@ -148,7 +149,7 @@ def count_all(client: Path, path: str) -> None:
     """Counts everything, each under the name of `path` and its own.
 
     Args:
-        client: `gate_client.cpp`, compiled.
+        client: `client.cpp`, compiled.
         path: "direct" or "ordinary": how this process takes its steps. Slowdowns are planted in the first.
     """
     direct_error = fusedoptim.build_info()["direct_error"]
@@ -163,16 +164,10 @@ def count_all(client: Path, path: str) -> None:
     for case in todo:
         native.set_instruction_set(case.instruction_set)
         with case.planted():
-            call = case.setting.calls()[case.call]
-            for _ in range(WARM_UP):
-                case.setting.write_grads()
-                call()
+            case.run(WARM_UP)
     library.start_instrumentation()
     for case in todo:
         native.set_instruction_set(case.instruction_set)
         with case.planted():
-            call = case.setting.calls()[case.call]
-            for _ in range(SETTLE):
-                case.setting.write_grads()
-                call()
+            call = case.run(SETTLE)
             library.count(case.setting.write_grads, call, CALLS, f"{path} {case.name}".encode())

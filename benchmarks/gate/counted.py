@@ -1,4 +1,4 @@
-"""The process that `gate_counts.py` runs under callgrind: it imports torch once, which there takes most of the time.
+"""The process that `counts.py` runs under callgrind: it imports torch once, which there takes most of the time.
 
 Each way of taking a step is chosen when the package is imported, so each has a child process of its own.
 """

@@ -12,23 +12,18 @@ from pathlib import Path
 
 from benchmarks.gate.cases import CALLS
 from benchmarks.shared.probe import compile_shared
+from benchmarks.shared.report import ROOT
 
-HERE = Path(__file__).parent
 OBJECT = re.compile(r"c?ob=\((\d+)\)(?: (.+))?")
 TIME_LIMIT = 600
 
 
 @dataclass(frozen=True)
 class Count:
-    """Instructions of one call.
+    """Instructions of one call."""
 
-    Attributes:
-        total: All of them, Python's and torch's included.
-        module: Those of our compiled module alone.
-    """
-
-    total: int
-    module: int
+    total: int  # all of them, Python's and torch's included
+    module: int  # those of our compiled module alone
 
 
 def why_not() -> str | None:
@@ -79,7 +74,7 @@ def count_of(costs: dict[str, int]) -> Count:
 
 
 def count_instructions() -> dict[str, Count]:
-    """Runs `gate_counted.py` under callgrind.
+    """Runs `counted.py` under callgrind.
 
     Returns:
         The counts by name: path, model, rule, instruction set and call.
@@ -90,7 +85,7 @@ def count_instructions() -> dict[str, Count]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         client = folder / "gate_client.so"
-        compile_shared(HERE / "client.cpp", client, ("-O1",), "the client of callgrind")
+        compile_shared(Path(__file__).with_name("client.cpp"), client, ("-O1",), "the client of callgrind")
         command = ["valgrind", "--quiet", "--tool=callgrind", "--instr-atstart=no", "--collect-atstart=no"]
         command += [
             f"--callgrind-out-file={folder}/out.%p",
@@ -101,15 +96,8 @@ def count_instructions() -> dict[str, Count]:
         ]
         kept = {key: value for key, value in os.environ.items() if not key.startswith("FUSEDOPTIM_")}
         fixed = {"PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(
-            command,
-            cwd=HERE.parent.parent,
-            env=kept | fixed,
-            capture_output=True,
-            text=True,
-            timeout=TIME_LIMIT,
-            check=False,
-        )
+        how = {"cwd": ROOT, "env": kept | fixed, "capture_output": True, "text": True, "timeout": TIME_LIMIT}
+        done = subprocess.run(command, check=False, **how)  # type: ignore[call-overload]
         if done.returncode:
             raise RuntimeError(f"counting failed:\n{done.stdout}{done.stderr}")
         counts = {}

@@ -38,17 +38,11 @@ def key() -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Figures:
-    """Everything that the gate measures.
+    """Everything that the gate measures."""
 
-    Attributes:
-        key: As `key` gives it.
-        counts: By name: path, model, rule, instruction set and call; None if they were left out.
-        loops: By name: instruction set, rule, storage type and variant.
-    """
-
-    key: Mapping[str, str]
-    counts: Mapping[str, Count] | None
-    loops: Mapping[str, Loop | None]
+    key: Mapping[str, str]  # as `key` gives it
+    counts: Mapping[str, Count] | None  # by path, model, rule, instruction set and call; None if they were left out
+    loops: Mapping[str, Loop | None]  # by instruction set, rule, storage type, variant, and whether it moves averages
 
     @classmethod
     def load(cls, path: Path = FIGURES) -> "Figures":

@@ -13,8 +13,8 @@ from pathlib import Path
 REGISTERS = {"avx512": "zmm", "avx2": "ymm", "baseline": "xmm"}
 FUNCTION = re.compile(r"^[0-9a-f]+ <(.*)>:$")
 KERNEL = re.compile(
-    r"fusedoptim::(\w+)::"
-    r"(?:Loop<fusedoptim::(\w+), (?:fusedoptim::)?(\w+), (\d+)>::run|(unscale|scale|average)<(?:fusedoptim::)?(\w+)>)\("
+    r"fusedoptim::(\w+)::(?:Loop<fusedoptim::(\w+), (?:fusedoptim::)?(\w+), (\d+), (true|false)>::run"
+    r"|(unscale|scale)<(?:fusedoptim::)?(\w+)>)\("
 )
 INSTRUCTION = re.compile(r"^ *([0-9a-f]+):\t((?:[0-9a-f]{2} )+) *\t(.*)$")
 RELOCATION = re.compile(r"^\t+([0-9a-f]+): (R_\w+)")
@@ -48,27 +48,25 @@ class Function:
 
 @dataclass(frozen=True)
 class Loop:
-    """What the loops of a kernel are made of that compute or fetch operands ahead; of several, the worst of each.
+    """What the loops of a kernel are made of that compute or fetch operands ahead; of several, the worst of each."""
 
-    Attributes:
-        instructions: How many there are in a turn, those of all branches.
-        packed: Which arithmetic is done on whole registers of the instruction set's width.
-        other: Arithmetic on scalars or on narrower registers.
-        stack: Vectors loaded from the stack or stored there.
-        calls: Calls.
-    """
-
-    instructions: int
-    packed: frozenset[str]
-    other: int
-    stack: int
+    instructions: int  # how many there are in a turn, those of all branches
+    packed: frozenset[str]  # which arithmetic is done on whole registers of the instruction set's width
+    other: int  # arithmetic on scalars or on narrower registers
+    stack: int  # vectors loaded from the stack or stored there
     calls: int
 
 
 def name_of(symbol: str) -> str | None:
-    """A kernel's name for a table, None for another function: "avx2 Adam float 0" is variant 0."""
+    """A kernel's name for a table, None for another function.
+
+    "avx2 Adam float 0" is variant 0, and "avx2 Adam float 0 average" the one that also moves averages.
+    """
     found = KERNEL.search(symbol)
-    return " ".join(part for part in found.groups() if part) if found and "[clone" not in symbol else None
+    if found is None or "[clone" in symbol:
+        return None
+    words = {"true": "average", "false": ""}
+    return " ".join(word for part in found.groups() if part and (word := words.get(part, part)))
 
 
 def disassemble(path: Path) -> dict[str, Function]:

@@ -1,8 +1,10 @@
-"""A gate on performance that does not flake: it reads no clock.
+"""Has a change made steps slower? A gate on performance that does not flake: it reads no clock.
 
 Under callgrind it counts the instructions of steps and of zero_grad; in the built kernels it reads which instructions
 their loops are made of. Both are compared with the figures in `perf_gate.json`. Then slowdowns that were planted in
 the same run must have been noticed. A change that is meant to cost more brings new figures with it: `--update`.
+
+Output: what rose, if anything, and tables; exit status 1 if something rose, or could not be measured.
 """
 
 import argparse
@@ -17,21 +19,9 @@ from benchmarks.gate.cases import PLANTED
 from benchmarks.gate.counts import Count, count_instructions, why_not
 from benchmarks.gate.figures import FIGURES, TOLERANCE, Figures, judge_counts, judge_loops, key, per_tensor_and_element
 from benchmarks.gate.kernels import REGISTERS, holds, measure_kernels, read_kernels
-from benchmarks.shared.report import make_console, make_table, number
+from benchmarks.shared.report import ROOT, Table, make_console, number
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 OBJECTS = ROOT / "build" / f"editable-{sys.implementation.cache_tag}" / "CMakeFiles"
-
-
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Reads the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--update", action="store_true", help=f"write what is measured to {FIGURES.name}")
-    parser.add_argument(
-        "--without-counts", action="store_true", help="read the kernels only: where there is no valgrind"
-    )
-    parser.add_argument("--objects", type=Path, default=OBJECTS, help="where the build has left kernels_*.dir")
-    return parser.parse_args(arguments)
 
 
 def planted_unnoticed(now: Figures, planted: Mapping[str, Count], console: Console) -> Iterator[str]:
@@ -66,7 +56,7 @@ def show(now: Figures, console: Console) -> None:
             steps = [now.counts[f"{path} {model} {rest}"] for model in ("4x64", "400x64", "resnet50", "gpt2")]
             rows.append((name, number(per_tensor), number(per_element), *(number(step.total) for step in steps)))
         columns = ("instructions", "per tensor", "per element", "4x64", "400x64", "resnet50 (cut)", "gpt2 (cut)")
-        console.print(make_table("instructions per call", columns, rows))
+        console.print(Table(columns, rows, "instructions per call").rich())
     rows = []
     for instruction_set, register in REGISTERS.items():
         loops = [loop for name, loop in now.loops.items() if loop and name.startswith(instruction_set)]
@@ -74,12 +64,27 @@ def show(now: Figures, console: Console) -> None:
             sum(values) for values in zip(*((1, p.other > 0, p.stack > 0, p.calls > 0) for p in loops), strict=True)
         ]
         rows.append((f"{instruction_set} ({register})", *map(str, sums)))
-    console.print(make_table("kernels", ("", "kernels", "not all packed", "vectors on the stack", "calls"), rows))
+    header = ("", "kernels", "not all packed", "vectors on the stack", "calls")
+    console.print(Table(header, rows, "kernels").rich())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the gate; the exit status is 1 if something rose, or could not be measured."""
-    args = parse(arguments)
+    try:
+        return gate(arguments)
+    except RuntimeError as error:
+        print(f"perf-gate: {error}", file=sys.stderr)
+        return 1
+
+
+def gate(arguments: Sequence[str] | None) -> int:
+    """The gate; raises RuntimeError where something cannot be measured."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--update", action="store_true", help=f"write what is measured to {FIGURES.name}")
+    text = "read the kernels only: where there is no valgrind"
+    parser.add_argument("--without-counts", action="store_true", help=text)
+    parser.add_argument("--objects", type=Path, default=OBJECTS, help="where the build has left kernels_*.dir")
+    args = parser.parse_args(arguments)
     console = make_console()
     if not args.without_counts and (missing := why_not()):
         console.print(f"perf-gate: nothing can be counted here: {missing}. --without-counts reads the kernels only.")
@@ -115,10 +120,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
         f"perf-gate: {'FAILED' if failures else 'passed'}: {len(now.loops)} kernels, {len(counts or ())} counts"
     )
     return int(bool(failures))
-
-
-if __name__ == "__main__":
-    try:
-        raise SystemExit(main())
-    except RuntimeError as error:
-        raise SystemExit(f"perf-gate: {error}") from None

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu.environment import ROOT
+from benchmarks import ROOT
 
 PIP = ("-m", "pip", "install", "--no-build-isolation", "--no-deps", "--editable", ".")
 SETUP = ("setup.py", "egg_info", "build_ext", "--inplace")  # what needs nothing but setuptools

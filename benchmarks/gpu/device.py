@@ -5,6 +5,9 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
+from benchmarks.shared.measure import Call
+
+Enter = Callable[[], AbstractContextManager[object]]
 SLEEP_CYCLES = 200_000_000  # about a tenth of a second: longer than any call of the host that does not wait
 
 
@@ -13,9 +16,6 @@ class Device:
 
     On the CPU a step is done when the call returns: there a graph is the call itself, every stream is the only one,
     and nothing can be waited for.
-
-    Args:
-        name: As torch takes it, such as "cuda:0".
     """
 
     def __init__(self, name: str) -> None:
@@ -27,22 +27,22 @@ class Device:
         if self.is_cuda:
             torch.cuda.synchronize(self.torch)
 
-    def capture(self, call: Callable[[], object]) -> Callable[[], object]:
+    def capture(self, call: Call) -> Call:
         """Captures `call`, which must have run before, as a CUDA graph; what is returned replays it."""
         if not self.is_cuda:
             return call
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             call()
-        replay: Callable[[], object] = graph.replay
+        replay: Call = graph.replay
         return replay
 
-    def streams(self, count: int) -> list[Callable[[], AbstractContextManager[object]]]:
+    def streams(self, count: int) -> list[Enter]:
         """New streams that wait for the work so far, each as a function whose context makes it the current one."""
         if not self.is_cuda:
             return [nullcontext] * count
 
-        def entering(stream: torch.cuda.Stream) -> Callable[[], AbstractContextManager[object]]:
+        def entering(stream: torch.cuda.Stream) -> Enter:
             return lambda: torch.cuda.stream(stream)
 
         made = [torch.cuda.Stream(self.torch) for _ in range(count)]  # type: ignore[no-untyped-call]

@@ -16,7 +16,7 @@ from typing import IO, Any
 
 import torch
 
-from benchmarks.gpu.environment import ROOT
+from benchmarks import ROOT
 
 Record = dict[str, Any]
 Calls = Mapping[str, Callable[[], dict[str, Any]]]
@@ -28,15 +28,10 @@ BROKEN = 3  # exit status: an error that outlives the call that made it, so anot
 
 @dataclass(frozen=True)
 class Part:
-    """One of the parts.
+    """One of the parts."""
 
-    Attributes:
-        share: Of the budget that may be spent when it ends.
-        least_s: Seconds without which it is not worth beginning.
-    """
-
-    share: float
-    least_s: float
+    share: float  # of the budget that may be spent when it ends
+    least_s: float  # seconds without which it is not worth beginning
 
 
 # Of eight minutes: a build of one architecture takes one to two; the rest of a share falls to the next part.
@@ -113,17 +108,7 @@ def run_units(calls: Calls, path: Path, until: float) -> int:
 def run_limited(
     command: Sequence[str], seconds: float, environment: Mapping[str, str], log: IO[str] | None = None
 ) -> int | None:
-    """Runs a command and all that it starts, for so long at most.
-
-    Args:
-        command: The program and its arguments.
-        seconds: After which it is ended.
-        environment: All its variables.
-        log: Where its output goes, if not to ours.
-
-    Returns:
-        The exit status, or None if its time was over.
-    """
+    """The exit status of a command, which writes into `log` if there is one; None if it is ended after so long."""
     to = {} if log is None else {"stdout": log, "stderr": subprocess.STDOUT}
     process = subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True, **to)  # type: ignore[call-overload]
     try:
@@ -164,11 +149,8 @@ def run_part(name: str, command: Sequence[str], output: Path, until: float) -> R
         # By default threads of a busy machine spin while they wait for one another, which the checks do a lot.
         environment = {"OMP_WAIT_POLICY": "passive", "KINETO_LOG_LEVEL": "99", **os.environ}
         status = run_limited(started, max(1.0, until - time.time()), environment)
-        why = (
-            "it did not end in time, and what followed was not begun"
-            if status is None
-            else f"its process ended with status {status}"
-        )
+        late = "it did not end in time, and what followed was not begun"
+        why = late if status is None else f"its process ended with status {status}"
         units = load(path)
         for unit in units.values():
             if unit["state"] == "running":

@@ -1,6 +1,4 @@
-"""Everything that only a GPU can show, in one command: builds for it, checks, sanitizes, times, and writes one JSON.
-
-    python benchmarks/gpu_check.py
+"""Does it work on a GPU, to the last bit, and how fast is it? All that only a GPU can show, in under eight minutes.
 
 Four parts, each in a process of its own, so that a kernel that faults or hangs costs no more than what it was in:
 
@@ -9,7 +7,8 @@ Four parts, each in a process of its own, so that a kernel that faults or hangs 
 * sanitize: compute-sanitizer's memcheck and racecheck on a short run;
 * time: steps, graphs and training loops beside torch's, and the bandwidth beside a copy's.
 
-The exit status is 1 if anything was wrong or failed, 2 without a CUDA device. A missed target of speed is no failure.
+Output: tables, `gpu.json`; exit status 1 if anything was wrong or failed, 2 without a CUDA device. A missed target of
+speed is no failure.
 """
 
 import argparse
@@ -27,16 +26,17 @@ from typing import Any
 
 import torch
 
+from benchmarks import ROOT
 from benchmarks.gpu.build import build, find_sanitizer
-from benchmarks.gpu.environment import ROOT, missing, stand_ins
+from benchmarks.gpu.device import Device
+from benchmarks.gpu.environment import from_tests, missing, stand_ins
 from benchmarks.gpu.parts import PARTS, Calls, Record, run_limited, run_part, run_units, save
 
 RESULT = ROOT / "benchmarks" / "results" / "gpu.json"
 QUICK_RESULT = ROOT / "build" / "bench" / "gpu.json"
 REHEARSED = ROOT / "build" / "gpu_rehearsal.json"
-COMMAND = (sys.executable, "-m", "benchmarks.gpu.run")
+COMMAND = (sys.executable, "-m", "benchmarks", "gpu")
 RESERVE_S = 8  # of the budget, for starting processes and printing
-SANITIZERS = ("memcheck", "racecheck")
 SANITIZER_S = 75
 CLEAN = {"memcheck": r"ERROR SUMMARY: 0 errors", "racecheck": r"RACECHECK SUMMARY: 0 hazards"}
 
@@ -44,15 +44,13 @@ CLEAN = {"memcheck": r"ERROR SUMMARY: 0 errors", "racecheck": r"RACECHECK SUMMAR
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--output", type=Path, help="the JSON (default: benchmarks/results/gpu.json, with --quick build/bench/gpu.json)"
-    )
+    text = "the JSON (default: benchmarks/results/gpu.json, with --quick build/bench/gpu.json)"
+    parser.add_argument("--output", type=Path, help=text)
     parser.add_argument("--quick", action="store_true", help="fewer cases and rounds: no figures to quote")
     parser.add_argument("--only", choices=PARTS, help="one part; it takes the build as it is")
     parser.add_argument("--minutes", type=float, default=8.0, help="for everything; what is left then is left out (8)")
-    parser.add_argument(
-        "--rehearse", action="store_true", help="take the CPU for the GPU, with small tensors: a test of this program"
-    )
+    text = "take the CPU for the GPU, with small tensors: a test of this program"
+    parser.add_argument("--rehearse", action="store_true", help=text)
     parser.add_argument("--short-run", action="store_true", help="a few checks in this process: for the sanitizers")
     parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)  # what a process of a part is told
     parser.add_argument("--until", type=float, default=float("inf"), help=argparse.SUPPRESS)
@@ -73,36 +71,29 @@ def build_calls(args: argparse.Namespace) -> Calls:
 def bits_calls(args: argparse.Namespace, short: bool = False) -> Calls:
     """The checks of bits; `short` for the sanitizers."""
     with stand_ins():
-        from benchmarks.gpu import bits as gpu_bits
-        from benchmarks.gpu import checks as gpu_checks
-        from benchmarks.gpu.device import Device
-
+        bits, checks = from_tests("on_device.bits"), from_tests("on_device.checks")
     is_small = args.rehearse or short
-    device = Device("cpu" if args.rehearse else "cuda:0")
-    settings = gpu_bits.Settings(
-        device, gpu_bits.SHORT_SIZES if is_small else gpu_bits.SIZES, quick=args.quick or is_small
-    )
-    checks = gpu_checks.SHORT_CHECKS if short else gpu_checks.CHECKS
+    sizes = bits.SHORT_SIZES if is_small else bits.SIZES
+    settings = bits.Settings(Device("cpu" if args.rehearse else "cuda:0"), sizes, quick=args.quick or is_small)
+    chosen = checks.SHORT_CHECKS if short else checks.CHECKS
 
     def checked(name: str) -> dict[str, Any]:
-        found = gpu_bits.run(checks[name](settings))
+        found = bits.run(chosen[name](settings))
         return {**found, "why": "; ".join(found["lines"][:3])}
 
-    return {name: partial(checked, name) for name in checks}
+    return {name: partial(checked, name) for name in chosen}
 
 
 def time_calls(args: argparse.Namespace) -> Calls:
     """The measurements."""
     with stand_ins():
-        from benchmarks.gpu import time as gpu_time
-        from benchmarks.gpu.device import Device
-
+        from benchmarks.gpu import time as times
     if args.rehearse:
-        return dict(gpu_time.units(gpu_time.rehearsal()))
-    plan = gpu_time.Plan(Device("cuda:0"))
+        return dict(times.units(times.rehearsal()))
+    plan = times.Plan(Device("cuda:0"))
     if args.quick:
         plan = dataclasses.replace(plan, rounds=5, loop_rounds=2, iterations=30)
-    return dict(gpu_time.units(plan))
+    return dict(times.units(plan))
 
 
 def sanitize(tool: str, args: argparse.Namespace) -> dict[str, Any]:
@@ -110,12 +101,12 @@ def sanitize(tool: str, args: argparse.Namespace) -> dict[str, Any]:
     program = find_sanitizer()
     if program is None:
         return {"passed": True, "state": "skipped", "why": "no compute-sanitizer on PATH or beside nvcc"}
-    command = [str(program), "--tool", tool, *COMMAND, "--short-run"]
+    command = [str(program), "--tool", tool, *COMMAND, "--short-run", *["--rehearse"] * args.rehearse]
     # Without torch's cache every tensor is an allocation of its own, whose ends the tool sees.
     environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     seconds = max(5.0, min(SANITIZER_S, args.until - time.time()))
     with tempfile.TemporaryFile("w+") as log:
-        status = run_limited([*command, *["--rehearse"] * args.rehearse], seconds, environment, log)
+        status = run_limited(command, seconds, environment, log)
         log.seek(0)
         if status is None:
             return {"passed": True, "state": "skipped", "why": f"{tool} had not finished after {seconds:.0f} s"}
@@ -143,7 +134,7 @@ def short_run(args: argparse.Namespace) -> int:
 def calls_of(args: argparse.Namespace) -> Calls:
     """What a part consists of."""
     if args.part == "sanitize":
-        return {tool: partial(sanitize, tool, args) for tool in SANITIZERS}
+        return {tool: partial(sanitize, tool, args) for tool in CLEAN}
     return {"build": build_calls, "bits": bits_calls, "time": time_calls}[args.part](args)
 
 
@@ -190,7 +181,7 @@ def check(args: argparse.Namespace) -> int:
             from benchmarks.shared.report import machine_line, make_console
     except Exception as error:  # the package is not there, for the build has failed; or rich is not
         save(args.output, record)
-        print(f"gpu_check: no tables: {type(error).__name__}: {error}")
+        print(f"gpu: no tables: {type(error).__name__}: {error}")
         return 1
     record["targets"] = [vars(target) for target in gpu_report.targets(record)]
     save(args.output, record)
@@ -205,17 +196,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs everything, or what a process of one part does."""
     args = parse(arguments)
     if not args.rehearse and not torch.cuda.is_available():
-        print(f"gpu_check: no CUDA device: torch {torch.__version__} sees none here", file=sys.stderr)
+        print(f"gpu: no CUDA device: torch {torch.__version__} sees none here", file=sys.stderr)
         return 2
-    sys.path.insert(0, str(ROOT))
     if args.short_run:
         return short_run(args)
     if args.part:
         return run_units(calls_of(args), args.output, args.until)
     if absent := missing():
-        print(f"gpu_check: not installed, and hardly needed: {', '.join(absent)}")
+        print(f"gpu: not installed, and hardly needed: {', '.join(absent)}")
     return check(args)
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

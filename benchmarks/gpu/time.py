@@ -6,78 +6,73 @@ share where the host is slower. The host's own time is that of calls which nobod
 launches; torch's for-loop fills it all the same, and then its time is the device's.
 """
 
-import argparse
 import gc
-import itertools
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
 from benchmarks.gpu.arena import APEX, NAMES, Copy, DeviceArena, has_apex, launches
 from benchmarks.gpu.device import Device
-from benchmarks.loop.run import Case as TrainingCase
-from benchmarks.shared.measure import Spread, clock_for, interleaved, ratio, time_call
+from benchmarks.shared.measure import Call, CpuClock, clock_for, interleaved, ratio, spread, time_call
 from benchmarks.shared.shapes import MODELS, Model
-from benchmarks.shared.variants import OURS, RULES, VARIANTS
+from benchmarks.shared.timed_training import TimedTraining
+from benchmarks.shared.variants import OURS, RULES
 
 COPY = "copy"
 WARM_UP = 3
 HOST_CALLS = 5  # in the queue at a time, whose launches it holds easily
 GRAPH_VARIANTS = ("torch-foreach", "torch-fused", OURS)
-LOOP_VARIANTS = ["torch-default", "torch-foreach", "torch-fused", OURS]
+LOOP_VARIANTS = ("torch-default", "torch-foreach", "torch-fused", OURS)
 LOOPS = (("tutorial", "adam"), ("bytes-gpt", "adam"), ("tutorial", "sgd"), ("bytes-gpt", "adamw"))
 # What the targets rest on comes first: the budget may not last for all.
 STEPS = (
     *(("gpt2", rule) for rule in ("adam", "sgd", "adamw")),
     *((model, rule) for rule in ("adam", "sgd", "adamw") for model in ("400x64", "resnet50", "tutorial-mlp")),
 )
+Unit = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How much is timed.
-
-    Attributes:
-        rounds: Of each measurement of a step.
-        loop_rounds: Of each training.
-        iterations: Of a timed training.
-        models: The shapes.
-        copied: Bytes of the copy that the bandwidth is compared with.
-    """
+    """How much is timed."""
 
     device: Device
-    rounds: int = 15
-    loop_rounds: int = 3
-    iterations: int = 100
-    models: Mapping[str, Model] | None = None
-    copied: int = 2**30
+    rounds: int = 15  # of each measurement of a step
+    loop_rounds: int = 3  # of each training
+    iterations: int = 100  # of a timed training
+    models: Mapping[str, Model] | None = None  # the shapes
+    copied: int = 2**30  # bytes of the copy that the bandwidth is compared with: far more than any cache holds
 
     def model(self, name: str) -> Model:
         """The shapes by name."""
         return (self.models or MODELS)[name]
 
 
-def host_time(call: Callable[[], object], device: Device) -> float:
+def host_time(call: Call, device: Device) -> float:
     """Microseconds until a call returns, the median of a few that nobody waits for."""
     device.synchronize()
-    marks = [time.perf_counter_ns()]
+    clock = CpuClock()
+    marks = [clock.mark()]
     for _ in range(HOST_CALLS):
         call()
-        marks.append(time.perf_counter_ns())
+        marks.append(clock.mark())
     device.synchronize()
-    return statistics.median((b - a) / 1e3 for a, b in itertools.pairwise(marks))
+    return statistics.median(clock.between(marks))
 
 
-def measure_step(plan: Plan, name: str, rule: str, variants: Sequence[str]) -> dict[str, Any]:
+def measure_step(plan: Plan, name: str, rule: str, variants: Sequence[str]) -> Unit:
     """All figures of one rule on the shapes of one model, as a JSON object; times in microseconds."""
     device, model, kind = plan.device, plan.model(name), RULES[rule]
-    arena, copy, clock = DeviceArena(model, rule, device), Copy(device, plan.copied), clock_for(device.torch)
+    arena, copy, clock = (
+        DeviceArena(model, rule, device=device.torch),
+        Copy(device, plan.copied),
+        clock_for(device.torch),
+    )
     verdicts = arena.check([variant for variant in variants if variant != APEX])
-    calls: dict[str, Callable[[], object]] = {variant: arena.step(variant) for variant in variants}
-    calls[COPY] = copy
+    calls: dict[str, Call] = {variant: arena.step(variant) for variant in variants} | {COPY: copy}
     times: dict[str, list[float]] = {variant: [] for variant in calls}
     host: dict[str, list[float]] = {variant: [] for variant in calls}
     for call in calls.values():
@@ -85,10 +80,9 @@ def measure_step(plan: Plan, name: str, rule: str, variants: Sequence[str]) -> d
             arena.write_grads()
             call()
     for variant in interleaved(list(calls), plan.rounds):
-        repeats = 1 if variant == COPY else model.repeats
         arena.write_grads()
         device.synchronize()
-        times[variant].append(time_call(calls[variant], clock, repeats))
+        times[variant].append(time_call(calls[variant], clock, 1 if variant == COPY else model.repeats))
         host[variant].append(host_time(calls[variant], device))
     moved = model.elements * kind.bytes_per_element
     figures: dict[str, Any] = {}
@@ -96,28 +90,26 @@ def measure_step(plan: Plan, name: str, rule: str, variants: Sequence[str]) -> d
         seen = launches(calls[variant], device)
         speed = [moved / us for us in times[variant]]
         figures[variant] = {
-            "time": asdict(Spread.of(times[variant])),
-            "host": asdict(Spread.of(host[variant])),
+            "time": spread(times[variant]),
+            "host": spread(host[variant]),
             "gb_per_s": statistics.median(speed) / 1e3,
-            "copy_share": asdict(ratio(speed, [copy.moved / us for us in times[COPY]])),
-            "ratio": asdict(ratio(times[variant], times[OURS])),
+            "copy_share": ratio(speed, [copy.moved / us for us in times[COPY]]),
+            "ratio": ratio(times[variant], times[OURS]),
             "launches": asdict(seen) if seen else None,
+            **(asdict(verdicts[variant]) if variant in verdicts else {}),
         }
-        if variant in verdicts:
-            figures[variant] |= {"correct": verdicts[variant].correct, "error": asdict(verdicts[variant].error)}
-    copied = {"time": asdict(Spread.of(times[COPY])), "gb_per_s": copy.moved / statistics.median(times[COPY]) / 1e3}
+    copied = {"time": spread(times[COPY]), "gb_per_s": copy.moved / statistics.median(times[COPY]) / 1e3}
     shape = {"model": name, "optimizer": rule, "tensors": len(model.shapes), "elements": model.elements, "bytes": moved}
     return {**shape, "copy": copied, "variants": figures, "passed": figures[OURS]["correct"]}
 
 
-def measure_graph(plan: Plan, name: str, rule: str) -> dict[str, Any]:
+def measure_graph(plan: Plan, name: str, rule: str) -> Unit:
     """Capturing a step as a graph, and replaying it; without a GPU a graph is the call itself."""
     device, clock = plan.device, clock_for(plan.device.torch)
-    arena = DeviceArena(plan.model(name), rule, device)
-    variants = GRAPH_VARIANTS if device.is_cuda else (OURS,)  # torch has none for the CPU
-    replays: dict[str, Callable[[], object]] = {}
+    arena = DeviceArena(plan.model(name), rule, device=device.torch)
+    replays: dict[str, Call] = {}
     captures = {}
-    for variant in variants:
+    for variant in GRAPH_VARIANTS if device.is_cuda else (OURS,):  # torch has none for the CPU
         step = arena.optimizer(variant, **({} if rule == "sgd" else {"capturable": True})).step
         for _ in range(WARM_UP):
             step()
@@ -125,56 +117,41 @@ def measure_graph(plan: Plan, name: str, rule: str) -> dict[str, Any]:
         begin = time.perf_counter_ns()
         replays[variant] = device.capture(step)
         captures[variant] = (time.perf_counter_ns() - begin) / 1e3
-    times: dict[str, list[float]] = {variant: [] for variant in variants}
-    for variant in interleaved(variants, plan.rounds):
+    times: dict[str, list[float]] = {variant: [] for variant in replays}
+    for variant in interleaved(list(replays), plan.rounds):
         device.synchronize()
         times[variant].append(time_call(replays[variant], clock, 10))
     figures = {
-        variant: {
-            "capture": captures[variant],
-            "replay": asdict(Spread.of(values)),
-            "ratio": asdict(ratio(values, times[OURS])),
-        }
+        variant: {"capture": captures[variant], "replay": spread(values), "ratio": ratio(values, times[OURS])}
         for variant, values in times.items()
     }
     return {"model": name, "optimizer": rule, "variants": figures, "passed": True}
 
 
-def measure_loop(plan: Plan, workload: str, rule: str) -> dict[str, Any]:
-    """Whole trainings, as `train_loop.py` measures and judges them."""
-    settings = argparse.Namespace(
-        device=plan.device.torch,
-        variants=LOOP_VARIANTS,
-        rounds=plan.loop_rounds,
-        iterations=plan.iterations,
-        zero_grad="separate",
-    )
-    result = TrainingCase(workload, rule, settings).run(lambda: None)
+def measure_loop(plan: Plan, workload: str, rule: str) -> Unit:
+    """Whole trainings, as `python -m benchmarks loop` measures and judges them."""
+    how = workload, rule, LOOP_VARIANTS, plan.loop_rounds, plan.iterations
+    result = TimedTraining(*how, device=plan.device.torch).run()
     return {**result, "passed": result["variants"][OURS]["correct"]}
 
 
-def units(plan: Plan) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
+def units(plan: Plan) -> Iterator[tuple[str, partial[Unit]]]:
     """Everything that is timed, the most important first, with its name."""
-    variants = [*(name for name in NAMES if name in VARIANTS), *([APEX] if plan.device.is_cuda and has_apex() else [])]
+    variants = [*NAMES, *([APEX] if plan.device.is_cuda and has_apex() else [])]
     if APEX not in variants:
         print("times: apex cannot be imported, so it is not compared with")
-    calls: dict[str, Callable[[], dict[str, Any]]] = {}
-    for model, rule in STEPS[:4]:
-        calls[f"step {model} {rule}"] = partial(measure_step, plan, model, rule, variants)
-    for workload, rule in LOOPS[:2]:
-        calls[f"loop {workload} {rule}"] = partial(measure_loop, plan, workload, rule)
-    for model, rule in (("400x64", "adam"), ("gpt2", "adam")):
-        calls[f"graph {model} {rule}"] = partial(measure_graph, plan, model, rule)
-    for model, rule in STEPS[4:]:
-        calls[f"step {model} {rule}"] = partial(measure_step, plan, model, rule, variants)
-    for workload, rule in LOOPS[2:]:
-        calls[f"loop {workload} {rule}"] = partial(measure_loop, plan, workload, rule)
 
-    def collected(call: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    def collected(measure: Any, *arguments: Any) -> Unit:
         gc.collect()  # the tensors of the measurement before
-        return call()
+        return measure(plan, *arguments)  # type: ignore[no-any-return]
 
-    yield from ((name, partial(collected, call)) for name, call in calls.items())
+    for steps, loops, graphs in ((STEPS[:4], LOOPS[:2], ("400x64", "gpt2")), (STEPS[4:], LOOPS[2:], ())):
+        for model, rule in steps:
+            yield f"step {model} {rule}", partial(collected, measure_step, model, rule, variants)
+        for workload, rule in loops:
+            yield f"loop {workload} {rule}", partial(collected, measure_loop, workload, rule)
+        for model in graphs:
+            yield f"graph {model} adam", partial(collected, measure_graph, model, "adam")
 
 
 def rehearsal() -> Plan:

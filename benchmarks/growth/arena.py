@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.shared.arena import CHECK_SCALES, LR, SharedTensors, StepVerdict, no_worse
-from benchmarks.shared.correctness import REFERENCE, YARDSTICKS, Error
+from benchmarks.shared.arena import CHECK_SCALES, LR, SharedTensors, StepVerdict
+from benchmarks.shared.correctness import Error, no_worse
 from benchmarks.shared.shapes import Model
-from benchmarks.shared.variants import OURS, RULES
+from benchmarks.shared.variants import OURS, REFERENCE, RULES, YARDSTICKS
 
 RULE = "adam"
 PERIOD = 1_048_573  # elements of the pattern, a prime
@@ -33,12 +33,9 @@ TEMPORARY = 8  # bytes per element that torch's for-loop allocates in a step: sq
 
 
 class Pattern:
-    """The values, each twice over so that a stretch of up to `PERIOD` elements can begin anywhere.
+    """Parameters, gradients, and the parameters after the steps of the check, in float64.
 
-    Attributes:
-        start: Parameters.
-        grads: Gradients.
-        exact: The parameters after the steps of the check, in float64.
+    Each stands there twice over, so that a stretch of up to `PERIOD` elements can begin anywhere.
     """
 
     def __init__(self) -> None:
@@ -139,10 +136,10 @@ def yardsticks() -> dict[str, Error]:
     return {name: arena.error(arena.optimizer(name)) for name in YARDSTICKS}
 
 
-def resident_memory() -> int | None:
-    """Bytes of memory that this process has, where the system tells."""
+def resident_memory() -> int:
+    """Bytes of memory that this process has; 0 where the system does not tell."""
     listing = Path("/proc/self/statm")
-    return int(listing.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if listing.exists() else None
+    return int(listing.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if listing.exists() else 0
 
 
 def bytes_per_tensor(count: int = 10_000) -> float:
@@ -154,8 +151,21 @@ def bytes_per_tensor(count: int = 10_000) -> float:
     arena = GrowthArena(many_tensors(count))
     optimizer = arena.optimizer(OURS)
     optimizer.step()
-    after = resident_memory()
-    return TENSOR * RESIDENT if before is None or after is None else (after - before) / count
+    return (resident_memory() - before) / count or TENSOR * RESIDENT
+
+
+def caches() -> dict[str, dict[str, Any]]:
+    """The first core's caches for data by level, where the system tells: their bytes, and whether cores share them."""
+    core = Path("/sys/devices/system/cpu/cpu0")
+    found = {}
+    for place in sorted(core.glob("cache/index*")):
+        kind, level, size, users = (
+            (place / name).read_text().strip() for name in ("type", "level", "size", "shared_cpu_list")
+        )
+        if kind != "Instruction" and size.endswith("K"):
+            shared = users not in ("0", (core / "topology/thread_siblings_list").read_text().strip())
+            found[f"L{level}"] = {"bytes": int(size[:-1]) * 1024, "shared": shared}
+    return found
 
 
 def one_tensor(elements: int) -> Model:

@@ -22,38 +22,33 @@ from typing import Any
 import numpy as np
 
 from benchmarks.growth.arena import RESIDENT
-from benchmarks.growth.time import time_of
 from benchmarks.shared.measure import Spread
-from benchmarks.shared.variants import OURS
-from benchmarks.step.run import LIMIT
+from benchmarks.shared.report import Record as Result
+from benchmarks.shared.variants import LIMIT, OURS
 
 CLOSE = 0.15
 PAYS = 1.1
 RATIOS = (50.0, 20.0, 10.0, 5.0, 2.0, 1.5, 1.2, 1.1)
 SHARES = (0.5, 0.8, 0.9)  # of the streaming limit in our time
 
-Result = Mapping[str, Any]
+
+def time_of(result: Result, name: str, threads: int | None = None) -> Spread:
+    """The time of a variant in a result, if need be with a number of threads that does not stand for it."""
+    figures = result["variants"][name]
+    found: Spread = figures["time"][str(threads or figures["threads"])]
+    return found
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A stretch of a curve.
+    """A stretch of a curve."""
 
-    Attributes:
-        first: Its smallest size.
-        last: Its largest.
-        fixed: a, in microseconds; negative where an item costs more than those before it did.
-        each: b, in microseconds.
-        worst: The largest difference from a median, in units of what is allowed.
-        square: Sum of the squares of all.
-    """
-
-    first: int
-    last: int
-    fixed: float
-    each: float
-    worst: float
-    square: float
+    first: int  # its smallest size
+    last: int  # its largest
+    fixed: float  # a, in microseconds; negative where an item costs more than those before it did
+    each: float  # b, in microseconds
+    worst: float  # the largest difference from a median, in units of what is allowed
+    square: float  # sum of the squares of all
 
 
 def fit(sizes: Sequence[int], medians: Sequence[float], allowed: Sequence[float]) -> Piece:
@@ -66,14 +61,9 @@ def fit(sizes: Sequence[int], medians: Sequence[float], allowed: Sequence[float]
 
 
 def pieces(sizes: Sequence[int], times: Sequence[Spread]) -> list[Piece]:
-    """Cuts a curve into as few pieces as describe it; neighbours share the size at which they meet.
-
-    Args:
-        sizes: Ascending.
-        times: Of each, in microseconds.
-    """
-    medians = [time.median for time in times]
-    allowed = [max(CLOSE * time.median, (time.high - time.low) / 2) for time in times]
+    """Cuts a curve of microseconds over ascending sizes into as few pieces as describe it; neighbours share a size."""
+    medians = [time["median"] for time in times]
+    allowed = [max(CLOSE * time["median"], (time["high"] - time["low"]) / 2) for time in times]
     best: list[tuple[int, float, list[Piece]]] = [(0, 0.0, [])]  # for the curve up to each size
     for end in range(1, len(sizes)):
         ways = []
@@ -132,7 +122,7 @@ def curve(results: Sequence[Result], name: str, caches: Mapping[str, int]) -> di
     """What there is to say of the curve of one variant."""
     results = [result for result in results if name in result["variants"]]
     sizes, times = [result["size"] for result in results], [time_of(result, name) for result in results]
-    medians = [time.median for time in times]
+    medians = [time["median"] for time in times]
     parts = pieces(sizes, times)
     touched = {r["size"]: r["elements"] * RESIDENT if name == LIMIT else r["resident"] for r in results}
     scaling, ratios = ([r["variants"][name][key]["median"] for r in results] for key in ("scaling", "ratio"))

@@ -24,9 +24,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks.growth.arena import BYTES, RESIDENT
-from benchmarks.growth.time import time_of
-from benchmarks.shared.variants import OURS
-from benchmarks.step.run import LIMIT
+from benchmarks.growth.breaks import time_of
+from benchmarks.shared.report import Record as Result
+from benchmarks.shared.variants import LIMIT, OURS
 
 GRAIN = 32_768  # elements to a thread, docs/design.md
 MODELLED = (OURS, "torch-fused")
@@ -36,28 +36,17 @@ PAPER_THREADS = (4, 8, 16)
 PAPER_MACHINES = {"two channels of DDR5": 80, "eight channels of DDR5": 300}  # GB/s of memory
 PAPER_SIZES = (2**16, 2**20, 2**24, 2**28)
 
-Result = Mapping[str, Any]
-
 
 @dataclass(frozen=True)
 class Parameters:
-    """As measured; see the head of this file. Times in microseconds, bandwidths in bytes per microsecond.
+    """As measured; see the head of this file. Times in microseconds, bandwidths in bytes per microsecond."""
 
-    Attributes:
-        arithmetic: By variant.
-        fixed: By variant.
-        wake: Of all threads.
-        sizes: Numbers of elements, ascending.
-        bandwidth: By number of threads, at each of `sizes`.
-        own: Bytes of the largest cache that each core has for itself.
-    """
-
-    arithmetic: Mapping[str, float]
-    fixed: Mapping[str, float]
-    wake: float
-    sizes: Sequence[int]
-    bandwidth: Mapping[int, Sequence[float]]
-    own: int
+    arithmetic: Mapping[str, float]  # by variant
+    fixed: Mapping[str, float]  # by variant
+    wake: float  # of all threads
+    sizes: Sequence[int]  # numbers of elements, ascending
+    bandwidth: Mapping[int, Sequence[float]]  # by number of threads, at each of `sizes`
+    own: int  # bytes of the largest cache that each core has for itself
 
     def bandwidth_of(self, elements: int, threads: int, stated: float | None) -> float:
         """Bytes per microsecond: as measured, or as predicted for a memory that gives `stated` of them."""
@@ -81,15 +70,15 @@ def fit(results: Sequence[Result], caches: Mapping[str, Mapping[str, Any]], thre
     """The parameters from the results of one tensor, from few elements on."""
     few = [r for r in results if r["elements"] <= FEW]
     more = [r for r in results if r["elements"] > FEW]
-    still = {count: median(time_of(r, LIMIT, count).median for r in few) for count in threads}
-    fixed = {name: median(time_of(r, name, 1).median for r in few) for name in MODELLED}
+    still = {count: median(time_of(r, LIMIT, count)["median"] for r in few) for count in threads}
+    fixed = {name: median(time_of(r, name, 1)["median"] for r in few) for name in MODELLED}
 
     def arithmetic(name: str) -> float:
-        costs = [(time_of(r, name, 1).median - fixed[name], r["elements"]) for r in more]
+        costs = [(time_of(r, name, 1)["median"] - fixed[name], r["elements"]) for r in more]
         return min((cost / elements for cost, elements in costs if cost > fixed[name]), default=0.0)
 
     def bandwidth(result: Result, count: int) -> float:
-        time = time_of(result, LIMIT, count).median
+        time = time_of(result, LIMIT, count)["median"]
         return float(result["moved"] / max(time - still[count], 0.01 * time))
 
     return Parameters(
@@ -106,7 +95,7 @@ def held_against(parameters: Parameters, results: Sequence[Result], threads: Seq
     """Model and measurement at every size."""
     rows = []
     for name, count, r in product(MODELLED, threads, results):
-        measured, modelled = time_of(r, name, count).median, parameters.time(name, r["elements"], count)
+        measured, modelled = time_of(r, name, count)["median"], parameters.time(name, r["elements"], count)
         rows.append({"variant": name, "threads": count, "elements": r["elements"], "model": modelled,
                      "measured": measured, "off": modelled / measured})  # fmt: skip
     return rows

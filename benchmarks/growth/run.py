@@ -1,14 +1,15 @@
-"""How the cost of a step grows: with the number of tensors, and with the number of elements in one tensor.
+"""How does the cost of a step grow with the number of tensors, and with the number of elements in one tensor?
 
 tensors   1 to 100,000 tensors of 64 elements
 elements  one tensor of 1 to 2^30 elements, as far as memory goes: 16 bytes each, and 8 more for torch's for-loop
 
 Adam, fp32: torch's default (on the CPU its for-loop), torch's fused and ours, with one thread and with two
-(`--threads`), on the same tensors and interleaved; beside them the streaming limit (`probe.cpp`), which at small sizes
-is an empty call. Steps follow one another with nothing between, so what fits in a cache stays there. Every size is
-checked (`growth_arena.py`). Then break points are looked for in the figures (`growth_breaks.py`), a model of threads is
-fitted to them and says what more threads might bring (`growth_model.py`), and the figure is drawn. `growth.json` is
-written after each size. What is left out, for want of memory or time, is said.
+(`--threads`), on the same tensors and interleaved; beside them the streaming limit (`shared/probe.cpp`), which at small
+sizes is an empty call. Steps follow one another with nothing between, so what fits in a cache stays there. Every size
+is checked (`arena.py`). Then break points are looked for in the figures (`breaks.py`), and a model of threads is fitted
+to them and says what more threads might bring (`model.py`). What is left out, for want of memory or time, is said.
+
+Output: `growth.json`, written after each size; exit status 1 if a step of ours was wrong.
 """
 
 import argparse
@@ -19,68 +20,58 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+import torch
 from torch import Tensor
 
-from benchmarks.growth.arena import (
-    RESIDENT,
-    TEMPORARY,
-    GrowthArena,
-    bytes_per_tensor,
-    make_pool,
-    many_tensors,
-    one_tensor,
-)
-from benchmarks.growth.breaks import breaks
-from benchmarks.growth.chart import draw_growth
+from benchmarks.growth import arena as arenas
+from benchmarks.growth.arena import BYTES, RESIDENT, TEMPORARY, GrowthArena
+from benchmarks.growth.breaks import breaks, time_of
 from benchmarks.growth.model import model
-from benchmarks.growth.time import LARGE, MOST_ROUNDS, VARIANTS, Probes, empty_call, measure, result_of, time_of
-from benchmarks.shared.measure import CpuClock, Spread, caches, time_call
-from benchmarks.shared.options import add_names, begin, make_parser
-from benchmarks.shared.report import correct_text, machine_line, number, save_json
+from benchmarks.shared import options
+from benchmarks.shared.measure import Call, CpuClock, ratio, spread, time_call, time_rounds
+from benchmarks.shared.probe import Probe, Way, ways
+from benchmarks.shared.report import Record, number, save_json
 from benchmarks.shared.shapes import Model
-from benchmarks.shared.variants import OURS
-from benchmarks.step.run import LIMIT
+from benchmarks.shared.variants import LIMIT, OURS
 
+VARIANTS = ("torch-default", "torch-fused", OURS)
 SPARE = 2**30  # bytes of memory left to others
-THREADS = 2
+MEASUREMENT = 5e3  # microseconds that one takes, over several calls in a row if need be
+MOST_REPEATS = 1000
+BUDGET = 0.5  # seconds for each variant and number of threads, as long as that allows of `LEAST_ROUNDS`
+LEAST_ROUNDS, MOST_ROUNDS = 3, 15
+LARGE = 2**24  # elements beyond which no call warms up, and the streaming limit goes the way of the size before
+TRIALS = {2**18: {"trials": 5, "repeats": 10}, LARGE: {"trials": 2, "repeats": 2}}  # of the limit, up to such a size
+
+Key = tuple[str, int]  # a variant or `LIMIT`, and the number of threads
 
 
 @dataclass(frozen=True)
 class Axis:
-    """What grows.
+    """What grows."""
 
-    Attributes:
-        item: What is counted.
-        sizes: How many.
-        model: The shapes of a size.
-        pooled: Whether the sizes share memory.
-        resident: Finds the bytes of memory that an item takes.
-    """
-
-    item: str
-    sizes: tuple[int, ...]
-    model: Callable[[int], Model]
-    pooled: bool
-    resident: Callable[[], float]
+    item: str  # what is counted
+    sizes: tuple[int, ...]  # how many
+    quick: tuple[int, ...]  # how many in a quick run
+    model: Callable[[int], Model]  # the shapes of a size
+    pooled: bool  # whether the sizes share memory
+    resident: Callable[[], float]  # finds the bytes of memory that an item takes
 
 
 AXES = {
-    "tensors": Axis("tensor", (*(2**i for i in range(17)), 100_000), many_tensors, False, bytes_per_tensor),
-    "elements": Axis("element", tuple(2**i for i in range(31)), one_tensor, True, lambda: RESIDENT),
-}
-QUICK = {"tensors": (1, 8, 64, 512, 4096), "elements": tuple(2**i for i in range(0, 24, 2))}
+    "tensors": Axis(
+        "tensor", (*(2**i for i in range(17)), 100_000), (1, 8, 64, 512, 4096),
+        arenas.many_tensors, False, arenas.bytes_per_tensor,
+    ),
+    "elements": Axis(
+        "element", tuple(2**i for i in range(31)), tuple(2**i for i in range(0, 24, 2)),
+        arenas.one_tensor, True, lambda: RESIDENT,
+    ),
+}  # fmt: skip
 
 
 class Limits:
-    """Until when there is time, and for what there is memory; keeps what is said of what was left out.
-
-    Args:
-        minutes: For the whole run.
-
-    Attributes:
-        left_out: What, and why.
-    """
+    """Until when there is time, and for what there is memory; `left_out` keeps what is said of what was left out."""
 
     def __init__(self, minutes: float) -> None:
         self.end = self.until = time.monotonic() + 60 * minutes
@@ -108,22 +99,74 @@ class Limits:
         return free is None or size + SPARE <= free * 1024
 
 
-def at_size(
-    model: Model, pool: dict[str, Tensor] | None, names: Sequence[str], probes: Probes, rounds: int
-) -> dict[str, Any]:
-    """Checks the variants on tensors of one size, measures them, and returns the result as a JSON object."""
+class Probes:
+    """The streaming limit for one thread and for several, by the ways found best at the last size."""
+
+    def __init__(self, threads: Sequence[int]) -> None:
+        self.ways: dict[int, Sequence[Way]] = {count: tuple(ways(count)) for count in threads}
+
+    def of(self, arena: GrowthArena) -> dict[Key, Call]:
+        """A probe of the arena's tensors for each number of threads."""
+        elements = arena.model.elements
+        trials = next((how for size, how in TRIALS.items() if elements <= size), {})
+        probes: dict[Key, Call] = {}
+        for threads, last in self.ways.items():
+            probe = arena.probe(chosen=last if elements > LARGE else tuple(ways(threads)), **trials)
+            self.ways[threads] = [probe.ranking[0]]
+            probes[LIMIT, threads] = probe
+        return probes
+
+
+def measure(calls: Mapping[Key, Call], rounds: int, warm: bool = True) -> dict[Key, list[float]]:
+    """Times each call once a round, slow ones in the first rounds only."""
+    clock, threads = CpuClock(), torch.get_num_threads()
+    repeats = dict.fromkeys(calls, 1)
+
+    def before(key: Key) -> None:
+        torch.set_num_threads(key[1])
+        if repeats[key] > 1:
+            calls[key]()
+
+    for key, call in calls.items() if warm else ():
+        torch.set_num_threads(key[1])
+        took = time_call(call, clock)
+        took = took if took > 1e5 * BUDGET else min(time_call(call, clock) for _ in range(3))
+        repeats[key] = max(1, min(MOST_REPEATS, int(MEASUREMENT / took)))
+    times = time_rounds(calls, rounds, repeats, before=before, seconds=BUDGET, fewest=LEAST_ROUNDS)
+    torch.set_num_threads(threads)
+    return times
+
+
+def at_size(model: Model, pool: dict[str, Tensor] | None, names: Sequence[str], probes: Probes, rounds: int) -> Record:
+    """Checks the variants on tensors of one size, measures them, and returns the result as a JSON object.
+
+    "threads" is the number whose times stand for a variant: all, but for the streaming limit the faster.
+    """
     arena = GrowthArena(model, pool)
     optimizers = {name: arena.optimizer(name) for name in names}
     verdicts = arena.check(optimizers)
     calls = {(name, k): optimizer.step for name, optimizer in optimizers.items() for k in probes.ways}
     times = measure(calls | probes.of(arena), rounds, warm=model.elements <= LARGE)
-    return result_of(arena, times, verdicts)
+    most = max(probes.ways)
+    variants: dict[str, Any] = {}
+    for name in dict.fromkeys(name for name, _ in times):
+        spreads = {threads: spread(values) for (n, threads), values in times.items() if n == name}
+        threads = min(spreads, key=lambda k: spreads[k]["median"]) if name == LIMIT else most
+        variants[name] = {
+            "time": {str(k): figures for k, figures in spreads.items()},
+            "threads": str(threads),
+            "rounds": len(times[name, most]),
+            "scaling": ratio(times[name, 1], times[name, most]),
+            "ratio": ratio(times[name, threads], times[OURS, most]),
+            **(asdict(verdicts[name]) if name in verdicts else {}),
+        }
+    return {"elements": model.elements, "moved": model.elements * BYTES, "variants": variants}
 
 
-def measured(axis: Axis, sizes: Sequence[int], args: argparse.Namespace, limits: Limits) -> Iterator[dict[str, Any]]:
+def measured(axis: Axis, sizes: Sequence[int], args: argparse.Namespace, limits: Limits) -> Iterator[Record]:
     """The result of each size, from small to large, until memory or time ends."""
     probes = Probes(sorted({1, args.threads}))
-    pool = make_pool(sizes[-1]) if axis.pooled else None
+    pool = arenas.make_pool(sizes[-1]) if axis.pooled else None
     touched, spent, last, resident = 0, 0.0, 1, axis.resident()
     for size in sizes:
         began, model = time.monotonic(), axis.model(size)
@@ -140,66 +183,54 @@ def measured(axis: Axis, sizes: Sequence[int], args: argparse.Namespace, limits:
         touched, spent, last = model.elements if pool else 0, time.monotonic() - began, size
 
 
-def show(console: Console, axis: Axis, result: Mapping[str, Any]) -> None:
-    """Prints the times of one size, with all threads and with one, and whether they are of correct steps."""
+def line(axis: Axis, result: Record) -> str:
+    """The times of one size, with all threads and with one, and whether they are of correct steps."""
     cells = [f"{result['size']:>11,} {axis.item}{'s' if result['size'] > 1 else ' '}"]
     for name in (*VARIANTS, LIMIT):
         figures = result["variants"].get(name)
-        several, one = (number(time_of(result, name, k).median) if figures else "-" for k in (None, 1))
-        wrong = f" {correct_text(False)}" if figures and not figures.get("correct", True) else ""
-        cells.append(f"{several:>11} [dim]{'(' + one + ')':>12}[/]{wrong}")
-    console.print("".join(cells), highlight=False)
+        several, one = (number(time_of(result, name, k)["median"]) if figures else "-" for k in (None, 1))
+        cells.append(f"{several:>11} {f'({one})':>12}{' WRONG' if figures and figures.get('correct') is False else ''}")
+    return "".join(cells)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Reads the command line."""
-    parser = make_parser(__doc__)
-    add_names(parser, "--axis", list(AXES), "what grows (default: both)")
+    parser = options.Parser(__doc__, rounds=(MOST_ROUNDS, 3), threads=2)
+    parser.add_names("--axis", AXES, "what grows (default: both)")
     parser.add_argument("--minutes", type=float, default=9.5, help="sizes that would take longer are left out")
     parser.add_argument("--most", type=int, default=2**30, help="no size beyond (default: 2^30)")
-    args = parser.parse_args(arguments)
-    args.threads = args.threads or THREADS
-    args.rounds = args.rounds or (3 if args.quick else MOST_ROUNDS)
-    return args
+    return parser.parse(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measures, analyses and draws; the exit status is 1 if a step of ours was wrong."""
+    """Measures and analyses; the exit status is 1 if a step of ours was wrong."""
     args = parse(arguments)
     limits = Limits(args.minutes)
-    console, machine = begin(args)
-    clock = CpuClock()
-    empty = empty_call()
-    settings = {name: getattr(args, name) for name in ("rounds", "threads", "minutes", "most", "quick")}
+    console, machine = options.begin(args)
+    empty = Probe("step", [[]] * 4, chosen=[next(ways(1))])  # from Python into compiled code and back
     record: dict[str, Any] = {
         "machine": machine,
-        "caches": caches(),
-        "settings": settings,
-        "empty_call": asdict(Spread.of([time_call(empty, clock, 1000) for _ in range(args.rounds)])),
+        "caches": arenas.caches(),
+        "settings": {name: getattr(args, name) for name in ("rounds", "threads", "minutes", "most", "quick")},
+        "empty_call": spread([time_call(empty, CpuClock(), 1000) for _ in range(args.rounds)]),
         "left_out": limits.left_out,
         "axes": {},
     }
-    heads = "".join(f"{name:>24}" for name in (*VARIANTS, LIMIT))
-    console.print(f"{'':20}{heads}\n[dim]µs a step with all threads, in brackets with one; of the limit the faster[/]")
+    console.print(" " * 20, *(f"{name:>24}" for name in (*VARIANTS, LIMIT)), sep="")
+    console.print("[dim]µs a step with all threads, in brackets with one; of the limit the faster[/]")
     names = args.axis or list(AXES)
     for i, name in enumerate(names):
         limits.share(len(names) - i)
         axis = AXES[name]
-        sizes = [size for size in (QUICK[name] if args.quick else axis.sizes) if size <= args.most]
+        sizes = [size for size in (axis.quick if args.quick else axis.sizes) if size <= args.most]
         results = record["axes"][name] = []
         for result in measured(axis, sizes, args, limits):
             results.append(result)
-            show(console, axis, result)
+            console.print(line(axis, result), highlight=False)
             save_json(args.output / "growth.json", record)
     for note in limits.left_out:
         console.print(f"left out: {note}")
     record |= {"breaks": breaks(record), "model": model(record)}
     save_json(args.output / "growth.json", record)
-    draw_growth(record, machine_line(machine), args.output / "growth.png")
-    console.print(f"results written to {args.output}")
     variants = (result["variants"][OURS] for results in record["axes"].values() for result in results)
     return int(not all(figures["correct"] for figures in variants))
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -1,27 +1,16 @@
-"""What `limits.py` measures: rules, dtypes, and sizes that fit the caches of the machine or do not."""
+"""What `run.py` measures: rules, dtypes, and sizes that fit the caches of the machine or do not."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
-import torch
-
 from benchmarks.shared.shapes import MODELS, Model
-from benchmarks.shared.variants import ALL_RULES
+from benchmarks.shared.variants import ALL_RULES, DTYPES, LABELS
 
 CPU = Path("/sys/devices/system/cpu")
 MIB = 1 << 20
-LABELS = {
-    "adam": "Adam",
-    "adamw-decay": "AdamW",
-    "adam-amsgrad": "Adam, amsgrad",
-    "sgd-plain": "SGD",
-    "sgd": "SGD, momentum",
-}
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 TARGETS = {"L2": 0.85, "L3": 0.85, "memory": 0.97}  # shares of the limit
-MEMORY_MODEL = "gpt2"
 OTHER_MODELS = ("tutorial-mlp", "resnet50", "400x64")  # the one that takes longest to compile comes last
 STRIDE = 61  # every how manieth element of a large model is checked: no divisor of a vector's length
 LARGE = 4 * MIB  # elements
@@ -29,21 +18,13 @@ LARGE = 4 * MIB  # elements
 
 @dataclass(frozen=True)
 class Case:
-    """One row of the tables.
+    """One row of the tables."""
 
-    Attributes:
-        place: A key of `TARGETS`, or "shapes" for known models beside torch.compile.
-        model_name: Of `MODELS`; in the caches the place, where there is one parameter.
-        model: The shapes.
-        rule: A key of `LABELS`.
-        dtype: A key of `DTYPES`.
-    """
-
-    place: str
-    model_name: str
+    place: str  # a key of `TARGETS`, or "shapes" for known models beside torch.compile
+    model_name: str  # of `MODELS`; in the caches the place, where there is one parameter
     model: Model
-    rule: str
-    dtype: str
+    rule: str  # a key of `LABELS`
+    dtype: str  # a key of `DTYPES`
 
     @property
     def key(self) -> tuple[str, str]:
@@ -71,13 +52,6 @@ class Case:
         return self.model_name in MODELS and self.rule in ("adam", "sgd") and self.dtype == "fp32"
 
 
-def size_in_bytes(text: str) -> int:
-    """A size as the kernel writes it: 2048K."""
-    units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
-    text = text.strip()
-    return int(text[:-1]) * units[text[-1]] if text[-1] in units else int(text)
-
-
 def cpus_in(text: str) -> int:
     """How many processors a list of the kernel's names: 0-3,8."""
     ends = [part.split("-") for part in text.strip().split(",")]
@@ -90,12 +64,14 @@ def caches(threads: int, root: Path = CPU) -> dict[str, int]:
     Raises:
         RuntimeError: The system does not tell.
     """
+    units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
     found: dict[str, int] = {}
     for index in (root / "cpu0" / "cache").glob("index*"):
-        if (index / "type").read_text().strip() == "Unified":
-            sharing = cpus_in((index / "shared_cpu_list").read_text())
-            instances = -(-threads // sharing)
-            found["L" + (index / "level").read_text().strip()] = instances * size_in_bytes((index / "size").read_text())
+        kind, level, size, users = (
+            (index / name).read_text().strip() for name in ("type", "level", "size", "shared_cpu_list")
+        )
+        if kind == "Unified":
+            found[f"L{level}"] = -(-threads // cpus_in(users)) * int(size[:-1]) * units[size[-1]]
     if "L2" not in found:
         raise RuntimeError(f"{root} does not tell the size of the second-level cache")
     return found
@@ -108,25 +84,16 @@ def budgets(caches: Mapping[str, int]) -> dict[str, int]:
     """
     sizes = {"L2": caches["L2"] * 3 // 4}
     third = min(caches.get("L3", 0) // 4, 64 * MIB)
-    if third >= 2 * caches["L2"]:
-        sizes["L3"] = third
-    return sizes
-
-
-def fitting(budget: int, rule: str, dtype: str) -> int:
-    """How many elements a parameter has, a multiple of 64, so that all operands of a step fit."""
-    return budget // (ALL_RULES[rule].operands * DTYPES[dtype].itemsize) // 64 * 64
+    return sizes | {"L3": third} if third >= 2 * caches["L2"] else sizes
 
 
 def make_cases(budgets: Mapping[str, int]) -> Iterator[Case]:
     """All cases, in the order in which they are measured."""
     counts = {"L2": (60, 40), "L3": (15, 6)}  # rounds, steps in a row
-    for place, budget in budgets.items():
-        for rule, dtype in product(LABELS, DTYPES):
-            model = Model(((fitting(budget, rule, dtype),),), *counts[place])
-            yield Case(place, place, model, rule, dtype)
-    large = replace(MODELS[MEMORY_MODEL], rounds=11)
+    for (place, budget), rule, dtype in product(budgets.items(), LABELS, DTYPES):
+        elements = budget // (ALL_RULES[rule].operands * DTYPES[dtype].itemsize) // 64 * 64
+        yield Case(place, place, Model(((elements,),), *counts[place]), rule, dtype)
     for rule, dtype in product(LABELS, DTYPES):
-        yield Case("memory", MEMORY_MODEL, large, rule, dtype)
+        yield Case("memory", "gpt2", replace(MODELS["gpt2"], rounds=11), rule, dtype)
     for name, rule in product(OTHER_MODELS, ("sgd", "adam")):
         yield Case("shapes", name, MODELS[name], rule, "fp32")

@@ -1,63 +1,50 @@
-"""What share of the machine's own limit each step reaches, and how torch.compile's steps compare.
+"""What share of the machine's own limit does each step reach, and how do torch.compile's steps compare?
 
-The limit is the time in which the same bytes are read and written with almost no arithmetic (`probe.cpp`), in the
-fastest of several ways. Rules and dtypes are measured at a size that fits the second-level caches of the threads, one
-that fits the third level, and GPT-2's shapes, which come from memory; beside them stand torch's fused steps and steps
-that torch.compile has made. Everything is timed in the same rounds, on the same tensors.
+The limit is the time in which the same bytes are read and written with almost no arithmetic (`shared/probe.cpp`), in
+the fastest of several ways. Rules and dtypes are measured at a size that fits the second-level caches of the threads,
+one that fits the third level, and GPT-2's shapes, which come from memory; beside them stand torch's fused steps and
+steps that torch.compile has made. Everything is timed in the same rounds, on the same tensors.
 
 GPT-2's steps are compiled for Adam and SGD with momentum in fp32 only, since each takes up to a minute, and so are
 those of other known models. What the time does not last for is left out, and said.
+
+Output: a table for each place, `limits.json`; exit status 1 if a step of ours was wrong.
 """
 
 import argparse
 import gc
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import torch
 from rich.console import Console
 
-from benchmarks.limits.cases import DTYPES, LABELS, TARGETS, Case, budgets, caches, make_cases
-from benchmarks.limits.tables import claims_of, place_table, summary
-from benchmarks.shared.arena import Arena
+from benchmarks.limits.cases import MIB, TARGETS, Case, budgets, caches, make_cases
+from benchmarks.shared import options, report
+from benchmarks.shared.arena import Arena, figures_of
 from benchmarks.shared.compiled import COMPILED, empty_cache
-from benchmarks.shared.measure import Spread
-from benchmarks.shared.options import add_names, begin, make_parser
-from benchmarks.shared.report import make_progress, save_json
-from benchmarks.shared.variants import OURS
-from benchmarks.step.run import LIMIT, QUICK_ROUNDS, figures_of, measure
+from benchmarks.shared.measure import Call, spread, time_rounds
+from benchmarks.shared.report import Claim, Record, Table, Times, time_and_ratio
+from benchmarks.shared.shapes import MODELS
+from benchmarks.shared.variants import DTYPES, LABELS, LIMIT, OURS
 
 VARIANTS = (OURS, "torch-fused")
 YARDSTICKS = ("torch-default",)
 FINALISTS = 3  # ways of the limit that are timed in the rounds
 SECONDS_PER_TENSOR = {"adam": 0.4, "sgd": 0.15}  # that compiling takes, to begin with; then as measured
-
-
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Reads the command line."""
-    parser = make_parser(__doc__)
-    add_names(parser, "--place", [*TARGETS, "shapes"], "which sizes (default: all)")
-    add_names(parser, "--optimizer", list(LABELS), "which optimizers (default: all)")
-    add_names(parser, "--dtype", list(DTYPES), "which dtypes (default: all)")
-    parser.add_argument("--minutes", type=float, default=9.5, help="when to begin nothing more (default: 9.5)")
-    parser.add_argument(
-        "--compile",
-        choices=("none", "default", "all"),
-        default="default",
-        help="which steps to compile: all takes half an hour more",
-    )
-    return parser.parse_args(arguments)
+NEVER_SLOWER = 1.0  # than a compiled step, as the ratio of its time to ours
+TITLES = {
+    "L2": "in the second-level caches",
+    "L3": "in the third-level cache",
+    "memory": "from memory",
+    "shapes": "shapes of known models",
+}
 
 
 class Clerk:
-    """Knows the time that is left, and what compiling takes.
-
-    Args:
-        minutes: How long the benchmark may take.
-        compiles: As `--compile`.
-    """
+    """Knows the time that is left, and what compiling takes; `compiles` is as `--compile`."""
 
     def __init__(self, minutes: float, compiles: str) -> None:
         self.deadline = time.monotonic() + 60 * minutes
@@ -83,23 +70,24 @@ class Clerk:
             self.per_tensor[case.rule] = seconds / tensors
 
 
-def run(case: Case, rounds: int, compiled: bool) -> tuple[dict[str, Any], dict[str, list[float]]]:
-    """Measures one case.
+def claims_of(case: Case, times: Times) -> list[dict[str, Any]]:
+    """Targets beside what was reached: a share of the limit, and no compiled step that takes less time."""
+    claims = [Claim(case.key, LIMIT, OURS, TARGETS[case.place])] if case.place in TARGETS else []
+    return report.check_claims([*claims, Claim(case.key, COMPILED, OURS, NEVER_SLOWER)], {case.key: times})
 
-    Returns:
-        The result as a JSON object, and the microseconds of every variant.
-    """
+
+def run(case: Case, rounds: int, compiled: bool) -> tuple[dict[str, Any], dict[str, list[float]]]:
+    """The result of one case as a JSON object, and the microseconds of every variant."""
     arena = Arena(case.model, case.rule, DTYPES[case.dtype], case.stride, YARDSTICKS)
     names = (*VARIANTS, *([COMPILED] * compiled))
     verdicts = arena.check(names)
     probe = arena.probe(case.model.repeats)
     finalists = {f"{LIMIT} {i}": way for i, way in enumerate(probe.ranking[:FINALISTS])}
-    calls: dict[str, Callable[[], object]] = {name: arena.step(name) for name in names}
+    calls: dict[str, Call] = {name: arena.step(name) for name in names}
     calls |= {name: probe.calls[way] for name, way in finalists.items()}
-    times = measure(arena, calls, rounds, case.model.repeats)
-    ways = {name: Spread.of(times[name]).median for name in finalists}
-    fastest = min(ways, key=lambda name: ways[name])
-    times = {name: times[name] for name in names} | {LIMIT: times[fastest]}
+    times = time_rounds(calls, rounds, case.model.repeats, before=arena.write_grads, warm_up=3)
+    ways = {name: spread(times[name])["median"] for name in finalists}
+    times = {name: times[name] for name in names} | {LIMIT: times[min(ways, key=lambda name: ways[name])]}
     result = {
         **{name: getattr(case, name) for name in ("place", "model_name", "rule", "dtype", "bytes", "held")},
         "tensors": len(case.model.shapes),
@@ -117,7 +105,7 @@ def run(case: Case, rounds: int, compiled: bool) -> tuple[dict[str, Any], dict[s
 
 def run_all(cases: Sequence[Case], clerk: Clerk, args: argparse.Namespace, console: Console, record: Any) -> None:
     """Measures the cases that the time lasts for; saves after each, and shows a table when a place is done."""
-    with empty_cache(), make_progress(console) as progress:
+    with empty_cache(), report.make_progress(console) as progress:
         bar = progress.add_task("", total=len(cases))
         for i, case in enumerate(cases):
             progress.update(bar, description=", ".join(case.key))
@@ -128,24 +116,77 @@ def run_all(cases: Sequence[Case], clerk: Clerk, args: argparse.Namespace, conso
             else:
                 if wanted and not compiled:
                     record["left_out"].append((*case.key, COMPILED))
-                rounds = args.rounds or (QUICK_ROUNDS if args.quick else case.model.rounds)
-                result, times = run(case, rounds, compiled)
+                result, times = run(case, args.rounds or case.model.rounds, compiled)
                 record["results"].append(result)
                 record["claims"] += claims_of(case, times)
                 if compiled:
                     clerk.note(case, result["variants"][COMPILED]["compile_seconds"])
                 gc.collect()
-            save_json(args.output / "limits.json", record)
+            report.save_json(args.output / "limits.json", record)
             if case.place != (cases[i + 1].place if i + 1 < len(cases) else None):
-                console.print(place_table(case.place, record["results"]))
+                for table in tables(record, [case.place]):
+                    console.print(table.rich())
             progress.advance(bar)
+
+
+def title(place: str, results: Sequence[Record]) -> str:
+    """What the results of one place share."""
+    if place == "shapes":
+        return f"{TITLES[place]}, fp32"
+    held = [result["held"] / MIB for result in results]
+    least, most = (f"{size:,.3g}" if size < 100 else f"{size:,.0f}" for size in (min(held), max(held)))
+    return f"{TITLES[place]}, {least if least == most else f'{least} to {most}'} MiB in all"
+
+
+def tables(record: Record, places: Iterable[str] = TITLES) -> Iterator[Table]:
+    """One for each place; GPT-2 from memory is also one of the known models."""
+    names = (*VARIANTS, COMPILED)
+    for place in places:
+        rows, some = [], []
+        for result in record["results"]:
+            rule, variants = LABELS[result["rule"]], result["variants"]
+            if result["place"] == place or (
+                place == "shapes" and result["model_name"] in MODELS and COMPILED in variants
+            ):
+                some.append(result)
+                rows.append((
+                    f"{rule}, {result['dtype']}" if place in TARGETS else f"{result['model_name']}, {rule}",
+                    f"{variants[OURS]['gb_per_s']:.1f}",
+                    f"{variants[OURS]['limit_share']['median']:.3f}",
+                    *(time_and_ratio(variants.get(name)) for name in names),
+                ))  # fmt: skip
+        if some:
+            yield Table(
+                ("µs per step (times ours)", "our GB/s", "share of the limit", *names), rows, title(place, some)
+            )
+
+
+def outcomes(claims: Sequence[Record]) -> Iterator[str]:
+    """In how many cases each target was reached, and what is farthest from it."""
+    kinds: dict[tuple[str, str, float], list[Record]] = {}
+    for claim in claims:
+        where = claim["case"][0] if claim["numerator"] == LIMIT else ""
+        kinds.setdefault((claim["numerator"], where, claim["target"]), []).append(claim)
+    for (numerator, where, target), some in kinds.items():
+        worst = min(some, key=lambda claim: claim["reached"]["median"])
+        what = f"share of the limit, {where}" if numerator == LIMIT else f"time of {numerator} over ours"
+        yield (
+            f"{what}: at least {target:g} in {sum(claim['holds'] for claim in some)} of {len(some)} cases; "
+            f"lowest {worst['reached']['median']:.3f} ({', '.join(worst['case'])})"
+        )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the benchmark; the exit status is 1 if a step of ours was wrong."""
-    args = parse(arguments)
-    console, machine = begin(args)
-    clerk = Clerk(args.minutes, args.compile)
+    parser = options.Parser(__doc__, rounds=(None, 5))
+    parser.add_names("--place", [*TARGETS, "shapes"], "which sizes (default: all)")
+    parser.add_names("--optimizer", LABELS, "which optimizers (default: all)")
+    parser.add_names("--dtype", DTYPES, "which dtypes (default: all)")
+    parser.add_argument("--minutes", type=float, default=9.5, help="when to begin nothing more (default: 9.5)")
+    parser.add_argument("--compile", choices=("none", "default", "all"), default="default",
+                        help="which steps to compile: all takes half an hour more")  # fmt: skip
+    args = parser.parse(arguments)
+    console, machine = options.begin(args)
     found = caches(torch.get_num_threads())
     cases = [
         case
@@ -155,16 +196,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         and case.dtype in (args.dtype or case.dtype)
         and (case.place != "shapes" or args.compile != "none")
     ]
-    sizes = ", ".join(f"{level} {size >> 20} MiB" for level, size in sorted(found.items()))
-    console.print(f"caches of {machine['threads']} threads: {sizes}\n")
     settings = {"quick": args.quick, "rounds": args.rounds, "compile": args.compile}
     record: dict[str, Any] = {"machine": machine, "settings": settings, "caches": found}
     record |= {"results": [], "claims": [], "left_out": []}
-    run_all(cases, clerk, args, console, record)
-    console.print(*summary(record), sep="\n")
-    console.print(f"results written to {args.output}")
+    run_all(cases, Clerk(args.minutes, args.compile), args, console, record)
+    if missed := [claim for claim in record["claims"] if not claim["holds"]]:
+        console.print(report.claims_table(missed).rich())
+    left_out = (f"left out, as the time did not last: {', '.join(what)}" for what in record["left_out"])
+    console.print(*outcomes(record["claims"]), *left_out, sep="\n")
     return int(any(not result["variants"][OURS]["correct"] for result in record["results"]))
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -1,30 +1,43 @@
-"""Times whole training loops, phase by phase, with torch's optimizers and with ours, and checks the result.
+"""How long do whole training loops take with torch's optimizers and with ours, phase by phase, and are they correct?
 
-Per workload, optimizer and what follows the backward pass (`tails.py`), every variant trains the same model from the
-same start on the same data. Rounds interleave the variants in changing order; in each round a variant trains twice from
-the start, once with the clock read once per iteration (the column "loop") and once with it read after each phase. A
-figure is the median over rounds of the median over iterations; a ratio is the median of the ratios within the rounds,
-"step ratio" that of everything after the backward pass. Correctness is established in a run of its own, see
-`correctness.py`.
+Per workload, optimizer and what follows the backward pass (`shared/tails.py`), every variant trains the same model from
+the same start on the same data, in turn (`shared/timed_training.py`), and is checked in runs of its own
+(`shared/training.py`). "step ratio" is that of everything after the backward pass. On a machine whose processors others
+use, a loop may take 200 times as long: what --seconds and --minutes do not last for is left out, and said.
+
+Output: a table a case, `train_loop.json`; `python -m benchmarks publish` makes charts and the tables of the README.
+Exit status 1 if a variant of ours trained wrongly.
 """
 
 import argparse
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+import statistics
+import time
+from collections.abc import Sequence
 from itertools import product
 from typing import Any
 
 import torch
 
-from benchmarks.loop.tables import case_table, score_lines, summary_table
-from benchmarks.shared.chart import draw_loops
-from benchmarks.shared.correctness import YARDSTICKS, TrainingCheck, Verdict
-from benchmarks.shared.measure import Spread, clock_cost_us, clock_for, interleaved, ratio
-from benchmarks.shared.options import add_names, begin, device, make_parser, positive
-from benchmarks.shared.report import Claim, check_claims, claims_table, machine_line, make_progress, save_json
+from benchmarks.shared.measure import clock_for
+from benchmarks.shared.options import Parser, begin, positive, seconds
+from benchmarks.shared.report import (
+    Claim,
+    Record,
+    Table,
+    bold,
+    check_claims,
+    claims_table,
+    correct_text,
+    is_wrong,
+    make_progress,
+    number,
+    result_text,
+    save_json,
+    spread_text,
+)
 from benchmarks.shared.tails import PLAIN, TAILS
-from benchmarks.shared.training import Timings, Trainer
-from benchmarks.shared.variants import OURS, OURS_CALLS, RULES, VARIANTS, ZERO_GRAD_MODES, default_variants
+from benchmarks.shared.timed_training import TimedTraining
+from benchmarks.shared.variants import OURS, RULES, VARIANTS, ZERO_GRAD_MODES, default_variants
 from benchmarks.shared.workloads import WORKLOADS
 
 CLAIMS = (
@@ -33,23 +46,24 @@ CLAIMS = (
     Claim(("tutorial-b1", "adam"), "torch-default", OURS, 3.3),
     Claim(("tutorial-b1", "adam"), "torch-fused", OURS, 1.35),
 )
-ROUNDS = 5
-QUICK_ROUNDS, QUICK_ITERATIONS = 2, 6
+QUICK_ITERATIONS = 6
+SECONDS, QUICK_SECONDS = 5.0, 0.5  # of a run; on a quiet machine the longest takes half of that
+MINUTES, QUICK_MINUTES = 45.0, 8.0
 TAIL_RULE = "adam"  # whose loops also have the other tails by default
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Reads the command line."""
     lines = (f"  {name:12} {w.summary}; {w.iterations} iterations" for name, w in WORKLOADS.items())
-    parser = make_parser(__doc__, "\n".join(("workloads:", *lines)))
-    add_names(parser, "--workload", list(WORKLOADS), "what to train (default: all)")
-    add_names(parser, "--optimizer", list(RULES), "with which optimizers (default: all)")
-    add_names(
-        parser, "--tail", list(TAILS), f"what follows the backward pass (default: all with {TAIL_RULE}, else plain)"
-    )
-    add_names(parser, "--variants", list(VARIANTS), "which implementations (default: all that differ)")
+    parser = Parser(__doc__, "\n".join(("workloads:", *lines)), rounds=(5, 2))
+    parser.add_names("--workload", WORKLOADS, "what to train (default: all)")
+    parser.add_names("--optimizer", RULES, "with which optimizers (default: all)")
+    parser.add_names("--tail", TAILS, f"what follows the backward pass (default: all with {TAIL_RULE}, else plain)")
+    parser.add_names("--variants", VARIANTS, "which implementations (default: all that differ)")
     parser.add_argument("--iterations", type=positive, help="length of a run (default: the workload's own)")
-    parser.add_argument("--device", default="cpu", type=device, help="cpu, cuda or cuda:1 (default: cpu)")
+    parser.add_argument("--seconds", type=seconds, help=f"the longest that a run may take (default: {SECONDS:g})")
+    parser.add_argument("--minutes", type=seconds, help=f"when to begin nothing more (default: {MINUTES:g})")
+    parser.add_argument("--device", default="cpu", type=torch.device, help="cpu, cuda or cuda:1 (default: cpu)")
     parser.add_argument(
         "--zero-grad",
         choices=ZERO_GRAD_MODES,
@@ -57,116 +71,116 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="separate: zero_grad() at the start of the loop (default); to_zero, to_none: ours clears the "
         "gradients within step(), torch at the start of the loop in the same way",
     )
-    args = parser.parse_args(arguments)
+    args = parser.parse(arguments)
     if args.device.type == "cuda" and not torch.cuda.is_available():
         parser.error(f"--device {args.device}: torch {torch.__version__} sees no CUDA device here; use cpu")
-    args.rounds = args.rounds or (QUICK_ROUNDS if args.quick else ROUNDS)
     args.iterations = args.iterations or (QUICK_ITERATIONS if args.quick else None)
+    args.seconds = args.seconds or (QUICK_SECONDS if args.quick else SECONDS)
+    args.minutes = args.minutes or (QUICK_MINUTES if args.quick else MINUTES)
     args.variants = args.variants or default_variants(args.device)
     return args
 
 
-class Case:
-    """One workload with one optimizer: what is to be run, and what came of it."""
-
-    def __init__(self, workload: str, rule: str, args: argparse.Namespace, tail: str = PLAIN) -> None:
-        self.name, self.rule, self.args, self.tail = workload, rule, args, tail
-        self.workload = WORKLOADS[workload]
-        self.iterations: int = args.iterations or self.workload.iterations
-        names = [name for name in args.variants if tail != PLAIN or name != OURS_CALLS]  # there it would be ours
-        self.trained = list(dict.fromkeys((*YARDSTICKS, *names)))
-        self.timings = {name: Timings(tail) for name in names}
-
-    @property
-    def units(self) -> int:
-        """Pieces of work, for the progress bar."""
-        rounds: int = self.args.rounds
-        return 1 + len(self.trained) + 2 * rounds * len(self.timings)
-
-    def run(self, advance: Callable[[], object]) -> dict[str, Any]:
-        """Checks correctness, takes the times, and returns the result as a JSON object.
-
-        Args:
-            advance: Called after each piece of work.
-        """
-        args, lr = self.args, self.workload.lr[self.rule]
-        check = TrainingCheck(self.workload, self.rule, args.device, args.zero_grad, self.iterations, self.tail)
-        advance()
-        records = {}
-        for name in self.trained:
-            records[name] = check.train(name)
-            advance()
-        clock = clock_for(args.device)
-        for name, by_phase in interleaved(list(product(self.timings, (False, True))), args.rounds):
-            trainer = Trainer(check.task, VARIANTS[name], self.rule, lr, args.zero_grad, self.tail)
-            self.timings[name].add(trainer, by_phase, self.iterations, clock)
-            advance()
-        verdicts = check.judge(records)
-        return {
-            "workload": self.name,
-            "optimizer": self.rule,
-            "tail": self.tail,
-            "lr": lr,
-            "iterations": self.iterations,
-            "score_name": check.task.score_name,
-            "variants": {name: self.figures(name, verdicts[name]) for name in self.timings},
-        }
-
-    def figures(self, name: str, verdict: Verdict) -> dict[str, Any]:
-        """The figures of one variant: times in µs, ratios to ours, and what correctness rests on."""
-        timings, ours = self.timings[name], self.timings.get(OURS)
-        figures = {
-            **asdict(verdict),
-            "phases": {phase: asdict(Spread.of(times)) for phase, times in timings.phases.items()},
-            "loop": asdict(Spread.of(timings.loop)),
-        }
-        if ours:
-            figures["loop_ratio"] = asdict(ratio(timings.loop, ours.loop))
-            figures["step_ratio"] = asdict(ratio(timings.around, ours.around))
-        return figures
-
-
-def make_cases(args: argparse.Namespace) -> list[Case]:
+def make_cases(args: argparse.Namespace) -> list[TimedTraining]:
     """What is asked for."""
+    how = {"zero_grad": args.zero_grad, "device": args.device, "seconds": args.seconds}
     return [
-        Case(workload, rule, args, tail)
+        TimedTraining(workload, rule, args.variants, args.rounds, args.iterations, tail, **how)
         for workload, rule, tail in product(args.workload or WORKLOADS, args.optimizer or RULES, TAILS)
         if (tail in args.tail if args.tail else tail == PLAIN or rule == TAIL_RULE)
     ]
 
 
+def case_label(result: Record) -> str:
+    """What a row is called: the workload, the optimizer, and the tail if it is more than the step."""
+    names = result["workload"], RULES[result["optimizer"]].class_name, result.get("tail", PLAIN)
+    return ", ".join(name for name in names if name != PLAIN)
+
+
+def case_table(result: Record) -> Table:
+    """Times per phase, ratios to ours and correctness of every variant; "step ratio" is of all after the backward."""
+    phases = list(next(iter(result["variants"].values()))["phases"])
+    rows = (
+        (
+            bold(name, name == OURS),
+            *(number(figures["phases"][phase]["median"]) for phase in phases),
+            spread_text(figures["loop"]),
+            spread_text(figures.get("loop_ratio")),
+            spread_text(figures.get("step_ratio")),
+            f"{figures['rounding']['overall']:.1e}" if "rounding" in figures else "-",
+            result_text(figures),
+        )
+        for name, figures in result["variants"].items()
+    )
+    header = ("", *phases, "loop", "loop ratio", "step ratio", "error", "result")
+    return Table(header, rows, f"{case_label(result)}, {result['iterations']} iterations")
+
+
+def score_lines(result: Record) -> list[str]:
+    """Losses on the way and the score at the end: one line per distinct outcome."""
+    outcomes: dict[str, list[str]] = {}
+    for name, figures in result["variants"].items():
+        if "losses" in figures:
+            losses = ", ".join(f"{step}: {loss:.5g}" for step, loss in figures["losses"].items())
+            text = f"loss at {losses}; {result['score_name']} {figures['score']:.5g}"
+            outcomes.setdefault(text, []).append(name)
+    return [f"[dim]{', '.join(names)}: {text}[/]" for text, names in outcomes.items()]
+
+
+def summary_table(results: Sequence[Record]) -> Table:
+    """One line per workload and optimizer: how much longer the loop takes with each variant of torch."""
+    others = [name for name in dict.fromkeys(name for r in results for name in r["variants"]) if name != OURS]
+    rows = (
+        (
+            case_label(result),
+            *(spread_text(result["variants"].get(name, {}).get("loop_ratio")) for name in others),
+            correct_text(
+                not is_wrong(result) and (None not in {v["correct"] for v in result["variants"].values()} or None)
+            ),
+        )
+        for result in results
+    )
+    return Table(("whole loop, times ours", *others, "results"), rows, "summary")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the benchmark; the exit status is 1 if a variant of ours trained wrongly."""
     args = parse(arguments)
+    end = time.monotonic() + 60 * args.minutes
     console, machine = begin(args, args.device)
-    clock_cost = clock_cost_us(clock_for(args.device))
-    console.print(f"clock: {clock_cost:.3f} µs a reading; times are medians in µs\n")
+    clock = clock_for(args.device)
+    cost = statistics.median(clock.between([clock.mark() for _ in range(2000)]))
+    console.print(f"clock: {cost:.3f} µs a reading; times are medians in µs\n")
 
     cases = make_cases(args)
     settings = {"rounds": args.rounds, "zero_grad": args.zero_grad, "quick": args.quick}
     results: list[dict[str, Any]] = []
-    record = {"machine": machine, "clock_cost_us": clock_cost, "settings": settings, "results": results}
+    left_out: list[str] = []
+    record: dict[str, Any] = {"machine": machine, "clock_cost_us": cost, "settings": settings, "results": results}
+    record["left_out"] = left_out
+
+    def show_first(result: Any) -> None:
+        if not results:
+            console.print("[dim]after the first round:[/]", case_table(result).rich())
+
     with make_progress(console) as progress:
         bar = progress.add_task("", total=sum(case.units for case in cases))
         for case in cases:
-            progress.update(bar, description=f"{case.name}, {case.rule}, {case.tail}")
-            results.append(case.run(lambda: progress.advance(bar)))
-            console.print(case_table(results[-1]), *score_lines(results[-1]), "", sep="\n")
+            label = f"{case.name}, {case.rule}, {case.tail}"
+            progress.update(bar, description=label)
+            if time.monotonic() > end:
+                left_out.append(label)
+                continue
+            results.append(case.run(lambda: progress.advance(bar), show_first))
+            console.print(case_table(results[-1]).rich(), *score_lines(results[-1]), "", sep="\n")
             save_json(args.output / "train_loop.json", record)  # so that an interrupted run leaves what it has
 
-    measured = {(c.name, c.rule): {name: t.loop for name, t in c.timings.items()} for c in cases if c.tail == PLAIN}
-    claims = check_claims(CLAIMS, measured)
-    save_json(args.output / "train_loop.json", {**record, "claims": claims})
-    for rule in args.optimizer or RULES:
-        chosen = [result for result in results if result["optimizer"] == rule]
-        title = f"{RULES[rule].class_name}: time of one training iteration (and its ratio to ours)"
-        draw_loops(chosen, title, machine_line(machine), args.output / f"train_loop-{rule}.png")
-    console.print(summary_table(results))
+    measured = {(c.name, c.rule): {n: t.loop for n, t in c.timings.items() if t.loop} for c in cases if c.tail == PLAIN}
+    claims = record["claims"] = check_claims(CLAIMS, measured)
+    save_json(args.output / "train_loop.json", record)
+    console.print(summary_table(results).rich())
+    for label in left_out:
+        console.print(f"left out, as the time did not last (--minutes): {label}")
     if claims:
-        console.print(claims_table(claims))
-    console.print(f"results written to {args.output}")
-    return int(any(not result["variants"].get(OURS, {"correct": True})["correct"] for result in results))
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
+        console.print(claims_table(claims).rich())
+    return int(any(result["variants"].get(OURS, {}).get("correct") is False for result in results))

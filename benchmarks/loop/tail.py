@@ -1,37 +1,35 @@
-"""The tail of a training loop: clipping by the global norm, AdamW's step, averages. Ours beside torch's fastest way.
+"""What does the tail of a training loop take: clipping by the global norm, AdamW's step, averages?
 
-torch's: `clip_grad_norm_` (foreach), AdamW with `fused=True`, `AveragedModel` with `get_ema_multi_avg_fn`; for scaled
-gradients also `GradScaler`. Ours does it all in a step, with `max_grad_norm` and `ema_decay`, and its own scaler
-(`tails.py`). Gradients are clipped in every step. Correct: parameters and averages are no farther from float64 than
-torch's by more than rounding explains. Exit status 1 if not.
+torch's fastest way stands beside ours: `clip_grad_norm_` (foreach), AdamW with `fused=True`, `AveragedModel` with
+`get_ema_multi_avg_fn`; for scaled gradients also `GradScaler`. Ours does it all in a step, with `max_grad_norm` and
+`ema_decay`, and its own scaler (`shared/tails.py`). Gradients are clipped in every step. Correct: parameters and
+averages are no farther from float64 than torch's by more than rounding explains.
 
 Where tensors come from memory, the limit stands beside: the gradients read, and then all that a step reads and writes,
-with almost no arithmetic (`probe.cpp`): 40 bytes an element, 32 without averages.
+with almost no arithmetic (`shared/probe.cpp`): 40 bytes an element, 32 without averages.
+
+Output: a table, `tail.json`; exit status 1 if a result was wrong.
 """
 
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+import argparse
+from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import fusedoptim
-from benchmarks.publish.markdown import table, write_into
-from benchmarks.shared.correctness import REFERENCE, Error, within
-from benchmarks.shared.measure import CpuClock, Spread, interleaved, ratio, time_call
-from benchmarks.shared.options import add_names, begin, make_parser
+from benchmarks.shared.correctness import as_near
+from benchmarks.shared.measure import Call, ratio, spread, time_rounds
+from benchmarks.shared.options import Parser, answer
 from benchmarks.shared.probe import Probe
-from benchmarks.shared.report import machine_line, make_table, number, save_json
+from benchmarks.shared.report import Record, Table, number, result_text, unfinished
 from benchmarks.shared.shapes import MODELS
 from benchmarks.shared.tails import MAX_NORM, Tail
-from benchmarks.shared.variants import OURS, VARIANTS, Variant
+from benchmarks.shared.variants import OURS, REFERENCE, VARIANTS, Variant
 
-SECTION = "tail"
 STEPS = 3
 TAILS_OF = {
     "unscale + clip + step + average": "clip+amp+ema",
@@ -41,23 +39,17 @@ TAILS_OF = {
 CLIPS_AT = {"clip, at once": MAX_NORM, "clip, nothing to clip": 1e30}
 WORKS = (*TAILS_OF, *CLIPS_AT)
 SIDES = {"ours": VARIANTS[OURS], "torch": VARIANTS["torch-fused"]}
-# At least so many times torch's pace.
-TARGETS = {
-    ("unscale + clip + step + average", "gpt2"): 2.3,
-    ("unscale + clip + step + average", "resnet50"): 2.3,
-    ("unscale + clip + step + average", "tutorial-mlp"): 3.5,
-    ("unscale + clip + step + average", "400x64"): 15.0,
-    ("clip + step + average", "gpt2"): 2.0,
-    ("clip + step + average", "resnet50"): 2.0,
-    ("clip + step + average", "tutorial-mlp"): 3.5,
-    ("clip + step + average", "400x64"): 15.0,
-    ("clip + step", "gpt2"): 1.9,
-    ("clip, nothing to clip", "gpt2"): 5.0,
-    ("clip, at once", "gpt2"): 2.5,
+TARGETS = {  # times torch's pace at least
+    "unscale + clip + step + average": {"gpt2": 2.3, "resnet50": 2.3, "tutorial-mlp": 3.5, "400x64": 15.0},
+    "clip + step + average": {"gpt2": 2.0, "resnet50": 2.0, "tutorial-mlp": 3.5, "400x64": 15.0},
+    "clip + step": {"gpt2": 1.9},
+    "clip, nothing to clip": {"gpt2": 5.0},
+    "clip, at once": {"gpt2": 2.5},
 }
 LIMITED = tuple(product(("clip + step + average", "clip + step"), ("resnet50", "gpt2")))
 SHARE = 0.95  # of the limit, at least
 FINALISTS = 2  # ways of each pass of the limit that are timed in the rounds
+SECONDS = 20.0  # of one side's rounds
 
 
 def make_params(model: str, dtype: torch.dtype = torch.float32) -> list[nn.Parameter]:
@@ -71,7 +63,7 @@ def make_params(model: str, dtype: torch.dtype = torch.float32) -> list[nn.Param
     return params
 
 
-def make(work: str, variant: Variant, params: list[nn.Parameter]) -> tuple[Callable[[], object], Tail | None]:
+def make(work: str, variant: Variant, params: list[nn.Parameter]) -> tuple[Call, Tail | None]:
     """What takes the tail of a step, and the tail if it is more than clipping."""
     if work in CLIPS_AT:
         clip: Any = fusedoptim.clip_grad_norm_ if variant.is_ours else nn.utils.clip_grad_norm_
@@ -83,7 +75,7 @@ def make(work: str, variant: Variant, params: list[nn.Parameter]) -> tuple[Calla
 def is_correct(work: str, model: str) -> bool:
     """Whether ours is as near to float64 as torch's; its gradients, or parameters and averages."""
 
-    def results(variant: Variant, dtype: torch.dtype) -> list[Tensor]:
+    def results(variant: Variant, dtype: torch.dtype = torch.float32) -> list[Tensor]:
         params = make_params(model, dtype)
         run, tail = make(work, variant, params)
         for step in range(STEPS):
@@ -95,19 +87,16 @@ def is_correct(work: str, model: str) -> bool:
             run()
         return tail.results() if tail else [p.grad for p in params if p.grad is not None]
 
-    exact = results(REFERENCE, torch.float64)
-    start = [torch.zeros_like(x) for x in exact]
-    mine, theirs = (Error.of(results(variant, torch.float32), exact, start) for variant in SIDES.values())
-    return within(mine.overall, [theirs.overall]) and within(mine.worst, [theirs.worst])
+    return as_near(results(SIDES["ours"]), results(SIDES["torch"]), results(REFERENCE, torch.float64))
 
 
-def run_both(first: Callable[[], object], second: Callable[[], object]) -> None:
+def run_both(first: Call, second: Call) -> None:
     """One after the other."""
     first()
     second()
 
 
-def limits(optimizer: torch.optim.Optimizer, params: Sequence[nn.Parameter]) -> Iterator[Callable[[], object]]:
+def limits(optimizer: torch.optim.Optimizer, params: Sequence[nn.Parameter]) -> Iterator[Call]:
     """The traffic of clipping and stepping these tensors, which keep their values, in the fastest ways."""
     grads = [p.grad for p in params if p.grad is not None]
     states = [
@@ -132,7 +121,7 @@ def measure(work: str, model: str, rounds: int) -> dict[str, Any]:
     kept = [p.grad * (tail.scale if tail else 1.0) for p in params["ours"] if p.grad is not None]
 
     def write_grads(name: str) -> None:
-        for p, grad in zip(params[name], kept, strict=True):
+        for p, grad in zip(params[name if name in SIDES else "ours"], kept, strict=True):
             assert p.grad is not None
             p.grad.copy_(grad)
 
@@ -141,66 +130,51 @@ def measure(work: str, model: str, rounds: int) -> dict[str, Any]:
         calls[name]()
     if tail and (work, model) in LIMITED:
         calls |= {f"limit {i}": call for i, call in enumerate(limits(tail.optimizer, params["ours"]))}
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for name in interleaved(list(calls), rounds):
-        write_grads(name if name in SIDES else "ours")
-        times[name].append(time_call(calls[name], CpuClock()))
+    times = time_rounds(calls, rounds, before=write_grads, seconds=SECONDS)
     result = {
         "work": work,
         "model": model,
-        **{name: asdict(Spread.of(times[name])) for name in SIDES},
-        "ratio": asdict(ratio(times["torch"], times["ours"])),
-        "target": TARGETS.get((work, model)),
+        **{name: spread(times[name]) for name in SIDES},
+        "ratio": ratio(times["torch"], times["ours"]),
+        "target": TARGETS[work].get(model),
+        **unfinished(min(map(len, times.values())), rounds),
     }
     if len(times) > len(SIDES):
-        limit = min((times[name] for name in times if name not in SIDES), key=lambda values: Spread.of(values).median)
-        result |= {"limit": asdict(Spread.of(limit)), "share": asdict(ratio(limit, times["ours"]))}
+        limit = min((times[name] for name in times if name not in SIDES), key=lambda values: spread(values)["median"])
+        result |= {"limit": spread(limit), "share": ratio(limit, times["ours"])}
     return result
 
 
-def cells(r: Mapping[str, Any]) -> list[str]:
-    """The row of a result."""
-    return [
-        r["work"],
-        r["model"],
-        *(number(r[key]["median"]) for key in ("ours", "torch")),
-        f"{number(r['ratio']['median'])} ({number(r['ratio']['low'])} to {number(r['ratio']['high'])})",
-        "" if r["target"] is None else number(r["target"]),
-        number(r["share"]["median"]) if "share" in r else "",
-        "correct" if r["correct"] else "WRONG",
-    ]
+def tables(record: Record) -> Iterator[Table]:
+    """Ours, torch's and the limit, work by work."""
+    rows = (
+        [
+            r["work"],
+            r["model"],
+            *(number(r[key]["median"]) for key in ("ours", "torch")),
+            f"{number(r['ratio']['median'])} ({number(r['ratio']['low'])} to {number(r['ratio']['high'])})",
+            "" if r["target"] is None else number(r["target"]),
+            number(r["share"]["median"]) if "share" in r else "",
+            result_text(r),
+        ]
+        for r in record["results"]
+    )
+    header = ("", "parameters of", "ours, µs", "torch, µs", "torch / ours", "at least", f"limit / ours ({SHARE})")
+    yield Table((*header, "result"), rows, "The tail")
 
 
-HEADER = ("", "parameters of", "ours, µs", "torch, µs", "torch / ours", "at least", f"limit / ours ({SHARE})", "result")
+def run(args: argparse.Namespace) -> Record:
+    """All works on all models."""
 
+    def one(work: str, model: str) -> Record:
+        rounds = args.rounds or min(MODELS[model].rounds, 40)
+        return {**measure(work, model, rounds), "correct": is_correct(work, model)}
 
-def lines(record: Mapping[str, Any]) -> list[str]:
-    """The table as Markdown."""
-    rows = map(cells, record["results"])
-    return [*table(HEADER, rows), f"\n{machine_line(record['machine'])}, {record['machine']['date'][:10]}"]
+    return {"results": [one(work, model) for model in args.models or MODELS for work in WORKS]}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measures, checks, prints and keeps."""
-    parser = make_parser(__doc__)
-    parser.add_argument("--into", type=Path, help="a page to write to")
-    add_names(parser, "--models", list(MODELS), "parameters of which models")
-    args = parser.parse_args(arguments)
-    console, machine = begin(args)
-    results = []
-    for model in args.models or MODELS:
-        for work in WORKS:
-            rounds = args.rounds or (5 if args.quick else min(MODELS[model].rounds, 40))
-            result = measure(work, model, rounds)
-            result["correct"] = is_correct(work, model)
-            results.append(result)
-    record = {"machine": machine, "results": results}
-    save_json(args.output / "tail.json", record)
-    console.print(make_table("The tail", HEADER, map(cells, results)))
-    if args.into:
-        write_into(args.into, lines(record), SECTION)
-    return 0 if all(r["correct"] for r in results) else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    parser = Parser(__doc__, rounds=(None, 5))
+    parser.add_names("--models", MODELS, "parameters of which models")
+    return answer("tail", parser.parse(arguments), run, tables)

@@ -12,7 +12,7 @@ from benchmarks.shared.shapes import MODELS, Shape
 from benchmarks.shared.workloads import SMALL_LR, WORKLOADS, Task, Workload, accuracy, regression
 
 
-class Spread(torch.autograd.Function):
+class FirstElement(torch.autograd.Function):
     """A parameter's first element; the gradient is written in full, and nothing else is computed."""
 
     @staticmethod
@@ -36,7 +36,7 @@ class Bare(nn.Module):
 
     def forward(self, _: Tensor) -> Tensor:
         """The mean of the first elements, squared."""
-        return torch.stack([Spread.apply(p) for p in self.weights]).square().mean()  # type: ignore[no-untyped-call]
+        return torch.stack([FirstElement.apply(p) for p in self.weights]).square().mean()  # type: ignore[no-untyped-call]
 
 
 def bare(name: str) -> Callable[[], Task]:
@@ -44,7 +44,7 @@ def bare(name: str) -> Callable[[], Task]:
 
     def make() -> Task:
         data = torch.zeros(1), torch.zeros(())
-        return Task(Bare(MODELS[name].shapes), lambda loss, _: loss, [data], data, lambda loss, _: loss, "loss")
+        return Task(Bare(MODELS[name].shapes), lambda loss, _: loss, [data], data, lambda loss, _: loss)
 
     return make
 
@@ -57,7 +57,7 @@ def images(channels: int = 16, batch: int = 8, size: int = 224, classes: int = 1
         layers += [nn.Conv2d(inputs, outputs, 3, padding=1), nn.ReLU()]
     model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, classes))
     data = torch.randn(batch, 3, size, size), torch.arange(batch) % classes
-    return Task(model, F.cross_entropy, [data], data, accuracy, "accuracy")
+    return Task(model, F.cross_entropy, [data], data, accuracy)
 
 
 TRAININGS = {

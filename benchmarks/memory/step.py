@@ -4,18 +4,15 @@ import copy
 import mmap
 import re
 import zlib
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from torch import Tensor, nn
 
-from benchmarks.shared.arena import CHECK_SCALES, Arena
-from benchmarks.shared.measure import CpuClock, Spread, interleaved, ratio, time_call
-from benchmarks.shared.report import correct_text, make_table, spread_text
+from benchmarks.shared.arena import Arena
+from benchmarks.shared.measure import ratio, spread, time_rounds
 from benchmarks.shared.shapes import MODELS
 from benchmarks.shared.variants import OURS
 
@@ -64,41 +61,26 @@ def arenas_of(model: str, rule: str) -> dict[str, Arena]:
 
 def checksum_after_steps(arena: Arena) -> int:
     """Of the parameters, after the steps that `Arena.check` takes; the arena is as before, then."""
-    arena.reset()
-    step = arena.step(OURS)
-    for scale in CHECK_SCALES:
-        arena.write_grads(scale)
-        step()
+    arena.take_steps(arena.step(OURS))
     checksum = sum(zlib.crc32(p.detach().numpy().data) for p in arena.params)
     arena.reset()
     return checksum
 
 
-def huge_page_steps(model: str, rule: str, rounds: int, console: Console) -> dict[str, Any]:
-    """Measures, prints the table, and returns the result as a JSON object."""
+def huge_page_steps(model: str, rule: str, rounds: int) -> dict[str, Any]:
+    """Measures, and returns the result as a JSON object."""
     before = huge_bytes()
     arenas = arenas_of(model, rule)
     mib = (huge_bytes() - before) / (1 << 20)
     checksums = {name: checksum_after_steps(arena) for name, arena in arenas.items()}
-    steps: dict[str, Callable[[], object]] = {name: arena.step(OURS) for name, arena in arenas.items()}
-    times: dict[str, list[float]] = {name: [] for name in arenas}
-    clock = CpuClock()
-    for name in interleaved(list(arenas), rounds + 1):
-        arenas[name].write_grads()
-        times[name].append(time_call(steps[name], clock))
-    times = {name: values[1:] for name, values in times.items()}  # the first step of each is no figure
-    ways: dict[str, Any] = {
+    steps = {name: arena.step(OURS) for name, arena in arenas.items()}
+    times = time_rounds(steps, rounds, before=lambda name: arenas[name].write_grads(), warm_up=1)
+    ways = {
         name: {
-            "time": asdict(Spread.of(times[name])),
-            "ratio": asdict(ratio(times[name], times[ORDINARY])),
+            "time": spread(values),
+            "ratio": ratio(values, times[ORDINARY]),
             "correct": checksums[name] == checksums[ORDINARY],
         }
-        for name in arenas
+        for name, values in times.items()
     }
-    rows = [
-        (name, spread_text(Spread(**w["time"])), spread_text(Spread(**w["ratio"])), correct_text(w["correct"]))
-        for name, w in ways.items()
-    ]
-    title = f"{model}, {rule}: the step on huge pages ({mib:,.0f} MiB of them)"
-    console.print(make_table(title, ("", "time, µs", "/ ordinary", "same bits"), rows))
     return {"huge_mib": mib, "ways": ways}

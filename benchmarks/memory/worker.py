@@ -1,8 +1,8 @@
 """Trains in processes that get their memory in different ways, and counts what that costs.
 
-`python pages_worker.py` is a server: it has imported everything and used no thread yet. For each line of its input, a
-request in JSON, it forks a child that trains, and prints the outcome as a line. So each training begins with a fresh
-heap, and no import is waited for.
+`python -m benchmarks.memory.worker` is a server: it has imported everything and used no thread yet. For each line of
+its input, a request in JSON, it forks a child that trains, and prints the outcome as a line. So each training begins
+with a fresh heap, and no import is waited for.
 """
 
 import ctypes
@@ -16,16 +16,15 @@ import sys
 import time
 import zlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
-from types import TracebackType
 from typing import Any
 
 import torch
 
 import fusedoptim
-from benchmarks.busy.fork import forked
 from benchmarks.memory.models import TRAININGS
-from benchmarks.memory.ways import Way
+from benchmarks.shared.forked import forked
 from benchmarks.shared.measure import CpuClock
 from benchmarks.shared.report import ROOT
 from benchmarks.shared.training import PHASES, Trainer
@@ -35,13 +34,27 @@ WARM_UP = 6  # iterations: the heap has found its size, and losses are compared 
 FEWEST, MOST = 4, 200  # iterations that are timed
 TIMEOUT = 90.0  # seconds for one training
 TOP_PAD = -2  # M_TOP_PAD in glibc's malloc.h
+MARK = "getppid"  # the system's call that stands before and after iterations whose calls are counted
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way of clearing gradients and of getting memory; all of them take our steps of Adam.
+
+    "none" and "fill" are `zero_grad(set_to_none=True)` and `(False)` at the start of an iteration, "to_zero" is within
+    the step.
+    """
+
+    zero_grad: str = "none"
+    keep: bool = False  # whether `fusedoptim.keep_freed_memory()` is called at the start
+    pad: int = 0  # bytes to set glibc's `M_TOP_PAD` to at the start; 0 leaves it
+    environment: Mapping[str, str] = field(default_factory=dict)  # what is set before the process starts
 
 
 class FaultClock(CpuClock):
     """A clock that also counts page faults, of all threads of this process and without those that read a file.
 
-    Attributes:
-        faults: How many there were from each mark to the next, once `between` has been called.
+    `faults` is how many there were from each mark to the next, once `between` has been called.
     """
 
     def __init__(self) -> None:
@@ -132,30 +145,18 @@ def measure(training: str, way: Way, seconds: float, threads: int, iterations: i
 
 
 class Server:
-    """A server in a process of its own; a context.
-
-    Args:
-        environment: Added to this process's.
-        before: A command that runs the server, such as `strace` with its options.
-    """
+    """A server in a process of its own; a context. `before` is a command that runs it, such as `strace`."""
 
     def __init__(self, environment: Mapping[str, str], before: Sequence[str] = ()) -> None:
         command = [*before, sys.executable, "-m", "benchmarks.memory.worker"]
         self.process = subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env=os.environ | environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
+            command, cwd=ROOT, env=os.environ | environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
     def __enter__(self) -> "Server":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.process.communicate()
 
     def ask(self, training: str, way: Way, **arguments: Any) -> dict[str, Any]:

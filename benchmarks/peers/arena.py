@@ -4,7 +4,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from benchmarks.peers.list import PEERS
 from benchmarks.shared.arena import LR, Arena
 from benchmarks.shared.correctness import Error
+from benchmarks.shared.measure import Call
 from benchmarks.shared.shapes import Model
 
 LIMIT_S = 120.0
@@ -82,13 +83,7 @@ def state_bytes(optimizer: Any) -> int:
 
 
 def judgement(correct: bool, overall: float, bits: int) -> str:
-    """A word for the result of a peer.
-
-    Args:
-        correct: Whether its error is at most twice torch's own.
-        overall: Its error.
-        bits: Of an element of its state.
-    """
+    """A word for the result of a peer of so much error, whose state has so many bits an element."""
     if correct:
         return "correct"
     if bits < 32:
@@ -99,12 +94,8 @@ def judgement(correct: bool, overall: float, bits: int) -> str:
 class PeerArena(Arena):
     """An arena for all of `PEERS`, each with one optimizer throughout: what its first step compiles stays compiled.
 
-    Args:
-        model: The shapes.
-        rule: A key of `RULES`.
-        limit_s: Seconds after which a first step is given up.
-
     Attributes:
+        limit_s: Seconds after which a first step is given up.
         optimizers: Those that were built, by name.
         seconds: What building each and its first steps took, the first step within the first figure.
         from_cache: Those of which torch.compile found what it had compiled in an earlier process.
@@ -112,27 +103,15 @@ class PeerArena(Arena):
     """
 
     def __init__(self, model: Model, rule: str, limit_s: float = LIMIT_S) -> None:
-        self.initial: list[Tensor] = []
         super().__init__(model, rule)
         self.limit_s = limit_s
         self.optimizers: dict[str, Any] = {}
         self.seconds: dict[str, list[float]] = {}
         self.from_cache: set[str] = set()
         self.failures: dict[str, str] = {}
-        self.calls: dict[str, Callable[[], object]] = {}
+        self.calls: dict[str, Call] = {}
 
-    def reset(self) -> None:
-        """As in an `Arena`; random numbers are drawn once, which for so many peers would take longer than the steps."""
-        if not self.initial:
-            super().reset()
-            self.initial = [p.detach().clone() for p in self.params]
-        for p, initial in zip(self.params, self.initial, strict=True):
-            p.detach().copy_(initial)
-        for tensor in (tensor for tensors in self.state.values() for tensor in tensors):
-            tensor.zero_()
-        self.write_grads()
-
-    def optimizer(self, variant: str) -> Any:
+    def optimizer(self, variant: str, **settings: Any) -> Any:
         """An optimizer of the named peer, over the shared tensors as far as its state is made of such."""
         peer = PEERS[variant]
         if peer.variant:
@@ -144,7 +123,7 @@ class PeerArena(Arena):
                 optimizer.state[p] = {**shared, **peer.also}
         return optimizer
 
-    def step(self, variant: str) -> Callable[[], object]:
+    def step(self, variant: str) -> Call:
         """The step of a peer, the same one each time; bare, once `error` has taken the first steps."""
         return self.calls[variant]
 

@@ -21,35 +21,20 @@ SAME_GRAPH = "left out for time: what is compiled is Adam's with one multiplicat
 
 @dataclass(frozen=True)
 class Peer:
-    """One implementation.
+    """One implementation."""
 
-    Attributes:
-        name: As in tables and on the command line.
-        package: What `pip install` calls it.
-        module: Where its classes live.
-        classes: The class for each rule that it has.
-        arguments: What its constructor is given for each rule, beside `lr`.
-        variant: The key of `VARIANTS` whose optimizer this is, if it is one of those.
-        names: What its state calls the tensors of torch's, where it calls them otherwise.
-        also: What else the state of a parameter holds before the first step.
-        owns_state: Its state is not torch's tensors, and is left to it.
-        bits: Of an element of its state.
-        compiled: Its whole step is given to torch.compile.
-        left_out: Rules that it has and that are not measured, with the reason.
-    """
-
-    name: str
-    package: str
-    module: str
-    classes: Mapping[str, str]
-    arguments: Mapping[str, Mapping[str, Any]]
-    variant: str | None = None
-    names: Mapping[str, str] = field(default_factory=dict)
-    also: Mapping[str, Any] = field(default_factory=dict)
-    owns_state: bool = False
-    bits: int = 32
-    compiled: bool = False
-    left_out: Mapping[str, str] = field(default_factory=dict)
+    name: str  # as in tables and on the command line
+    package: str  # what `pip install` calls it
+    module: str  # where its classes live
+    classes: Mapping[str, str]  # the class for each rule that it has
+    arguments: Mapping[str, Mapping[str, Any]]  # what its constructor is given for each rule, beside `lr`
+    variant: str | None = None  # the key of `VARIANTS` whose optimizer this is, if it is one of those
+    names: Mapping[str, str] = field(default_factory=dict)  # what its state calls torch's tensors, where otherwise
+    also: Mapping[str, Any] = field(default_factory=dict)  # what else a parameter's state holds before the first step
+    owns_state: bool = False  # its state is not torch's tensors, and is left to it
+    bits: int = 32  # of an element of its state
+    compiled: bool = False  # its whole step is given to torch.compile
+    left_out: Mapping[str, str] = field(default_factory=dict)  # rules that it has and are not measured, and why
 
     @property
     def compiles(self) -> bool:
@@ -66,91 +51,62 @@ class Peer:
         return kind(params, lr=lr, **self.arguments[rule])
 
 
-def plus(**flags: Any) -> dict[str, Mapping[str, Any]]:
-    """The arguments for each rule, with some for all of them."""
-    return {rule: {**given, **flags} for rule, given in ARGUMENTS.items()}
+ALL = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW"}
 
 
-def of_variant(name: str) -> Peer:
+def of_variant(name: str, /, **changes: Any) -> Peer:
     """A variant of the other benchmarks as a peer."""
     variant = VARIANTS[name]
     module = variant.module.__name__
-    classes = {rule: kind.class_name for rule, kind in RULES.items()}
     arguments = {rule: {**kind.options, **variant.flags} for rule, kind in RULES.items()}
-    return Peer(name, module.partition(".")[0], module, classes, arguments, variant=name)
-
-
-def deepspeed() -> Peer:
-    """DeepSpeed's Adam for the CPU, which is compiled for the machine at its first use."""
-    arguments = {rule: {**ARGUMENTS[rule], "adamw_mode": rule == "adamw"} for rule in ("adam", "adamw")}
-    classes = dict.fromkeys(arguments, "DeepSpeedCPUAdam")
-    return Peer("deepspeed", "deepspeed", "deepspeed.ops.adam", classes, arguments, also={"step": 0})
+    return replace(Peer(name, module.partition(".")[0], module, ALL, arguments, variant=name), **changes)
 
 
 def optimi(name: str, **flags: bool) -> Peer:
     """One of the ways of optimi."""
-    classes = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW"}
     names, also = {"momentum_buffer": "exp_avg"}, {"kahan_comp": None}
-    return Peer(name, "torch-optimi", "optimi", classes, plus(**flags), names=names, also=also)
-
-
-def bitsandbytes() -> Peer:
-    """The optimizers of bitsandbytes that keep fp32 state."""
-    classes = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW"}
-    names = {"exp_avg": "state1", "exp_avg_sq": "state2", "momentum_buffer": "state1"}
-    return Peer("bitsandbytes", "bitsandbytes", "bitsandbytes.optim", classes, ARGUMENTS, names=names, also={"step": 0})
-
-
-def bitsandbytes_8bit() -> Peer:
-    """Those that keep 8 bits; tensors of fewer than 4,096 elements keep fp32."""
-    classes = {"sgd": "SGD8bit", "adam": "Adam8bit", "adamw": "AdamW8bit"}
-    return replace(bitsandbytes(), name="bitsandbytes-8bit", classes=classes, owns_state=True, bits=8)
+    arguments = {rule: {**given, **flags} for rule, given in ARGUMENTS.items()}
+    return Peer(name, "torch-optimi", "optimi", ALL, arguments, names=names, also=also)
 
 
 def torchao(suffix: str, bits: int) -> Peer:
     """One of torchao's optimizers, which compile the update of each shape; small tensors keep fp32 here too."""
     classes = {"adam": f"Adam{suffix}", "adamw": f"AdamW{suffix}"}
-    return Peer(
-        f"torchao-{suffix.lower()}",
-        "torchao",
-        "torchao.optim",
-        classes,
-        ARGUMENTS,
-        owns_state=True,
-        bits=bits,
-        left_out={"adamw": SAME_GRAPH},
-    )
+    peer = Peer(f"torchao-{suffix.lower()}", "torchao", "torchao.optim", classes, ARGUMENTS, owns_state=True, bits=bits)
+    return replace(peer, left_out={"adamw": SAME_GRAPH})
 
 
-def torchao_offload() -> Peer:
-    """The optimizer of torchao for parameters on a GPU whose state is on the CPU."""
-    arguments = {"adamw": ARGUMENTS["adamw"]}
-    classes = {"adamw": "CPUOffloadOptimizer"}
-    return Peer("torchao-offload", "torchao", "torchao.optim", classes, arguments, owns_state=True)
-
-
+DEEPSPEED = Peer(  # which is compiled for the machine at its first use
+    "deepspeed", "deepspeed", "deepspeed.ops.adam", dict.fromkeys(("adam", "adamw"), "DeepSpeedCPUAdam"),
+    {rule: {**ARGUMENTS[rule], "adamw_mode": rule == "adamw"} for rule in ("adam", "adamw")}, also={"step": 0},
+)  # fmt: skip
+BITSANDBYTES = Peer(
+    "bitsandbytes", "bitsandbytes", "bitsandbytes.optim", ALL, ARGUMENTS, also={"step": 0},
+    names={"exp_avg": "state1", "exp_avg_sq": "state2", "momentum_buffer": "state1"},
+)  # fmt: skip
 PEERS = {
     peer.name: peer
     for peer in (
         of_variant(OURS),
         *map(of_variant, ("torch-default", "torch-foreach", "torch-fused")),
         # Compiled from its for-loop, Adam takes a hundred times as long on tensors as large as the tutorial's.
-        replace(
-            of_variant("torch-foreach"),
-            name="torch-compile",
-            compiled=True,
-            left_out={"adamw": SAME_GRAPH},
-        ),
-        deepspeed(),
+        of_variant("torch-foreach", name="torch-compile", compiled=True, left_out={"adamw": SAME_GRAPH}),
+        DEEPSPEED,
         optimi("optimi", triton=False, foreach=False),
         optimi("optimi-foreach", triton=False, foreach=True),
         optimi("optimi-triton", triton=True),
-        bitsandbytes(),
-        bitsandbytes_8bit(),
+        BITSANDBYTES,
+        replace(  # tensors of fewer than 4,096 elements keep fp32
+            BITSANDBYTES, name="bitsandbytes-8bit", owns_state=True, bits=8,
+            classes={rule: f"{name}8bit" for rule, name in ALL.items()},
+        ),
         torchao("8bit", 8),
         torchao("4bit", 4),
         torchao("Fp8", 8),
-        torchao_offload(),
+        Peer(  # for parameters on a GPU whose state is on the CPU
+            "torchao-offload", "torchao", "torchao.optim", {"adamw": "CPUOffloadOptimizer"},
+            {"adamw": ARGUMENTS["adamw"]}, owns_state=True,
+        ),
     )
-}
+}  # fmt: skip
 PACKAGES = tuple(dict.fromkeys(peer.package for peer in PEERS.values()))

@@ -1,68 +1,71 @@
-"""Compares the step of other optimizer packages that run on a CPU with ours, on the parameter shapes of known models.
+"""How do the steps of other optimizer packages that run on a CPU compare with ours, on the shapes of known models?
 
 All are timed once per round, in changing order, in one process and on the same tensors; each is checked against
-float64 first. One that takes seconds gets fewer rounds. What does not run is listed with the reason that it gave.
+float64 first. State that is torch's under another name is shared as well; what a peer keeps in 8 or 4 bits is its own.
+One that takes seconds gets fewer rounds, at least three. What does not run is listed with the reason that it gave.
 `make bench-peers` sets up an environment with all of them. `--setup` measures in place of steps how long each takes
 from `pip install` to the end of its first step.
 
-The results of a model and an optimizer replace those in `peers.json`; the others stay there.
+Output: a table for each model and optimizer, whose results replace those in `peers.json`; the others stay there.
+Exit status 1 if a step of ours was wrong.
 """
 
 import argparse
 import gc
 import importlib
-import json
 import logging
 import os
 import sys
+import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 
 from benchmarks.peers.arena import LIMIT_S, PeerArena, judgement, state_bytes
-from benchmarks.peers.chart import draw_peers
-from benchmarks.peers.list import PEERS
-from benchmarks.peers.pace import Pace
-from benchmarks.peers.record import keep
+from benchmarks.peers.list import PACKAGES, PEERS
 from benchmarks.peers.setup import measure_setup
-from benchmarks.shared.measure import Spread, ratio
-from benchmarks.shared.options import add_names, begin, make_parser, positive
-from benchmarks.shared.report import Case, make_progress, make_table, number, spread_text
+from benchmarks.shared.measure import ratio, spread, time_rounds
+from benchmarks.shared.options import Parser, begin, positive
+from benchmarks.shared.report import Case, Record, Table, bold, load_json, make_progress, number, save_json, spread_text
 from benchmarks.shared.shapes import MODELS
 from benchmarks.shared.variants import OURS, RULES
-from benchmarks.step.run import QUICK_ROUNDS, measure
 
-THREADS = 2
 MINUTES = 10
 FEWEST_ROUNDS = 3
 SECONDS_EACH = 2.0  # of rounds, for each peer on each model, but for the fewest rounds
+SLOWEST_STEP_S = 10.0
+COMPILING = 0.5  # of the time, after which nothing more is compiled
 CACHE = Path(sys.prefix) / "cache"
 
 
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Reads the command line."""
-    parser = make_parser(__doc__)
-    add_names(parser, "--model", list(MODELS), "which shapes (default: all)")
-    add_names(parser, "--optimizer", list(RULES), "which optimizers (default: all)")
-    add_names(parser, "--peers", list(PEERS), "which implementations, beside ours (default: all)")
-    parser.add_argument("--limit", type=positive, default=LIMIT_S, help="seconds after which a first step is given up")
-    parser.add_argument(
-        "--minutes",
-        type=positive,
-        default=MINUTES,
-        help=f"how long all should take: nothing is compiled in the later half (default: {MINUTES})",
-    )
-    parser.add_argument("--setup", action="store_true", help="measure installing and the first step (minutes)")
-    parser.set_defaults(threads=THREADS)
-    return parser.parse_args(arguments)
+class Pace:
+    """What is known of the time, so as not to begin what would last for minutes."""
+
+    def __init__(self, minutes: float) -> None:
+        self.minutes, self.begin = minutes, time.monotonic()
+        self.least: dict[tuple[str, str], tuple[float, str]] = {}
+
+    def note(self, name: str, case: Case, seconds: float) -> None:
+        """Remembers a step; the least time per element is the one that does not count what a tensor costs."""
+        per_element = seconds / MODELS[case[0]].elements
+        self.least[name, case[1]] = min(self.least.get((name, case[1]), (per_element, case[0])), (per_element, case[0]))
+
+    def why_not(self, name: str, case: Case) -> str | None:
+        """Why a peer is not measured on a model, if it would take too long there."""
+        per_element, model = self.least.get((name, case[1]), (0.0, ""))
+        expected = per_element * MODELS[case[0]].elements
+        if expected > SLOWEST_STEP_S:
+            return f"left out for time: by its time on {model}, a step takes about {expected:.0f} s"
+        if PEERS[name].compiles and time.monotonic() - self.begin > COMPILING * 60 * self.minutes:
+            return f"left out for time: too little of {self.minutes:g} minutes was left to compile it (--minutes)"
+        return None
 
 
 def prepare() -> None:
@@ -78,14 +81,6 @@ def prepare() -> None:
     logging.disable(logging.WARNING)
 
 
-def rounds_of(seconds: float, case: Case, args: argparse.Namespace) -> int:
-    """How many rounds a peer is measured in, by the time of its step."""
-    model = MODELS[case[0]]
-    if args.rounds or args.quick:
-        return int(args.rounds or QUICK_ROUNDS)
-    return max(FEWEST_ROUNDS, min(model.rounds, int(SECONDS_EACH / (seconds * model.repeats))))
-
-
 def compare(case: Case, names: Sequence[str], pace: Pace, args: argparse.Namespace) -> dict[str, Any]:
     """Checks and times the peers on the shapes of a model; the result is a JSON object, times in microseconds."""
     model, rule = MODELS[case[0]], case[1]
@@ -95,16 +90,22 @@ def compare(case: Case, names: Sequence[str], pace: Pace, args: argparse.Namespa
     verdicts = arena.check([name for name in names if name not in missing])
     missing |= arena.failures
     calls = {name: arena.step(name) for name in names if name not in missing}
-    last = {name: arena.seconds[name][-1] for name in calls}
-    rounds = {name: rounds_of(last[name], case, args) for name in calls}
-    times = measure(arena, calls, rounds, model.repeats, warm_up=1)
+    times = time_rounds(
+        calls,
+        args.rounds or model.rounds,
+        model.repeats,
+        before=arena.write_grads,
+        warm_up=1,
+        seconds=SECONDS_EACH,
+        fewest=args.rounds or FEWEST_ROUNDS,
+    )
     variants = {}
     for name, values in times.items():
-        time = Spread.of(values)
-        pace.note(name, case, time.median / 1e6)
+        time = spread(values)
+        pace.note(name, case, time["median"] / 1e6)
         variants[name] = {
-            "time": asdict(time),
-            "ratio": asdict(ratio(values, times[OURS][: len(values)])),
+            "time": time,
+            "ratio": ratio(values, times[OURS]),
             "rounds": len(values),
             **asdict(verdicts[name]),
             "result": judgement(verdicts[name].correct, verdicts[name].error.overall, PEERS[name].bits),
@@ -115,62 +116,85 @@ def compare(case: Case, names: Sequence[str], pace: Pace, args: argparse.Namespa
     return {"model": case[0], "optimizer": rule, "variants": variants, "missing": missing}
 
 
-def result_table(result: Mapping[str, Any]) -> Table:
+def versions() -> dict[str, str]:
+    """The packages that are installed, with their versions."""
+    found = dict.fromkeys(PACKAGES, "not installed")
+    for package in PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
+
+
+def remember_compiling(new: Record, old: Record) -> None:
+    """Puts the first step that had to compile in place of one that found what that had left in the cache."""
+    for name, figures in new["variants"].items():
+        before = old["variants"].get(name, {"from_cache": True})
+        if figures["from_cache"] and not before["from_cache"]:
+            figures |= {"first_step_s": before["first_step_s"], "from_cache": False}
+
+
+def keep(path: Path, entry: Record, about: Record) -> None:
+    """Puts a result into the file, in place of one of the same model and optimizer."""
+    record = load_json(path) or {"results": [], "setup": {}}
+    if "model" in entry:
+        found = {(old["optimizer"], old["model"]): old for old in record["results"]}
+        key = entry["optimizer"], entry["model"]
+        if key in found:
+            remember_compiling(entry, found[key])
+        found[key] = {**about, **entry}
+        record["results"] = [found[key] for key in product(RULES, MODELS) if key in found]
+    else:
+        record["setup"] |= {name: {**about, **figures} for name, figures in entry.items()}
+    save_json(path, record)
+
+
+def result_table(result: Record) -> Table:
     """A row for each peer that runs: time, ratio to ours, error, memory, first step."""
-    rows = [
+    rows = (
         (
-            f"[bold]{name}[/]" if name == OURS else name,
-            spread_text(Spread(**figures["time"])),
-            spread_text(Spread(**figures["ratio"])),
-            f"{figures['error']['overall']:.1e}",
-            f"{figures['error']['worst']:.1e}",
+            bold(name, name == OURS),
+            spread_text(figures["time"]),
+            spread_text(figures["ratio"]),
+            *(f"{figures['error'][kind]:.1e}" for kind in ("overall", "worst")),
             number(figures["state_bytes_per_element"]),
             number(figures["first_step_s"]),
             figures["result"],
         )
         for name, figures in result["variants"].items()
-    ]
-    title = f"{result['model']}, {RULES[result['optimizer']].class_name}"
-    return make_table(title, ("", "time, µs", "ratio", "error", "worst", "state, B", "first step, s", "result"), rows)
+    )
+    header = ("", "time, µs", "ratio", "error", "worst", "state, B", "first step, s", "result")
+    return Table(header, rows, f"{result['model']}, {RULES[result['optimizer']].class_name}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the comparison; the exit status is 1 if a step of ours was wrong."""
-    args = parse(arguments)
+    parser = Parser(__doc__, rounds=(None, 5), threads=2)
+    parser.add_names("--model", MODELS, "which shapes (default: all)")
+    parser.add_names("--optimizer", RULES, "which optimizers (default: all)")
+    parser.add_names("--peers", PEERS, "which implementations, beside ours (default: all)")
+    parser.add_argument("--limit", type=positive, default=LIMIT_S, help="seconds after which a first step is given up")
+    text = f"how long all should take: nothing is compiled in the later half (default: {MINUTES})"
+    parser.add_argument("--minutes", type=positive, default=MINUTES, help=text)
+    parser.add_argument("--setup", action="store_true", help="measure installing and the first step (minutes)")
+    args = parser.parse(arguments)
     prepare()
     console, machine = begin(args)
     path = args.output / "peers.json"
     settings = {"rounds": args.rounds, "quick": args.quick, "limit": args.limit}
+    about = {"machine": machine, "settings": settings, "versions": versions()}
+    for name in args.peers or PEERS if args.setup else ():
+        keep(path, measure_setup(name, console), about)
     names = list(dict.fromkeys((OURS, *(args.peers or PEERS))))
-    if args.setup:
-        for name in args.peers or PEERS:
-            keep(path, measure_setup(name, console), machine, settings)
-        return 0
     good, pace = True, Pace(args.minutes)
+    cases = [] if args.setup else [(m, rule) for rule, m in product(args.optimizer or RULES, args.model or MODELS)]
     with make_progress(console) as progress:
-        cases = [(model, rule) for rule, model in product(args.optimizer or RULES, args.model or MODELS)]
-        bar = progress.add_task("", total=len(cases))
-        for case in cases:
-            progress.update(bar, description=", ".join(case))
+        for case in progress.track(cases):
             result = compare(case, names, pace, args)
             good &= result["variants"].get(OURS, {}).get("correct", False)
-            keep(path, result, machine, settings)
-            show(console, result)
+            keep(path, result, about)
+            console.print(result_table(result).rich())
+            for name, why in result["missing"].items():
+                console.print(f"  {name}: {why}", markup=False)
             torch._dynamo.reset()
             gc.collect()
-            progress.advance(bar)
-    draw_peers(json.loads(path.read_text()), args.output / "peers.png")
-    console.print(f"results written to {args.output}")
     return int(not good)
-
-
-def show(console: Console, result: Mapping[str, Any]) -> None:
-    """Prints a result, and what is not in it."""
-    console.print(result_table(result))
-    for name, why in result["missing"].items():
-        console.print(f"  {name}: {why}", markup=False)
-    console.print()
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

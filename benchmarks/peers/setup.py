@@ -21,17 +21,13 @@ from rich.console import Console
 
 from benchmarks.peers.arena import shortened
 from benchmarks.peers.list import PEERS
+from benchmarks.shared.report import ROOT
 from benchmarks.shared.shapes import MODELS
 from benchmarks.shared.variants import OURS, RULES
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 MODEL = "tutorial-mlp"
 TIMEOUT_S = 900
-IN_BASE = (
-    "torch",
-    "numpy",
-    "packaging",
-)  # as nearly every environment has them; optimi needs the last and does not say so
+IN_BASE = ("torch", "numpy", "packaging")  # as nearly every environment has; optimi needs the last, and says it not
 
 
 def pinned(package: str) -> str:

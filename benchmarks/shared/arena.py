@@ -6,8 +6,8 @@ them alone: each call finds the same values, and as much of them in cache. They 
 decays into denormal numbers, which would be slow for reasons of their own.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
@@ -15,10 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.shared.compiled import COMPILED, CompiledStep
-from benchmarks.shared.correctness import REFERENCE, TOLERANCE, YARDSTICKS, Error, within
+from benchmarks.shared.correctness import TOLERANCE, Error, no_worse
+from benchmarks.shared.measure import Call, ratio, spread
 from benchmarks.shared.probe import Probe
+from benchmarks.shared.report import Times
 from benchmarks.shared.shapes import Model
-from benchmarks.shared.variants import ALL_RULES, OURS, VARIANTS
+from benchmarks.shared.variants import ALL_RULES, LIMIT, OURS, REFERENCE, VARIANTS, YARDSTICKS
 
 LR = {"sgd": 0.1, "sgd-plain": 0.1, "adam": 1e-3, "adamw": 1e-3, "adamw-decay": 1e-3, "adam-amsgrad": 1e-3}
 LOW_LR = 0.1  # of bfloat16 and float16: moves that are large beside what rounding does to the parameters
@@ -37,23 +39,13 @@ class StepVerdict:
     error: Error
 
 
-def no_worse(error: Error, others: Sequence[Error], tolerance: float = TOLERANCE) -> bool:
-    """Whether an error of steps is no worse than the largest of `others` but for the tolerance, in both its figures."""
-    overall = within(error.overall, (o.overall for o in others), tolerance)
-    return overall and within(error.worst, (o.worst for o in others), tolerance)
-
-
 class SharedTensors:
-    """Parameters, gradients and the state of one rule, uninitialised, and the calls that update them; on the CPU.
+    """Parameters, gradients and the state of a rule, a key of `ALL_RULES`, uninitialised; and what updates them."""
 
-    Args:
-        model: The shapes.
-        rule: A key of `ALL_RULES`.
-        dtype: Of all tensors.
-    """
-
-    def __init__(self, model: Model, rule: str, dtype: torch.dtype = torch.float32) -> None:
-        self.model, self.rule, self.dtype = model, rule, dtype
+    def __init__(
+        self, model: Model, rule: str, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    ) -> None:
+        self.model, self.rule, self.dtype, self.device = model, rule, dtype, device
         self.low = dtype.itemsize < 4
         self.lr = LOW_LR if self.low else LR[rule]
         self.compiled: CompiledStep | None = None
@@ -63,18 +55,20 @@ class SharedTensors:
 
     def empty(self, role: str) -> list[Tensor]:
         """Memory for a tensor of each shape; `role` is "param", "grad" or the name of a state."""
-        return [torch.empty(shape, dtype=self.dtype) for shape in self.model.shapes]
+        return [torch.empty(shape, dtype=self.dtype, device=self.device) for shape in self.model.shapes]
 
-    def optimizer(self, variant: str) -> Any:
-        """An optimizer of the named variant over the shared tensors."""
-        optimizer = VARIANTS[variant].build(self.rule, self.params, self.lr)
+    def optimizer(self, variant: str, **settings: Any) -> Any:
+        """An optimizer of the named variant over the shared tensors, no step taken yet."""
+        optimizer = VARIANTS[variant].build(self.rule, self.params, self.lr, **settings)
+        group = optimizer.param_groups[0]
+        place = self.device if group.get("fused") or group.get("capturable") else "cpu"
         for i, p in enumerate(self.params):
             optimizer.state[p] = {name: tensors[i] for name, tensors in self.state.items()}
             if ALL_RULES[self.rule].class_name != "SGD":
-                optimizer.state[p]["step"] = torch.tensor(0.0)
+                optimizer.state[p]["step"] = torch.tensor(0.0, device=place)
         return optimizer
 
-    def step(self, variant: str) -> Callable[[], object]:
+    def step(self, variant: str) -> Call:
         """The step of a variant, no step taken yet.
 
         `OURS_TO_ZERO` is ours with the gradients zeroed within it; `COMPILED` is compiled only once, since that takes
@@ -87,7 +81,7 @@ class SharedTensors:
             return self.compiled
         if variant == OURS_TO_ZERO:
             return partial(self.optimizer(OURS).step, zero_grad="to_zero")
-        step: Callable[[], object] = self.optimizer(variant).step
+        step: Call = self.optimizer(variant).step
         return step
 
     def probe(self, repeats: int = 1, **how: Any) -> Probe:
@@ -106,6 +100,7 @@ class Arena(SharedTensors):
         stride: Every how manieth element of a tensor the check looks at, beside the first and the last few.
         yardsticks: The variants whose errors are the measure; those of bfloat16 and float16 must not have torch 2.13's
             fused SGD among them, which leaves most elements as they are.
+        device: Where they lie.
     """
 
     def __init__(
@@ -115,11 +110,12 @@ class Arena(SharedTensors):
         dtype: torch.dtype = torch.float32,
         stride: int = 1,
         yardsticks: Sequence[str] = YARDSTICKS,
+        device: torch.device | str = "cpu",
     ) -> None:
-        super().__init__(model, rule, dtype)
+        super().__init__(model, rule, dtype, device)
         self.stride, self.yardsticks = stride, yardsticks
         self.initial, self.source = self.empty("initial"), self.empty("source")
-        generator = torch.Generator().manual_seed(0)
+        generator = torch.Generator(device).manual_seed(0)
         for initial, source in zip(self.initial, self.source, strict=True):
             nn.init.uniform_(initial, -0.1, 0.1, generator=generator)
             nn.init.uniform_(source, -0.01, 0.01, generator=generator)
@@ -135,8 +131,8 @@ class Arena(SharedTensors):
             tensor.zero_()
         self.write_grads()
 
-    def write_grads(self, scale: float = 1.0) -> None:
-        """Does what a backward pass does to the gradients."""
+    def write_grads(self, _: object = None, scale: float = 1.0) -> None:
+        """Does what a backward pass does to the gradients, whatever is to be called then."""
         for p, g, source in zip(self.params, self.grads, self.source, strict=True):
             torch.mul(source, scale, out=g)
             p.grad = g
@@ -156,13 +152,16 @@ class Arena(SharedTensors):
                 optimizer.step()
             yield wide.detach()
 
-    def error(self, variant: str, exact: Sequence[Tensor], start: Sequence[Tensor]) -> Error:
-        """Takes the steps of the check with a variant, and compares with where float64 has come."""
-        step = self.step(variant)
+    def take_steps(self, step: Call) -> None:
+        """The steps of the check, from the initial values on."""
         self.reset()
         for scale in CHECK_SCALES:
-            self.write_grads(scale)
+            self.write_grads(scale=scale)
             step()
+
+    def error(self, variant: str, exact: Sequence[Tensor], start: Sequence[Tensor]) -> Error:
+        """Takes the steps of the check with a variant, and compares with where float64 has come."""
+        self.take_steps(self.step(variant))
         return Error.of(map(self.sample, self.params), exact, start)
 
     def check(self, variants: Sequence[str]) -> dict[str, StepVerdict]:
@@ -185,3 +184,19 @@ class Arena(SharedTensors):
 
         self.reset()
         return {variant: verdict(variant) for variant in variants}
+
+
+def figures_of(times: Times, verdicts: Mapping[str, StepVerdict], moved: int) -> dict[str, Any]:
+    """Times in microseconds, ratios and verdicts of every variant as a JSON object; a step moves `moved` bytes."""
+    variants: dict[str, Any] = {}
+    for name, values in times.items():
+        variants[name] = {
+            "time": spread(values),
+            "gb_per_s": moved / spread(values)["median"] / 1e3,
+            "limit_share": ratio(times[LIMIT], values),
+        }
+        if name in verdicts:
+            variants[name] |= asdict(verdicts[name])
+        if OURS in times:
+            variants[name]["ratio"] = ratio(values, times[OURS])
+    return variants

@@ -9,37 +9,29 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, cast
+from unittest import mock
 
 import torch
 from torch._dynamo.utils import counters
 from torch._logging._internal import set_logs
 
+from benchmarks.shared.measure import Call
+
 COMPILED = "torch-compiled"
-CACHE = "TORCHINDUCTOR_CACHE_DIR"
 
 
 @contextlib.contextmanager
 def empty_cache() -> Iterator[None]:
     """What is compiled within is compiled anew, whatever earlier processes have left, and leaves nothing."""
-    before = os.environ.get(CACHE)
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        os.environ[CACHE] = folder
-        try:
-            yield
-        finally:
-            os.environ.pop(CACHE)
-            if before is not None:
-                os.environ[CACHE] = before
+    folders = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+    with folders as folder, mock.patch.dict(os.environ, TORCHINDUCTOR_CACHE_DIR=folder):
+        yield
 
 
 class CompiledStep:
-    """The compiled step of an optimizer of torch.
-
-    Args:
-        optimizer: Over parameters that have gradients and state. Two steps are taken.
-        backend: Of torch.compile.
+    """The compiled step of an optimizer of torch over parameters with gradients and state; two steps are taken.
 
     Attributes:
         seconds: How long compiling took.
@@ -51,7 +43,7 @@ class CompiledStep:
         torch.compiler.reset()  # type: ignore[no-untyped-call]
         counters.clear()
         self.optimizer = optimizer
-        self.compiled = cast(Callable[[], object], torch.compile(optimizer.step, backend=backend))
+        self.compiled = cast(Call, torch.compile(optimizer.step, backend=backend))
         begin = time.perf_counter()
         for _ in range(2):
             self.compiled()

@@ -1,14 +1,14 @@
-"""What every benchmark shares: clocks, interleaved rounds, medians with spread, the record of the machine."""
+"""What every question shares: clocks, interleaved rounds that end in time, medians with quartiles, the machine."""
 
 import datetime
 import itertools
+import math
 import os
 import platform
 import random
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -16,38 +16,27 @@ import torch
 
 import fusedoptim
 
-T = TypeVar("T")
+K = TypeVar("K")
+Spread = dict[str, float]  # "median", and the first and third quartile as "low" and "high"
+Call = Callable[[], object]
 
 
-@dataclass(frozen=True)
-class Spread:
-    """A median with its interquartile range.
+def nothing(*_: object) -> None:
+    """Stands for a call where there is nothing to do."""
 
-    Attributes:
-        median: The middle of the values.
-        low: First quartile.
-        high: Third quartile.
-    """
 
-    median: float
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> "Spread":
-        """Summarises `values`, at least one."""
-        if len(values) == 1:
-            return cls(values[0], values[0], values[0])
-        low, median, high = statistics.quantiles(values, n=4, method="inclusive")
-        return cls(median, low, high)
+def spread(values: Sequence[float]) -> Spread:
+    """Summarises `values`, at least one."""
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else [values[0]] * 3
+    return {"median": middle, "low": low, "high": high}
 
 
 def ratio(numerator: Sequence[float], denominator: Sequence[float]) -> Spread:
-    """The ratio within each round, summarised: what slows a whole round down cancels out."""
-    return Spread.of([a / b for a, b in zip(numerator, denominator, strict=True)])
+    """The ratio within each round that both took part in: what slows a whole round down cancels out."""
+    return spread([a / b for a, b in zip(numerator, denominator, strict=False)])
 
 
-def interleaved(items: Sequence[T], rounds: int | Mapping[T, int], seed: int = 0) -> Iterator[T]:
+def interleaved(items: Sequence[K], rounds: int | Mapping[K, int], seed: int = 0) -> Iterator[K]:
     """Yields every item once per round, each round in another order, so that none always runs first.
 
     Where `rounds` has a number for each, an item that has had its rounds is not in those that follow.
@@ -105,17 +94,54 @@ def clock_for(device: torch.device) -> Clock:
     return CudaClock() if device.type == "cuda" else CpuClock()
 
 
-def clock_cost_us(clock: Clock, reads: int = 2000) -> float:
-    """What one reading of the clock costs, in microseconds: the median gap between consecutive marks."""
-    return statistics.median(clock.between([clock.mark() for _ in range(reads)]))
-
-
-def time_call(call: Callable[[], object], clock: Clock, repeats: int = 1) -> float:
+def time_call(call: Call, clock: Clock, repeats: int = 1) -> float:
     """The time of one call in microseconds, the mean of `repeats` calls in a row."""
     begin = clock.mark()
     for _ in range(repeats):
         call()
     return clock.between([begin, clock.mark()])[0] / repeats
+
+
+def time_rounds(
+    calls: Mapping[K, Call],
+    rounds: int | Mapping[K, int],
+    repeats: int | Mapping[K, int] = 1,
+    *,
+    before: Callable[[K], object] = nothing,
+    warm_up: int = 0,
+    seconds: float = math.inf,
+    fewest: int = 1,
+    clock: Clock | None = None,
+) -> dict[K, list[float]]:
+    """Microseconds of a call of each, one figure per round.
+
+    Args:
+        calls: What is timed, in changing order.
+        rounds: How often, or how often each.
+        repeats: How many calls in a row make a figure.
+        before: Called with the key before each figure, untimed.
+        warm_up: Calls of each before the first round.
+        seconds: What one key may take in all. Then it is in no round more, after `fewest`, and warms up no longer; a
+            figure that would take longer by itself has fewer calls. A busy machine may take 200 times as long.
+        fewest: Rounds that every key is in.
+        clock: The processor's if None.
+    """
+    clock = clock or CpuClock()
+    times: dict[K, list[float]] = {key: [] for key in calls}
+    count = {key: repeats if isinstance(repeats, int) else repeats[key] for key in calls}
+    spent = dict.fromkeys(calls, 0.0)
+    for key, call in calls.items():
+        for _ in range(warm_up):
+            if spent[key] < 1e6 * seconds:
+                before(key)
+                spent[key] += (took := time_call(call, clock))
+                count[key] = max(1, min(count[key], int(1e6 * min(seconds, 1e6) / max(took, 1e-3))))
+    for key in interleaved(list(calls), rounds):
+        if len(times[key]) < fewest or spent[key] < 1e6 * seconds:
+            before(key)
+            times[key].append(time_call(calls[key], clock, count[key]))
+            spent[key] += times[key][-1] * count[key]
+    return times
 
 
 def cpu_name() -> str:
@@ -126,21 +152,7 @@ def cpu_name() -> str:
     return next(names, platform.processor() or platform.machine())
 
 
-def caches() -> dict[str, dict[str, Any]]:
-    """The first core's caches for data by level, where the system tells: their bytes, and whether cores share them."""
-    core = Path("/sys/devices/system/cpu/cpu0")
-    found = {}
-    for place in sorted(core.glob("cache/index*")):
-        kind, level, size, users = (
-            (place / name).read_text().strip() for name in ("type", "level", "size", "shared_cpu_list")
-        )
-        if kind != "Instruction" and size.endswith("K"):
-            shared = users not in ("0", (core / "topology/thread_siblings_list").read_text().strip())
-            found[f"L{level}"] = {"bytes": int(size[:-1]) * 1024, "shared": shared}
-    return found
-
-
-def machine_info(device: torch.device) -> dict[str, Any]:
+def machine_info(device: torch.device | str = "cpu") -> dict[str, Any]:
     """What a figure depends on beside the code: the machine, the versions, the thread count, the date."""
     info = {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -154,7 +166,6 @@ def machine_info(device: torch.device) -> dict[str, Any]:
         "device": str(device),
         "fusedoptim": fusedoptim.build_info(),
     }
-    if device.type == "cuda":
-        info["gpu"] = torch.cuda.get_device_name(device)
-        info["cuda"] = torch.version.cuda
+    if torch.device(device).type == "cuda":
+        info |= {"gpu": torch.cuda.get_device_name(device), "cuda": torch.version.cuda}
     return info

@@ -7,8 +7,7 @@ import shutil
 import statistics
 import subprocess
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import cycle, product
 from pathlib import Path
@@ -17,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.shared.measure import CpuClock, interleaved, time_call
+from benchmarks.shared.measure import Call, time_rounds
 
 SOURCE = Path(__file__).with_name("probe.cpp")
 FLAGS = ("-O3", "-march=native", "-fopenmp", "-std=c++17")
@@ -26,7 +25,7 @@ KIB = 1 << 10
 # Bytes of each stream in a chunk, whether whoever is free takes the next, whether every other call runs backwards.
 SCHEDULES = ((64 * KIB, False, True), (256 * KIB, False, False), (256 * KIB, True, False))
 AHEAD = (0, 1 * KIB, 2 * KIB, 4 * KIB)  # bytes
-TRIALS, FEWEST_TRIALS = 5, 3  # of each way; the fewer where more take more than `TRIAL_SECONDS` in all
+TRIALS, FEWEST_TRIALS = 5, 3  # of each way; the fewer where more take more than its part of `TRIAL_SECONDS`
 TRIAL_SECONDS = 2.0
 
 
@@ -48,11 +47,7 @@ def compile_shared(source: Path, target: Path, flags: Sequence[str], purpose: st
 
 @functools.cache
 def library() -> ctypes.CDLL:
-    """Compiles the probe.
-
-    Raises:
-        RuntimeError: As `compile_shared` does.
-    """
+    """Compiles the probe, and raises what `compile_shared` does."""
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "probe.so"
         compile_shared(SOURCE, target, FLAGS, "the streaming limit")
@@ -70,21 +65,13 @@ class _Way(ctypes.Structure):
 
 @dataclass(frozen=True)
 class Way:
-    """One of the ways to move the bytes.
+    """One of the ways to move the bytes."""
 
-    Attributes:
-        chunk: How many bytes of each stream a thread moves before it turns to the next chunk.
-        threads: How many.
-        dynamic: Whether whoever is free takes the next chunk; else each thread has its own share.
-        ahead: How many bytes ahead of the work the streams are fetched; 0 is not at all.
-        turn: Whether every other call runs backwards, beginning with what the last one left in the caches.
-    """
-
-    chunk: int
+    chunk: int  # bytes of each stream that a thread moves before it turns to the next chunk
     threads: int
-    dynamic: bool
-    ahead: int
-    turn: bool
+    dynamic: bool  # whether whoever is free takes the next chunk; else each thread has its own share
+    ahead: int  # how many bytes ahead of the work the streams are fetched; 0 is not at all
+    turn: bool  # whether every other call runs backwards, beginning with what the last one left in the caches
 
 
 def ways(threads: int) -> Iterator[Way]:
@@ -136,7 +123,7 @@ class Probe:
         self.calls = {way: self.call(way) for way in chosen}
         self.ranking = self.rank(repeats, trials) if len(chosen) > 1 else chosen
 
-    def call(self, way: Way) -> Callable[[], None]:
+    def call(self, way: Way) -> Call:
         """What moves the bytes in one way."""
         table = self.tables[way.chunk]
         orders = [_Way(way.threads, way.dynamic, backwards, way.ahead) for backwards in (False, way.turn)]
@@ -145,13 +132,8 @@ class Probe:
 
     def rank(self, repeats: int, trials: int) -> list[Way]:
         """The ways, fastest first."""
-        times: dict[Way, list[float]] = {way: [] for way in self.calls}
-        clock = CpuClock()
-        end = time.monotonic() + TRIAL_SECONDS
-        for i, way in enumerate(interleaved(list(times), trials)):
-            if i >= FEWEST_TRIALS * len(times) and time.monotonic() > end:
-                break
-            times[way].append(time_call(self.calls[way], clock, repeats))
+        each = TRIAL_SECONDS / len(self.calls)
+        times = time_rounds(self.calls, trials, repeats, seconds=each, fewest=min(trials, FEWEST_TRIALS))
         return sorted(times, key=lambda way: statistics.median(times[way]))
 
     def __call__(self) -> None:

@@ -6,7 +6,6 @@ and `fusedoptim` leaves to the step what the step can do. The model computes in 
 can tell what is correct: a scale that is a power of two changes no bit.
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import fusedoptim
+from benchmarks.shared.measure import Call
 from benchmarks.shared.variants import OURS, Variant
 
 PLAIN = "plain"
@@ -50,14 +50,14 @@ class Tail:
     ) -> None:
         clips, scales, averages = (part in name.split("+") for part in ("clip", "amp", "ema"))
         within = variant.name == OURS
-        settings = {"max_grad_norm": MAX_NORM} if clips and within else {}
+        settings: dict[str, Any] = {"max_grad_norm": MAX_NORM} if clips and within else {}
         settings |= {"ema_decay": DECAY} if averages and within else {}
         settings |= {"fused": True} if scales and within else {}  # then the step divides by the scale
         self.optimizer = variant.build(rule, model.parameters(), lr, **settings)
         self.begin, step = variant.loop_calls(self.optimizer, zero_grad)
         self.scaler: Any = None
         self.average: nn.Module | None = None
-        self.calls: list[tuple[str, Callable[[], object]]] = [("step", step)]
+        self.calls: list[tuple[str, Call]] = [("step", step)]
         if scales:
             scaler = (fusedoptim if variant.is_ours else torch.amp).GradScaler(next(model.parameters()).device.type)
             scaler.scale(next(model.parameters()).detach().sum())  # which makes the scale

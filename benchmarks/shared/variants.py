@@ -1,6 +1,6 @@
 """The optimizers, and the implementations of them that are compared."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from types import ModuleType
@@ -9,21 +9,16 @@ from typing import Any
 import torch
 
 import fusedoptim
+from benchmarks.shared.measure import Call, nothing
 
 
 @dataclass(frozen=True)
 class Rule:
-    """An optimizer and the arguments it is benchmarked with.
+    """An optimizer and the arguments it is benchmarked with."""
 
-    Attributes:
-        class_name: Its class, in `torch.optim` as in `fusedoptim`.
-        options: Keyword arguments beside `lr`.
-        state: The tensors it keeps per parameter, by their names in `optimizer.state`.
-    """
-
-    class_name: str
-    state: tuple[str, ...]
-    options: Mapping[str, Any] = field(default_factory=dict)
+    class_name: str  # in `torch.optim` as in `fusedoptim`
+    state: tuple[str, ...]  # the tensors it keeps per parameter, by their names in `optimizer.state`
+    options: Mapping[str, Any] = field(default_factory=dict)  # keyword arguments beside `lr`
 
     @property
     def operands(self) -> int:
@@ -46,35 +41,31 @@ RULES = {
     "adam": Rule("Adam", ("exp_avg", "exp_avg_sq")),
     "adamw": Rule("AdamW", ("exp_avg", "exp_avg_sq")),
 }
-
 # What a check of three steps must see, it sees: a maximum that is not the average, a decay that is no rounding error.
-SPECIAL_RULES = {
+ALL_RULES = RULES | {
     "adamw-decay": Rule("AdamW", ("exp_avg", "exp_avg_sq"), {"weight_decay": 0.5}),
     "adam-amsgrad": Rule("Adam", ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"), {"amsgrad": True, "betas": (0.9, 0.5)}),
     "sgd-plain": Rule("SGD", ()),
 }
-ALL_RULES = RULES | SPECIAL_RULES
+LABELS = {
+    "adam": "Adam",
+    "adamw-decay": "AdamW",
+    "adam-amsgrad": "Adam, amsgrad",
+    "sgd-plain": "SGD",
+    "sgd": "SGD, momentum",
+}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 ZERO_GRAD_MODES = ("separate", "to_zero", "to_none")
 
 
-def nothing() -> None:
-    """Stands for `zero_grad` where the step has done it."""
-
-
 @dataclass(frozen=True)
 class Variant:
-    """One implementation of the rules.
+    """One implementation of the rules."""
 
-    Attributes:
-        name: As in tables and on the command line.
-        module: Where its classes live.
-        flags: The constructor arguments that choose the implementation.
-    """
-
-    name: str
-    module: ModuleType
-    flags: Mapping[str, bool]
+    name: str  # as in tables and on the command line
+    module: ModuleType  # where its classes live
+    flags: Mapping[str, bool]  # the constructor arguments that choose the implementation
 
     @property
     def is_ours(self) -> bool:
@@ -84,18 +75,15 @@ class Variant:
     def build(self, rule: str, params: Iterable[torch.Tensor], lr: float, **settings: Any) -> Any:
         """Constructs the optimizer `rule`, of `ALL_RULES`, over `params`, with further keyword arguments."""
         kind = ALL_RULES[rule]
-        return getattr(self.module, kind.class_name)(params, lr=lr, **kind.options, **self.flags, **settings)
+        return getattr(self.module, kind.class_name)(params, lr=lr, **{**kind.options, **self.flags, **settings})
 
-    def loop_calls(self, optimizer: Any, zero_grad: str) -> tuple[Callable[[], object], Callable[[], object]]:
-        """The two calls a training loop makes, as `zero_grad` asks.
+    def loop_calls(self, optimizer: Any, zero_grad: str) -> tuple[Call, Call]:
+        """What a training loop calls at the start of an iteration, and for the step.
 
         Args:
             optimizer: From `build`.
             zero_grad: "separate" is `zero_grad()` at the start of the loop; "to_zero" and "to_none" clear
                 the gradients within our step, and at the start of the loop in that way for torch.
-
-        Returns:
-            What to call at the start of an iteration, and what to call for the step.
         """
         if zero_grad == "separate":
             return optimizer.zero_grad, optimizer.step
@@ -106,6 +94,7 @@ class Variant:
 
 OURS = "fusedoptim"
 OURS_CALLS = "fusedoptim-calls"  # leaves to the step only what torch's does, see `tails.py`
+LIMIT = "streaming limit"  # beside the variants in tables: see `probe.py`
 VARIANTS = {
     variant.name: variant
     for variant in (
@@ -117,6 +106,8 @@ VARIANTS = {
         Variant(OURS, fusedoptim, {}),
     )
 }
+REFERENCE = VARIANTS["torch-forloop"]  # in float64
+YARDSTICKS = ("torch-default", "torch-foreach", "torch-fused")
 
 
 def default_variants(device: torch.device) -> list[str]:

@@ -1,15 +1,13 @@
-"""Benchmarks of `step` and `zero_grad` alone, for pytest-benchmark, on the parameter shapes of known models.
+"""How long do `step` and `zero_grad` take in absolute terms, on the parameter shapes of known models?
 
-Every entry stores in `extra_info` the bytes that the call must move, the bandwidth reached, its share of the
-machine's streaming limit (the same traffic with almost no arithmetic, measured just before and just after), and
-whether the result is correct, which is checked. For ratios between variants use `compare_step.py`: it interleaves
-them, and so does not mistake a change in the machine for one in the code.
-
-    pytest benchmarks/bench_step.py --benchmark-json=benchmarks/results/bench_step.json
+For pytest-benchmark, whose options apply: `python -m benchmarks bench-step --benchmark-json=FILE`. Every entry stores
+in `extra_info` the bytes that the call must move, the bandwidth reached, its share of the machine's streaming limit
+(the same traffic with almost no arithmetic, measured just before and just after), and whether the result is correct,
+which is checked. For ratios between variants use `python -m benchmarks step`: it interleaves them, and so does not
+mistake a change in the machine for one in the code.
 """
 
 import statistics
-from collections.abc import Callable
 from functools import partial
 from itertools import product
 from typing import Any
@@ -17,7 +15,7 @@ from typing import Any
 import pytest
 
 from benchmarks.shared.arena import STEP_VARIANTS, Arena
-from benchmarks.shared.measure import CpuClock, time_call
+from benchmarks.shared.measure import Call, time_rounds
 from benchmarks.shared.probe import Probe
 from benchmarks.shared.shapes import MODELS
 from benchmarks.shared.variants import OURS, RULES
@@ -38,7 +36,7 @@ class Case:
         self.step_probe = self.arena.probe()
         self.fill_probe = Probe("fill", [self.arena.grads])
 
-    def run(self, benchmark: Any, call: Callable[[], object], moved: int, probe: Probe | None) -> None:
+    def run(self, benchmark: Any, call: Call, moved: int, probe: Probe | None) -> None:
         """Runs one benchmark on fresh gradients, between two halves of the measurement of its limit.
 
         Args:
@@ -59,12 +57,7 @@ class Case:
 
     def limits(self, probe: Probe | None) -> list[float]:
         """Microseconds of the probe, several times, on fresh gradients."""
-        times = []
-        if probe:
-            for _ in range(LIMIT_ROUNDS):
-                self.arena.write_grads()
-                times.append(time_call(probe, CpuClock()))
-        return times
+        return time_rounds({0: probe}, LIMIT_ROUNDS, before=self.arena.write_grads)[0] if probe else []
 
 
 @pytest.fixture(scope="module", params=list(product(MODELS, ("adam", "sgd"))), ids="-".join)

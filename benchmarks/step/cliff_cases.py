@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from benchmarks.shared.measure import nothing
 from benchmarks.shared.shapes import MODELS
 
 LR = 1e-3
@@ -36,25 +37,15 @@ class Member(enum.Enum):
 
 @dataclass(frozen=True)
 class Situation:
-    """What is odd, and nothing else.
+    """What is odd, and nothing else."""
 
-    Attributes:
-        options: Of the constructor.
-        theirs: Of torch's constructor, beside these.
-        odd: Makes a parameter that takes the place of the first.
-        by_torch: The first parameter is left to torch's own implementation, so its cost there is allowed for.
-        groups: What the constructor gets for the parameters.
-        change: What is done to the optimizer, whose state is there.
-        arguments: Of each step.
-    """
-
-    options: Mapping[str, Any] = field(default_factory=dict)
-    theirs: Mapping[str, Any] = field(default_factory=dict)
-    odd: Callable[[], nn.Parameter] | None = None
-    by_torch: bool = False
-    groups: Callable[[Params], Any] = list
-    change: Callable[[Any], object] | None = None
-    arguments: tuple[Any, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)  # of the constructor
+    theirs: Mapping[str, Any] = field(default_factory=dict)  # of torch's constructor, beside these
+    odd: Callable[[], nn.Parameter] | None = None  # makes a parameter that takes the place of the first
+    by_torch: bool = False  # the first parameter is left to torch's own implementation, and its cost there allowed for
+    groups: Callable[[Params], Any] = list  # what the constructor gets for the parameters
+    change: Callable[[Any], object] = nothing  # what is done to the optimizer, whose state is there
+    arguments: tuple[Any, ...] = ()  # of each step
 
     def optimizer(self, module: ModuleType, wide: bool = False, alone: bool = False) -> Any:
         """Adam of a module in this situation, its state there; in float64 if `wide`; `alone`: on the first alone."""
@@ -66,8 +57,7 @@ class Situation:
         optimizer = module.Adam(self.groups(params), **{"lr": LR, **self.options, **theirs})
         for _ in range(STEPS_BEFORE):
             optimizer.step()
-        if self.change is not None:
-            self.change(optimizer)
+        self.change(optimizer)
         return optimizer
 
 

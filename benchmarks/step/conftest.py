@@ -2,12 +2,10 @@
 
 from typing import Any
 
-import torch
-
 from benchmarks.shared import measure
 
 
 def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
     """Adds what our figures depend on and leaves out the name of the host."""
     machine_info.pop("node", None)
-    machine_info["fusedoptim"] = measure.machine_info(torch.device("cpu"))
+    machine_info["fusedoptim"] = measure.machine_info()

@@ -1,33 +1,28 @@
-"""Where the time of a small step goes: nanoseconds for each tensor, and for the call, part by part.
-
-`--into docs/design.md` writes the parts into that page, between the marks of the section "host costs".
+"""Where does the time of a small step go: nanoseconds for each tensor, and for the call, part by part?
 
 A part is the difference between two optimizers that differ in it alone, such as those with and without momentum. What
 a tensor costs is the slope between 100 and 400 of them, what the call costs is what remains; both are taken within a
 round, and the figures are medians over rounds. One thread; the tensors stay in the caches.
+
+Output: tables of parts and of calls, `host_costs.json`.
 """
 
 import argparse
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
-from rich.table import Table
 from torch import Tensor, nn
 
 import fusedoptim
-from benchmarks.publish.markdown import table, write_into
-from benchmarks.shared.measure import CpuClock, Spread, interleaved, time_call
-from benchmarks.shared.options import begin, make_parser
-from benchmarks.shared.report import machine_line, make_table, save_json, spread_text
+from benchmarks.shared.measure import Call, CpuClock, interleaved, spread, time_call
+from benchmarks.shared.options import Parser, answer
+from benchmarks.shared.report import Record, Table, spread_text
 
-SECTION = "host costs"
 FEW, MANY = 100, 400
 REPEATS = 20
-Call = Callable[[], object]
 
 
 def parameters(count: int, elements: int, grads: bool = True) -> list[nn.Parameter]:
@@ -89,7 +84,6 @@ PARTS: Sequence[tuple[str, str, str | None]] = (  # what, with it, without it
     ("zero_grad: to drop a gradient", "zero_grad, gradients kept elsewhere", "zero_grad, nothing there"),
     ("zero_grad: that torch frees it", "zero_grad, gradients freed", "zero_grad, gradients kept elsewhere"),
 )
-FIXED = ("Adam, 64 elements", "zero_grad, nothing there")
 
 
 def time_one(made: Any, clock: CpuClock) -> float:
@@ -101,7 +95,7 @@ def time_one(made: Any, clock: CpuClock) -> float:
     for _ in range(REPEATS):
         before()
         times.append(time_call(call, clock))
-    return Spread.of(times).median
+    return statistics.median(times)
 
 
 def measure(rounds: int) -> dict[str, dict[str, list[float]]]:
@@ -126,52 +120,28 @@ def parts_of(measured: Mapping[str, Mapping[str, Sequence[float]]]) -> list[dict
     for what, more, less in PARTS:
         without = measured[less]["tensor"] if less else [0.0] * len(measured[more]["tensor"])
         differences = [a - b for a, b in zip(measured[more]["tensor"], without, strict=True)]
-        parts.append({"part": what, "ns": asdict(Spread.of(differences))})
+        parts.append({"part": what, "ns": spread(differences)})
     return parts
 
 
-def tables(record: Mapping[str, Any]) -> list[Table]:
+def run(args: argparse.Namespace) -> Record:
+    """The calls and their parts."""
+    measured = measure(args.rounds)
+    calls = {name: {key: spread(values) for key, values in figures.items()} for name, figures in measured.items()}
+    return {"calls": calls, "parts": parts_of(measured)}
+
+
+def tables(record: Record) -> Iterator[Table]:
     """The parts, and the calls as a whole."""
-    parts = [(part["part"], f"{part['ns']['median']:.0f}") for part in record["parts"]]
-    calls = [
-        (name, *(spread_text(Spread(**figures[key])) for key in ("tensor", "call", "all")))
-        for name, figures in record["calls"].items()
-    ]
-    return [
-        make_table("parts", ("", "ns a tensor"), parts),
-        make_table(
-            f"calls; the last column with {MANY} tensors", ("", "ns a tensor", "ns a call", "ns / tensor"), calls
-        ),
-    ]
-
-
-def lines(record: Mapping[str, Any]) -> Iterator[str]:
-    """The parts and the fixed costs as Markdown."""
-    yield from table(
-        ["part", "ns a tensor"], [(part["part"], f"{part['ns']['median']:.0f}") for part in record["parts"]]
+    rows = ((part["part"], f"{part['ns']['median']:.0f}") for part in record["parts"])
+    yield Table(("part", "ns a tensor"), rows, "parts")
+    calls = (
+        (n, *(spread_text(figures[k]) for k in ("tensor", "call", "all"))) for n, figures in record["calls"].items()
     )
-    yield ""
-    calls = {name: record["calls"][name]["call"]["median"] for name in FIXED}
-    yield "A call costs, beside its tensors: " + ", ".join(f"{name} {ns:,.0f} ns" for name, ns in calls.items()) + "."
-    yield ""
-    yield f"{machine_line(record['machine'])}, {record['machine']['date'][:10]}"
+    header = ("", "ns a tensor", "ns a call", "ns / tensor")
+    yield Table(header, calls, f"calls; the last column with {MANY} tensors")
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Measures, prints and keeps."""
-    parser = make_parser(__doc__)
-    parser.add_argument("--into", type=Path, help="a page to write to")
-    args: argparse.Namespace = parser.parse_args(arguments)
-    args.threads = args.threads or 1
-    console, machine = begin(args)
-    measured = measure(args.rounds or (5 if args.quick else 60))
-    calls = {name: {key: asdict(Spread.of(v)) for key, v in figures.items()} for name, figures in measured.items()}
-    record = {"machine": machine, "calls": calls, "parts": parts_of(measured)}
-    save_json(args.output / "host_costs.json", record)
-    console.print(*tables(record), sep="\n")
-    if args.into:
-        write_into(args.into, list(lines(record)), SECTION)
-
-
-if __name__ == "__main__":
-    main()
+    return answer("host_costs", Parser(__doc__, rounds=(60, 5), threads=1).parse(arguments), run, tables)

@@ -1,19 +1,19 @@
-"""Training iterations with one optimizer for each parameter, stepped in the backward pass, beside one for all after it.
+"""What do training iterations take with one optimizer for each parameter, stepped in the backward pass?
 
-`--into docs/in_backward.md` writes the tables into that page, between the marks of the section "in backward".
-
+Beside them stand iterations with one optimizer for all parameters, which steps after the backward pass.
 An iteration is forward, backward, step and dropping the gradients, of a network of equal layers. What the steps cost in
 it is the difference, within a round, to an iteration whose gradients are dropped by hooks and nothing else. Correct is
 what has the parameters, bit for bit, that the same implementation leaves when it steps after the backward pass. Beside
 the times stands how many bytes of gradients (`p.grad`) there were at once, at the most. Freed memory is kept for all
 alike, so that no time depends on whose blocks happen to lie at the end of the heap and are faulted in anew.
+
+Output: a table for each network, `in_backward.json`; exit status 1 if something was wrong.
 """
 
 import argparse
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,21 +21,11 @@ from torch import Tensor, nn
 from torch.distributed.optim import _apply_optimizer_in_backward  # type: ignore[attr-defined]
 
 import fusedoptim
-from benchmarks.publish.markdown import cell, table, write_into
-from benchmarks.shared.measure import CpuClock, Spread, interleaved, ratio, time_call
-from benchmarks.shared.options import begin, make_parser
-from benchmarks.shared.report import (
-    correct_text,
-    machine_line,
-    make_progress,
-    make_table,
-    number,
-    save_json,
-    spread_text,
-)
-from benchmarks.shared.variants import OURS, RULES, VARIANTS, Variant, nothing
+from benchmarks.shared.measure import Call, nothing, ratio, spread, time_rounds
+from benchmarks.shared.options import Parser, answer
+from benchmarks.shared.report import Record, Table, number, time_and_ratio
+from benchmarks.shared.variants import OURS, RULES, VARIANTS, Variant
 
-SECTION = "in backward"
 RULE = "adam"
 LR = 1e-4
 COMPARED = (OURS, "torch-fused", "torch-default")
@@ -48,17 +38,11 @@ SAMPLES = 16
 
 @dataclass(frozen=True)
 class Network:
-    """Layers of equal width, each added to what went in.
+    """Layers of equal width, each added to what went in."""
 
-    Attributes:
-        layers: How many, with two parameters each.
-        width: Of their input and output.
-        repeats: How many iterations in a row a measurement takes.
-    """
-
-    layers: int
-    width: int
-    repeats: int
+    layers: int  # how many, with two parameters each
+    width: int  # of their input and output
+    repeats: int  # how many iterations in a row a measurement takes
 
     def build(self) -> tuple[list[nn.Parameter], Callable[[], Tensor]]:
         """The parameters, the same ones each time, and the forward pass with the loss."""
@@ -91,8 +75,8 @@ class Training:
     def __init__(self, network: Network, way: str, variant: Variant | None = None, watched: bool = False) -> None:
         self.params, self.loss = network.build()
         self.held = 0
-        self.before: Callable[[], object] = nothing
-        self.after: Callable[[], object] = nothing
+        self.before: Call = nothing
+        self.after: Call = nothing
         if watched:
             self._hook(self._watch)
         if variant is None:
@@ -146,77 +130,46 @@ def check(network: Network, name: str, way: str) -> dict[str, Any]:
     return {"correct": all(map(torch.equal, training.params, other.params)), "held": training.held}
 
 
-def measure(network: Network, rounds: int, advance: Callable[[], None]) -> list[dict[str, Any]]:
+def measure(network: Network, rounds: int) -> list[dict[str, Any]]:
     """Times, gradients held and correctness of each implementation and way, and of an iteration without steps."""
     trainings = {(name, way): Training(network, way, VARIANTS[name]) for name, way in product(COMPARED, WAYS)}
     trainings[DROPPED, HOOKS] = Training(network, HOOKS)
-    times: dict[tuple[str, str], list[float]] = {key: [] for key in trainings}
     for training in trainings.values():
         training.run()
-    clock = CpuClock()
-    for key in interleaved(list(trainings), rounds):
-        times[key].append(time_call(trainings[key].run, clock, network.repeats))
-        advance()
+    times = time_rounds({key: training.run for key, training in trainings.items()}, rounds, network.repeats)
     none = times[DROPPED, HOOKS]
     return [
         {
             "variant": name,
             "way": way,
-            "time": asdict(Spread.of(times[name, way])),
-            "ratio": asdict(ratio(times[name, way], times[OURS, way])),
-            "steps": asdict(Spread.of([a - b for a, b in zip(times[name, way], none, strict=True)])),
+            "time": spread(times[name, way]),
+            "ratio": ratio(times[name, way], times[OURS, way]),
+            "steps": spread([a - b for a, b in zip(times[name, way], none, strict=True)]),
             **(check(network, name, way) if name != DROPPED else {"correct": True, "held": 0}),
         }
         for name, way in trainings
     ]
 
 
-def megabytes(result: Mapping[str, Any]) -> str:
-    """The gradients that there were at once."""
-    return f"{result['held'] / 1e6:,.2f} MB"
-
-
-def lines(record: Mapping[str, Any]) -> Iterator[str]:
-    """A Markdown table for each network."""
+def tables(record: Record) -> Iterator[Table]:
+    """One for each network."""
     for name, results in record["results"].items():
         found = {(r["variant"], r["way"]): r for r in results}
-        rows = [[variant, *(cell(found[variant, way], "time", "ratio") for way in WAYS)] for variant in COMPARED]
+        rows = [[variant, *(time_and_ratio(found[variant, way]) for way in WAYS)] for variant in COMPARED]
         rows.append([DROPPED, "", number(found[DROPPED, HOOKS]["time"]["median"]), ""])
         for variant in COMPARED:
             steps = (number(found[variant, way]["steps"]["median"]) for way in WAYS)
             rows.append([f"beyond {DROPPED}: {variant}", *steps])
-        rows.append(["gradients at once", *(megabytes(found[OURS, way]) for way in WAYS)])
-        yield from table([f"{name}, µs per iteration (times ours)", *WAYS], rows)
-        yield ""
-    yield f"{machine_line(record['machine'])}, {record['machine']['date'][:10]}"
+        rows.append(["gradients at once", *(f"{found[OURS, way]['held'] / 1e6:,.2f} MB" for way in WAYS)])
+        yield Table([f"{name}, µs per iteration (times ours)", *WAYS], rows)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Measures, prints and keeps; exit status 1 if something was wrong."""
-    parser = make_parser(__doc__)
-    parser.add_argument("--into", type=Path, help="a page to write to")
-    args: argparse.Namespace = parser.parse_args(arguments)
-    console, machine = begin(args)
+def run(args: argparse.Namespace) -> Record:
+    """All networks."""
     fusedoptim.keep_freed_memory()
-    rounds = args.rounds or (3 if args.quick else 40)
-    results = {}
-    with make_progress(console) as progress:
-        for name, network in NETWORKS.items():
-            task = progress.add_task(name, total=rounds * (len(COMPARED) * len(WAYS) + 1))
-            results[name] = measure(network, rounds, lambda task=task: progress.advance(task))  # type: ignore[misc]
-    record = {"machine": machine, "results": results}
-    save_json(args.output / "in_backward.json", record)
-    for name, found in results.items():
-        rows = [
-            (r["variant"], r["way"], spread_text(Spread(**r["time"])), spread_text(Spread(**r["ratio"])),
-             number(r["steps"]["median"]), megabytes(r), correct_text(r["correct"])) for r in found
-        ]  # fmt: skip
-        console.print(make_table(name, ("", "", "µs", "times ours", "beyond no step", "gradients at once", ""), rows))
-    if args.into:
-        write_into(args.into, list(lines(record)), SECTION)
-    if not all(r["correct"] for found in results.values() for r in found):
-        raise SystemExit(1)
+    return {"results": {name: measure(network, args.rounds) for name, network in NETWORKS.items()}}
 
 
-if __name__ == "__main__":
-    main()
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measures, prints and keeps."""
+    return answer("in_backward", Parser(__doc__, rounds=(40, 3)).parse(arguments), run, tables)

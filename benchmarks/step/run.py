@@ -1,40 +1,42 @@
-"""Compares the step alone, variant against variant, on the parameter shapes of known models.
+"""How long does the step alone take, variant against variant, on the parameter shapes of known models?
 
-All variants and the streaming limit (the same memory traffic with almost no arithmetic, `probe.cpp`) are timed
-once per round, in changing order, on the same tensors; a ratio is the median of the ratios within the rounds.
-The claims of the documentation about the step are checked against these ratios.
+All variants and the streaming limit (the same memory traffic with almost no arithmetic, `shared/probe.cpp`) are timed
+once per round, in changing order, on the same tensors; a ratio is the median of the ratios within the rounds. Small
+models are timed over several steps in a row, since a single step of microseconds would mostly measure what the variant
+before it has left in the caches: `--repeats 1` measures that. A variant that takes longer than --seconds on a model is
+in no further round there, and its row says so. The claims of the documentation are checked against the ratios.
+
+Output: a table a case, `compare_step.json`; exit status 1 if a step of ours was wrong.
 """
 
 import argparse
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
 from itertools import product
 from typing import Any
 
-from rich.table import Table
-
-from benchmarks.shared.arena import OURS_TO_ZERO, STEP_VARIANTS, Arena, StepVerdict
-from benchmarks.shared.measure import CpuClock, Spread, interleaved, ratio, time_call
-from benchmarks.shared.options import add_names, begin, make_parser
+from benchmarks.shared.arena import OURS_TO_ZERO, STEP_VARIANTS, Arena, figures_of
+from benchmarks.shared.measure import time_rounds
+from benchmarks.shared.options import Parser, begin, positive, seconds
 from benchmarks.shared.report import (
     Case,
     Claim,
-    Times,
+    Record,
+    Table,
+    bold,
     check_claims,
     claims_table,
-    correct_text,
     make_progress,
-    make_table,
     number,
+    result_text,
     save_json,
     spread_text,
+    unfinished,
 )
 from benchmarks.shared.shapes import MODELS
-from benchmarks.shared.variants import OURS, RULES
+from benchmarks.shared.variants import LIMIT, OURS, RULES
 
-LIMIT = "streaming limit"
 WARM_UP = 3
-QUICK_ROUNDS = 5
+SECONDS, QUICK_SECONDS = 20.0, 1.0  # of one variant on one model; on a quiet machine the longest takes 6
 CLAIMS = (
     Claim(("400x64", "adam"), "torch-fused", OURS, 10),
     Claim(("tutorial-mlp", "adam"), "torch-fused", OURS, 1.7),
@@ -49,78 +51,53 @@ CLAIMS = (
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Reads the command line."""
     lines = (f"  {name:12} {len(m.shapes):3} tensors, {m.elements:,} elements" for name, m in MODELS.items())
-    parser = make_parser(__doc__, "\n".join(("models:", *lines)))
-    add_names(parser, "--model", list(MODELS), "which shapes (default: all)")
-    add_names(parser, "--optimizer", list(RULES), "which optimizers (default: adam sgd)")
-    add_names(parser, "--variants", STEP_VARIANTS, "which implementations (default: all)")
+    parser = Parser(__doc__, "\n".join(("models:", *lines)), rounds=(None, 5))
+    parser.add_names("--model", MODELS, "which shapes (default: all)")
+    parser.add_names("--optimizer", RULES, "which optimizers (default: adam sgd)")
+    parser.add_names("--variants", STEP_VARIANTS, "which implementations (default: all)")
+    parser.add_argument("--seconds", type=seconds, help=f"of a variant's steps on one model (default: {SECONDS:g})")
     parser.add_argument(
         "--repeats",
-        type=int,
+        type=positive,
         help="calls in a row per measurement, sharing the caches between them (default: 10 or 20 for small models, "
         "1 for large; 1 shows each step as a training loop meets it, with none of its data in the nearest cache)",
     )
-    return parser.parse_args(arguments)
+    args = parser.parse(arguments)
+    args.seconds = args.seconds or (QUICK_SECONDS if args.quick else SECONDS)
+    return args
 
 
-def measure(
-    arena: Arena,
-    calls: Mapping[str, Callable[[], object]],
-    rounds: int | Mapping[str, int],
-    repeats: int,
-    warm_up: int = WARM_UP,
-) -> dict[str, list[float]]:
-    """Microseconds of each call, one figure per round."""
-    clock = CpuClock()
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for call in calls.values():
-        for _ in range(warm_up):
-            arena.write_grads()
-            call()
-    for name in interleaved(list(calls), rounds):
-        arena.write_grads()
-        times[name].append(time_call(calls[name], clock, repeats))
-    return times
-
-
-def figures_of(times: Times, verdicts: Mapping[str, StepVerdict], moved: int) -> dict[str, Any]:
-    """Times in microseconds, ratios and verdicts of every variant as a JSON object; a step moves `moved` bytes."""
-    variants: dict[str, Any] = {}
+def measure(case: Case, args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, list[float]]]:
+    """The result of a case as a JSON object, and the microseconds of every variant."""
+    model, rule = MODELS[case[0]], RULES[case[1]]
+    arena, names = Arena(model, case[1]), args.variants or STEP_VARIANTS
+    verdicts = arena.check(names)
+    repeats, rounds = args.repeats or model.repeats, args.rounds or model.rounds
+    calls = {name: arena.step(name) for name in names} | {LIMIT: arena.probe(repeats)}
+    times = time_rounds(calls, rounds, repeats, before=arena.write_grads, warm_up=WARM_UP, seconds=args.seconds)
+    moved = model.elements * rule.bytes_per_element
+    figures = figures_of(times, verdicts, moved)
     for name, values in times.items():
-        variants[name] = {
-            "time": asdict(Spread.of(values)),
-            "gb_per_s": moved / Spread.of(values).median / 1e3,
-            "limit_share": asdict(ratio(times[LIMIT], values)),
-        }
-        if name in verdicts:
-            variants[name] |= asdict(verdicts[name])
-        if OURS in times:
-            variants[name]["ratio"] = asdict(ratio(values, times[OURS]))
-    return variants
+        figures[name] |= unfinished(len(values), rounds)
+    return {"model": case[0], "optimizer": case[1], "bytes": moved, "variants": figures}, times
 
 
-def result_of(case: Case, times: Times, verdicts: Mapping[str, StepVerdict]) -> dict[str, Any]:
-    """The result of one case as a JSON object."""
-    moved = MODELS[case[0]].elements * RULES[case[1]].bytes_per_element
-    return {"model": case[0], "optimizer": case[1], "bytes": moved, "variants": figures_of(times, verdicts, moved)}
-
-
-def result_table(result: Mapping[str, Any]) -> Table:
+def result_table(result: Record) -> Table:
     """Time, bandwidth, ratio to ours and correctness of every variant."""
-    rows = []
-    for name, figures in result["variants"].items():
-        rows.append(
-            (
-                f"[bold]{name}[/]" if name == OURS else name,
-                spread_text(Spread(**figures["time"])),
-                spread_text(Spread(**figures["ratio"])) if "ratio" in figures else "-",
-                number(figures["gb_per_s"]),
-                spread_text(Spread(**figures["limit_share"])),
-                f"{figures['error']['overall']:.1e}" if "error" in figures else "",
-                correct_text(figures["correct"]) if "correct" in figures else "",
-            )
+    rows = (
+        (
+            bold(name, name == OURS),
+            spread_text(figures["time"]),
+            spread_text(figures.get("ratio")),
+            number(figures["gb_per_s"]),
+            spread_text(figures["limit_share"]),
+            f"{figures['error']['overall']:.1e}" if "error" in figures else "",
+            result_text(figures),
         )
+        for name, figures in result["variants"].items()
+    )
     title = f"{result['model']}, {RULES[result['optimizer']].class_name}, {result['bytes'] / 1e6:,.1f} MB a step"
-    return make_table(title, ("", "time, µs", "ratio", "GB/s", "of the limit", "error", "result"), rows)
+    return Table(("", "time, µs", "ratio", "GB/s", "of the limit", "error", "result"), rows, title)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -128,32 +105,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parse(arguments)
     console, machine = begin(args)
     cases = list(product(args.model or MODELS, args.optimizer or ("adam", "sgd")))
-    names = args.variants or STEP_VARIANTS
-    measured: dict[Case, dict[str, list[float]]] = {}
-    results = []
+    measured, results = {}, []
     with make_progress(console) as progress:
         bar = progress.add_task("", total=len(cases))
         for case in cases:
             progress.update(bar, description=", ".join(case))
-            model = MODELS[case[0]]
-            arena = Arena(model, case[1])
-            verdicts = arena.check(names)
-            repeats = args.repeats or model.repeats
-            calls = {name: arena.step(name) for name in names} | {LIMIT: arena.probe(repeats)}
-            rounds = args.rounds or (QUICK_ROUNDS if args.quick else model.rounds)
-            measured[case] = measure(arena, calls, rounds, repeats)
-            results.append(result_of(case, measured[case], verdicts))
-            console.print(result_table(results[-1]))
+            result, measured[case] = measure(case, args)
+            results.append(result)
+            console.print(result_table(result).rich())
             progress.advance(bar)
     claims = check_claims(CLAIMS, measured)
     record = {"machine": machine, "settings": {"rounds": args.rounds, "repeats": args.repeats, "quick": args.quick}}
     save_json(args.output / "compare_step.json", {**record, "results": results, "claims": claims})
     if claims:
-        console.print(claims_table(claims))
-    console.print(f"results written to {args.output}")
-    variants = (item for result in results for item in result["variants"].items())
-    return int(any(not figures.get("correct", True) for name, figures in variants if name.startswith(OURS)))
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
+        console.print(claims_table(claims).rich())
+    ours = (v for result in results for name, v in result["variants"].items() if name.startswith(OURS))
+    return int(any(figures["correct"] is False for figures in ours))

@@ -14,8 +14,9 @@ PUBLISHED = ROOT / "benchmarks" / "results"
 
 @pytest.mark.parametrize("before", [[], ["--rounds", "3"]])
 def test_where_results_go_by_default(before: list[str]) -> None:
-    parser = options.make_parser("")
-    full, quick = parser.parse_args(before), parser.parse_args([*before, "--quick"])
+    parser = options.Parser("", rounds=(7, 2))
+    full, quick = parser.parse(before), parser.parse([*before, "--quick"])
+    assert (full.rounds, quick.rounds) == ((3, 3) if before else (7, 2))
     assert (full.quick, full.output) == (False, PUBLISHED)
     assert quick.quick is True
     assert quick.output.relative_to(ROOT).parts[0] + "/" in (ROOT / ".gitignore").read_text().split()
@@ -24,9 +25,9 @@ def test_where_results_go_by_default(before: list[str]) -> None:
 @pytest.mark.parametrize("folder", ["elsewhere", str(PUBLISHED)])
 def test_a_folder_that_is_named_is_used(folder: str) -> None:
     for line in (["--quick", "--output", folder], ["--output", folder, "--quick"], ["--output", folder]):
-        assert options.make_parser("").parse_args(line).output == Path(folder)
+        assert options.Parser("").parse(line).output == Path(folder)
 
 
 def test_every_run_says_where_its_results_go(capsys: pytest.CaptureFixture[str]) -> None:
-    options.begin(options.make_parser("").parse_args(["--quick"]))
+    options.begin(options.Parser("").parse(["--quick"]))
     assert "results go to build/bench\n" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""What ``benchmarks/busy.py`` measures with: series of steps, processes that spin, forked children that may hang."""
+"""What ``python -m benchmarks busy`` measures with: series of steps, processes that spin, forked children."""
 
 from __future__ import annotations
 
@@ -9,13 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sections import section_written
 
-from benchmarks.busy import fork as busy_fork
-from benchmarks.busy import load as busy_load
-from benchmarks.busy import page as busy_page
-from benchmarks.busy import spinners
-from benchmarks.shared import series
+from benchmarks.busy import fork, load, series, spinners
+from benchmarks.publish import sections
+from benchmarks.shared import forked as forks
 from benchmarks.shared.report import RESULTS
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -53,14 +50,14 @@ def test_a_series_ends_by_count_and_by_time() -> None:
 
 
 def test_the_largest_step_is_compared_within_its_block() -> None:
-    quiet, slow = [1.0] * busy_load.BLOCK, [1.0] * (busy_load.BLOCK - 1) + [9.0]
-    found = busy_load.largest([slow, quiet, slow])
-    assert found["of"] == busy_load.BLOCK
+    quiet, slow = [1.0] * load.BLOCK, [1.0] * (load.BLOCK - 1) + [9.0]
+    found = load.largest([slow, quiet, slow])
+    assert found["of"] == load.BLOCK
     assert found["ratio"]["median"] == 9.0
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
-@pytest.mark.parametrize("way", busy_fork.WAYS)
+@pytest.mark.parametrize("way", fork.WAYS)
 @pytest.mark.parametrize(
     ("task", "outcome"),
     [
@@ -72,8 +69,8 @@ def test_the_largest_step_is_compared_within_its_block() -> None:
 def test_forked_children_answer_hang_or_fail(
     way: str, task: Any, outcome: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(busy_fork, "TIMEOUT", 1.0)
-    found = busy_fork.forked(way, task, None)
+    monkeypatch.setattr(forks, "TIMEOUT", 1.0)
+    found = forks.forked(way, task)
     if isinstance(outcome, str):
         assert outcome in found["error"]
     else:
@@ -85,15 +82,15 @@ def test_a_child_of_other_bits_is_wrong_and_one_that_hangs_is_none() -> None:
         return {"parent": {"time": 2.0, "checksum": 7}, "child": {"time": 3.0, "checksum": checksum},
                 "parent_after": {"time": 2.0, "checksum": 7}}  # fmt: skip
 
-    assert busy_fork.summary([one(7), one(7)])["correct"]
-    assert not busy_fork.summary([one(7), one(8)])["correct"]
+    assert fork.summary([one(7), one(7)])["correct"]
+    assert not fork.summary([one(7), one(8)])["correct"]
     hangs = {**one(7), "child": {"hang": 8.0}}
-    summary = busy_fork.summary([one(7), hangs])
+    summary = fork.summary([one(7), hangs])
     assert not summary["correct"]
     assert summary["failure"] == {"hang": 8.0}
 
 
-def test_page(tmp_path: Path) -> None:
+def test_page() -> None:
     """Medians and means stand under their state, and a child that hangs is said to."""
 
     def figures(variant: str, state: str, time: float) -> dict[str, Any]:
@@ -113,9 +110,7 @@ def test_page(tmp_path: Path) -> None:
         "threads": {"resnet50": {"results": [{"variant": "ours", "threads": 3, "time": {"median": 7.0}}]}},
         "fork": {"resnet50": {"results": [{**child, "failure": "it hangs"}, {**child, "correct": False}]}},
     }
-    file = tmp_path / "busy.json"
-    file.write_text(json.dumps(record))
-    text = section_written(busy_page.main, busy_page.SECTION, tmp_path, str(file))
+    text = "\n".join(sections.busy(record))
     assert "| ours | 10.00 | 20.00 | 3.00 | 20.00 | 40.00 | 3.00 |" in text
     assert "| ours | 7.00 |" in text
     assert "| ours, os.fork | 2 | hangs |" in text

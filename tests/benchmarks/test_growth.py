@@ -1,4 +1,4 @@
-"""What ``benchmarks/growth.py`` finds in curves, how it checks steps, what it measures in turn, and what it writes."""
+"""What ``python -m benchmarks growth`` finds in curves, how it checks steps, what it measures and what it writes."""
 
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ import pytest
 import torch
 
 from benchmarks.growth import arena as arenas
-from benchmarks.growth import breaks, page
+from benchmarks.growth import breaks, tables
 from benchmarks.growth import model as models
 from benchmarks.growth import run as growth
-from benchmarks.growth import time as timing
-from benchmarks.shared import measure
+from benchmarks.publish import charts
 
 SIZES = [2**i for i in range(24)]
 
@@ -33,7 +32,7 @@ def curve(time_of: Callable[[int], float], noise: float = 0.0) -> list[Any]:
     """Medians of a known curve, with quartiles close by."""
     some = random.Random(0)
     medians = [time_of(size) * (1 + noise * some.uniform(-1, 1)) for size in SIZES]
-    return [measure.Spread(median, 0.99 * median, 1.01 * median) for median in medians]
+    return [{"median": median, "low": 0.99 * median, "high": 1.01 * median} for median in medians]
 
 
 def kinked(size: int) -> float:
@@ -54,9 +53,9 @@ def test_a_break_point_is_found_where_the_cost_changes_and_nowhere_else(noise: f
 
 
 def test_scatter_within_the_quartiles_is_no_break_point() -> None:
-    spreads = [measure.Spread(3.0 if size % 3 == 1 else 4.5, 2.0, 6.0) for size in SIZES]
+    spreads = [{"median": 3.0 if size % 3 == 1 else 4.5, "low": 2.0, "high": 6.0} for size in SIZES]
     assert len(breaks.pieces(SIZES, spreads)) == 1
-    narrow = [measure.Spread(spread.median, spread.median, spread.median) for spread in spreads]
+    narrow = [dict.fromkeys(spread, spread["median"]) for spread in spreads]
     assert len(breaks.pieces(SIZES, narrow)) > 1
 
 
@@ -102,17 +101,17 @@ class Broken:
 @pytest.mark.parametrize("shapes", [((1,),), ((100,),), ((64,),) * 300], ids=["one", "hundred", "many tensors"])
 def test_correct_steps_pass_and_others_do_not(shapes: tuple[tuple[int], ...]) -> None:
     arena = arenas.GrowthArena(arenas.Model(shapes, 1))
-    verdicts = arena.check({name: arena.optimizer(name) for name in timing.VARIANTS})
+    verdicts = arena.check({name: arena.optimizer(name) for name in growth.VARIANTS})
     assert all(verdict.correct for verdict in verdicts.values()), verdicts
-    broken = Broken(arena.optimizer(timing.OURS), slice(-1, None))
-    assert not arena.check({timing.OURS: broken})[timing.OURS].correct
+    broken = Broken(arena.optimizer(growth.OURS), slice(-1, None))
+    assert not arena.check({growth.OURS: broken})[growth.OURS].correct
 
 
 def test_a_chunk_in_the_place_of_another_is_noticed() -> None:
     size = arenas.PERIOD + 2**17
     arena = arenas.GrowthArena(arenas.one_tensor(size), arenas.make_pool(size))
-    ours = arena.optimizer(timing.OURS)
-    assert arena.check({timing.OURS: ours})[timing.OURS].correct
+    ours = arena.optimizer(growth.OURS)
+    assert arena.check({growth.OURS: ours})[growth.OURS].correct
     write = arena.write
 
     def displaced(tensors: list[torch.Tensor], *how: Any) -> None:
@@ -121,7 +120,7 @@ def test_a_chunk_in_the_place_of_another_is_noticed() -> None:
             tensors[0][-(2**16) :] = tensors[0][: 2**16].clone()
 
     arena.write = displaced
-    assert not arena.check({timing.OURS: ours})[timing.OURS].correct
+    assert not arena.check({growth.OURS: ours})[growth.OURS].correct
 
 
 def test_slices_of_large_tensors_are_few_and_reach_both_ends(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,18 +131,18 @@ def test_slices_of_large_tensors_are_few_and_reach_both_ends(monkeypatch: pytest
 
 
 def test_slow_calls_take_few_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(timing, "BUDGET", 20e3)
+    monkeypatch.setattr(growth, "BUDGET", 0.02)
     calls: list[str] = []
 
     def slow() -> None:
         calls.append("slow")
         time.sleep(0.02)
 
-    times = timing.measure({("fast", 1): lambda: calls.append("fast"), ("slow", 1): slow}, rounds=6)
-    assert len(times["slow", 1]) == timing.LEAST_ROUNDS
-    assert timing.LEAST_ROUNDS < len(times["fast", 1]) <= 6
+    times = growth.measure({("fast", 1): lambda: calls.append("fast"), ("slow", 1): slow}, rounds=6)
+    assert len(times["slow", 1]) == growth.LEAST_ROUNDS
+    assert growth.LEAST_ROUNDS < len(times["fast", 1]) <= 6
     assert min(times["slow", 1]) >= 0.019e6
-    assert calls.count("slow") == 1 + timing.LEAST_ROUNDS
+    assert calls.count("slow") == 1 + growth.LEAST_ROUNDS
     assert calls.count("fast") > 100
 
 
@@ -210,31 +209,20 @@ def test_what_does_not_fit_is_left_out_and_said(monkeypatch: pytest.MonkeyPatch)
     args = growth.parse(["--quick", "--rounds", "1", "--threads", "1"])
     results = list(growth.measured(growth.AXES["elements"], [16, 64, 128, 256], args, limits))
     assert [result["size"] for result in results] == [16, 64, 128]
-    assert timing.VARIANTS[0] in results[0]["variants"]
-    assert timing.VARIANTS[0] not in results[2]["variants"]
+    assert growth.VARIANTS[0] in results[0]["variants"]
+    assert growth.VARIANTS[0] not in results[2]["variants"]
     assert [note.split(":")[0] for note in limits.left_out[:2]] == [f"{n} elements, torch-default" for n in (64, 128)]
     assert len(limits.left_out) == 3
     assert limits.left_out[-1].startswith("from 256 elements on")
 
 
-def test_from_measurement_to_page(tmp_path: Path) -> None:
+def test_from_measurement_to_page_and_chart(tmp_path: Path) -> None:
     assert growth.main(["--quick", "--most", "64", "--rounds", "2", "--output", str(tmp_path)]) == 0
-    assert (tmp_path / "growth.png").stat().st_size > 10_000
     record = json.loads((tmp_path / "growth.json").read_text())
-    begin, end = page.marks(page.SECTION)
-    target = tmp_path / "page.md"
-    target.write_text(f"{page.HEAD}Before.\n{begin}\nold\n{end}\nAfter.\n")
-    page.main([str(tmp_path / "growth.json"), "--into", str(target)])
-    written = target.read_text()
-    assert written.startswith(f"{page.HEAD}Before.\n{begin}\n")
-    assert written.endswith(f"\n{end}\nAfter.\n")
-    assert "old" not in written
+    written = "\n".join(tables.section(record))
+    assert "| 64 | " in written
     assert "WRONG" not in written
-    page.main([str(tmp_path / "growth.json"), "--into", str(target)])
-    assert target.read_text() == written
-    record["axes"]["tensors"][0]["variants"][timing.OURS]["correct"] = False
-    assert "WRONG" in "\n".join(page.section(record))
-    (tmp_path / "without.md").write_text("Another page.\n")
-    for name, head in (("new.md", page.HEAD), ("without.md", "Another page.\n\n")):
-        page.main([str(tmp_path / "growth.json"), "--into", str(tmp_path / name)])
-        assert (tmp_path / name).read_text().startswith(head + begin)
+    record["axes"]["tensors"][0]["variants"][growth.OURS]["correct"] = False
+    assert "WRONG" in "\n".join(tables.section(record))
+    charts.growth(record, tmp_path / "growth.png", "a note")
+    assert (tmp_path / "growth.png").stat().st_size > 10_000

@@ -1,12 +1,13 @@
-"""What ``benchmarks/host_costs.py`` makes of its times: slopes, fixed parts and differences; and what it times."""
+"""What ``python -m benchmarks host-costs`` makes of its times: slopes, fixed parts and differences."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
-from sections import section_written
 
+from benchmarks.publish import sections
 from benchmarks.step import host_costs
 
 
@@ -37,5 +38,6 @@ def test_what_is_cleared_is_there_before() -> None:
 
 def test_page(tmp_path: Path) -> None:
     arguments = ("--rounds", "2", "--output", str(tmp_path))
-    text = section_written(host_costs.main, host_costs.SECTION, tmp_path, *arguments)
+    assert host_costs.main(list(arguments)) == 0
+    text = "\n".join(sections.host_costs(json.loads((tmp_path / "host_costs.json").read_text())))
     assert all(f"| {what} |" in text for what, _, _ in host_costs.PARTS)

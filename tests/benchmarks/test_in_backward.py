@@ -1,13 +1,14 @@
-"""What ``benchmarks/in_backward.py`` compares, and that it notices a step that was not taken."""
+"""What ``python -m benchmarks in-backward`` compares, and that it notices a step that was not taken."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
-from sections import section_written
 
 import fusedoptim
+from benchmarks.publish import sections
 from benchmarks.step import in_backward
 
 NETWORK = in_backward.Network(layers=3, width=8, repeats=1)
@@ -30,6 +31,7 @@ def test_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fusedoptim, "keep_freed_memory", lambda: True)  # it cannot be undone
     monkeypatch.setattr(in_backward, "NETWORKS", {"6 tensors": NETWORK})
     arguments = ("--rounds", "2", "--output", str(tmp_path))
-    text = section_written(in_backward.main, in_backward.SECTION, tmp_path, *arguments)
+    assert in_backward.main(list(arguments)) == 0
+    text = "\n".join(sections.in_backward(json.loads((tmp_path / "in_backward.json").read_text())))
     assert "| 6 tensors, µs per iteration (times ours) | after backward | hooks | " in text
     assert all(f"\n| {name} | " in text for name in (*in_backward.COMPARED, in_backward.DROPPED))

@@ -1,4 +1,4 @@
-"""What ``benchmarks/limits.py`` measures: sizes, traffic, wrong steps that are marked, the page that it fills."""
+"""What ``python -m benchmarks limits`` measures: sizes, traffic, wrong steps that are marked."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 
 from benchmarks.limits import cases as limit_cases
 from benchmarks.limits import run as limits
-from benchmarks.limits import tables as limit_tables
+from benchmarks.publish import sections
 from benchmarks.shared import arena, compiled, shapes, variants
 
 MIB = 1 << 20
@@ -25,14 +25,14 @@ def case(rule: str, dtype: str, elements: int = 5000) -> Any:
     return limit_cases.Case("L2", "L2", shapes.Model(((elements,),), 3, 2), rule, dtype)
 
 
-@pytest.mark.parametrize("rule", limit_cases.LABELS)
+@pytest.mark.parametrize("rule", variants.LABELS)
 def test_traffic_is_that_of_the_tensors_that_a_step_reads_and_writes(rule: str) -> None:
     p = torch.nn.Parameter(torch.rand(64))
     p.grad = torch.rand(64)
     optimizer = variants.VARIANTS["torch-forloop"].build(rule, [p], 0.1)
     optimizer.step()
     state = [t for t in optimizer.state[p].values() if isinstance(t, torch.Tensor) and t.shape == p.shape]
-    assert limit_cases.ALL_RULES[rule].operands == 2 + len(state)
+    assert variants.ALL_RULES[rule].operands == 2 + len(state)
     for dtype, size in (("fp32", 4), ("bf16", 2), ("fp16", 2)):
         some = case(rule, dtype)
         assert some.held == 5000 * size * (2 + len(state))  # parameter, gradient, state
@@ -106,15 +106,15 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize("stride", [1, limit_cases.STRIDE])
-@pytest.mark.parametrize("dtype", limit_cases.DTYPES)
+@pytest.mark.parametrize("dtype", variants.DTYPES)
 @pytest.mark.parametrize(("rule", "wrong"), MISTAKES)
 def test_a_planted_mistake_is_marked(
     rule: str, wrong: Callable[..., Any], dtype: str, stride: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    name = limit_cases.ALL_RULES[rule].class_name
+    name = variants.ALL_RULES[rule].class_name
     module = types.SimpleNamespace(**{name: wrong})
     monkeypatch.setitem(variants.VARIANTS, "torch-fused", variants.Variant("torch-fused", module, {}))
-    some = arena.Arena(case(rule, dtype).model, rule, limit_cases.DTYPES[dtype], stride, limits.YARDSTICKS)
+    some = arena.Arena(case(rule, dtype).model, rule, variants.DTYPES[dtype], stride, limits.YARDSTICKS)
     verdicts = some.check(limits.VARIANTS)
     assert verdicts[variants.OURS].correct
     assert not verdicts["torch-fused"].correct
@@ -126,12 +126,10 @@ def figures(correct: bool) -> dict[str, Any]:
 
 
 def test_wrong_results_are_marked_in_the_tables() -> None:
-    assert "WRONG" in limit_tables.console_cell(figures(False))
-    assert "WRONG" not in limit_tables.console_cell(figures(True))
-    result = {"place": "L2", "rule": "adam", "dtype": "fp32", "variants": {variants.OURS: figures(True)}}
-    result["variants"]["torch-fused"] = figures(False)
-    (row,) = limit_tables.markdown_rows("L2", [result])
-    assert row == ("Adam, fp32", "1.0", "2.000", "2.00 (2.00 x)", "WRONG", "")
+    result = {"place": "L2", "model_name": "L2", "rule": "adam", "dtype": "fp32", "held": 1,
+              "variants": {variants.OURS: figures(True), "torch-fused": figures(False)}}  # fmt: skip
+    (table,) = limits.tables({"results": [result]})
+    assert list(table.rows) == [("Adam, fp32", "1.0", "2.000", "2.00 (2.00 x)", "WRONG", "")]
 
 
 # ---- torch.compile and the clock ------------------------------------------------------------------------------------
@@ -179,24 +177,4 @@ def test_a_whole_run(right: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert result["bytes"] == 12 * result["elements"]
     assert limit["time"]["median"] == min(way["time"] for way in result["limit"])
     assert [claim["target"] for claim in record["claims"]] == [limit_cases.TARGETS["L2"]]
-    limit_tables.render(record, tmp_path / "page.md")
-    assert ("WRONG |" in (tmp_path / "page.md").read_text()) == (not right)
-
-
-# ---- the page -------------------------------------------------------------------------------------------------------
-def test_the_section_replaces_itself_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    page = tmp_path / "benchmarks.md"
-    monkeypatch.setattr(limit_tables, "markdown", lambda record: iter([record["text"]]))
-    limit_tables.render({"text": "first"}, page)
-    assert page.read_text().startswith("# ")
-    page.write_text("above\n" + page.read_text() + "below\n")
-    limit_tables.render({"text": "second"}, page)
-    text = page.read_text()
-    assert "second" in text
-    assert "first" not in text
-    assert text.startswith("above\n")
-    assert text.endswith("below\n")
-    other = tmp_path / "other.md"
-    other.write_text("# Others\n\ntheirs\n")
-    limit_tables.render({"text": "ours"}, other)
-    assert other.read_text().startswith("# Others\n\ntheirs\n")
+    assert ("WRONG |" in "\n".join(sections.limits(record))) == (not right)

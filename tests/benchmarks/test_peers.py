@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,11 +10,9 @@ import torch
 
 from benchmarks.peers import arena as peers_arena
 from benchmarks.peers import list as peers_list
-from benchmarks.peers import pace as peers_pace
-from benchmarks.peers import page as peers_page
-from benchmarks.peers import record as peers_record
+from benchmarks.peers import run as peers
 from benchmarks.peers import setup as peers_setup
-from benchmarks.publish import markdown as readme_tables
+from benchmarks.peers import tables as peers_page
 from benchmarks.shared import measure, shapes
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -129,7 +126,7 @@ def test_those_that_have_had_their_rounds_leave() -> None:
 
 
 def test_what_would_take_too_long_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    pace = peers_pace.Pace(minutes=10)
+    pace = peers.Pace(minutes=10)
     pace.note("bitsandbytes", ("400x64", "adam"), 0.5)  # by its many small tensors
     pace.note("bitsandbytes", ("tutorial-mlp", "adam"), 0.25)
     assert pace.why_not("bitsandbytes", ("400x64", "adam")) is None
@@ -172,7 +169,7 @@ def test_the_page_says_what_is_faster_and_what_is_missing() -> None:
 def test_what_was_compiled_is_remembered_when_it_comes_from_the_cache() -> None:
     old, new = figures(1.0), {**figures(1.0), "first_step_s": 0.1, "from_cache": True}
     again = {"variants": {"torch-compile": new, "torchao-8bit": {**new}}}
-    peers_record.remember_compiling(again, {"variants": {"torch-compile": old}})
+    peers.remember_compiling(again, {"variants": {"torch-compile": old}})
     assert again["variants"]["torch-compile"]["first_step_s"] == 20
     assert again["variants"]["torchao-8bit"]["first_step_s"] == 0.1
     said = peers_page.compiling({"results": [{"model": "gpt2", "optimizer": "sgd", **again}]})
@@ -187,20 +184,6 @@ def test_a_wrong_result_says_so_and_an_inexact_one_does_not() -> None:
     assert judgement(False, 0.5, 8) == "approximate"
     assert peers_page.cell(figures(0.5, "WRONG")) == "WRONG: **0.50 (0.50 x)**"
     assert peers_page.cell(figures(1.5, "approximate")) == "1.50 (1.50 x)"
-
-
-def test_sections_of_one_file_are_written_apart(tmp_path: Path) -> None:
-    page = tmp_path / "page.md"
-    page.write_text("\n".join(("top", *readme_tables.marks("one"), "middle", *readme_tables.marks("two"), "end\n")))
-    readme_tables.write_into(page, ["first"], "one")
-    readme_tables.write_into(page, ["second"], "two")
-    readme_tables.write_into(page, ["third"], "one")
-    assert page.read_text().splitlines() == [
-        "top", "<!-- one: begin -->", "third", "<!-- one: end -->", "middle",
-        "<!-- two: begin -->", "second", "<!-- two: end -->", "end",
-    ]  # fmt: skip
-    with pytest.raises(SystemExit, match="three: begin"):
-        readme_tables.write_into(page, [], "three")
 
 
 def test_the_versions_that_set_up_installs_are_those_of_the_comparison() -> None:

@@ -1,4 +1,4 @@
-"""``benchmarks/perf_gate.py``: counts that rise, and what is said of them.
+"""``python -m benchmarks gate``: counts that rise, and what is said of them.
 
 Slowdowns planted in Python are measured in each run of the gate itself, which fails if it does not notice them.
 """

@@ -1,4 +1,4 @@
-"""``benchmarks/gate_kernels.py``: slower kernels planted in the source, and what the gate says of them."""
+"""``benchmarks/gate/kernels.py``: slower kernels planted in the source, and what the gate says of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The streaming limit (``benchmarks/probe.cpp``): it moves every byte, in full vectors, and changes nothing."""
+"""The streaming limit (``benchmarks/shared/probe.cpp``): it moves every byte, in full vectors, and changes nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What follows the backward pass in the loops of ``benchmarks/train_loop.py``: correct, and timed as it says."""
+"""What follows the backward pass in the loops of ``python -m benchmarks loop``: correct, and timed as it says."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 from helpers import need_kernels
-from sections import section_written
 
 import fusedoptim
 from benchmarks.loop import run as train_loop
-from benchmarks.publish import markdown as readme_tables
-from benchmarks.shared import correctness, tails, training, variants, workloads
+from benchmarks.publish import charts, sections
+from benchmarks.shared import tails, timed_training, training, variants, workloads
+from benchmarks.shared.report import RESULTS
 
 pytestmark = need_kernels
 FULL = "clip+amp+ema"
@@ -25,8 +25,8 @@ OURS = [variants.OURS_CALLS, variants.OURS]
 def judge(tail: str) -> dict[str, Any]:
     """The verdict on each variant; gradients need clipping at first and not in the end."""
     workload = workloads.WORKLOADS["tiny-mlp"]
-    check = correctness.TrainingCheck(workload, "adam", torch.device("cpu"), "separate", 32, tail)
-    verdicts: dict[str, Any] = check.judge({name: check.train(name) for name in (*correctness.YARDSTICKS, *OURS)})
+    check = training.TrainingCheck(workload, "adam", torch.device("cpu"), "separate", 32, tail)
+    verdicts: dict[str, Any] = check.judge({name: check.train(name) for name in (*variants.YARDSTICKS, *OURS)})
     return verdicts
 
 
@@ -87,7 +87,7 @@ def test_every_call_is_in_its_phase(name: str, tail: str) -> None:
     workload = workloads.WORKLOADS["tiny-mlp"]
     task = workload.task(torch.device("cpu"))
     trainer = training.Trainer(task, variants.VARIANTS[name], "adam", 1e-3, "separate", tail)
-    timings = training.Timings(tail)
+    timings = timed_training.Timings(tail)
     timings.add(trainer, True, 2, CountingClock())
     expected = {phase: [1.0] for phase in training.PHASES}
     within = name == variants.OURS
@@ -112,13 +112,16 @@ def test_which_loops_have_which_tails(arguments: list[str], expected: list[tuple
         assert (variants.OURS_CALLS in case.timings) == (case.tail != "plain")
 
 
-def test_results_table_and_chart(tmp_path: Path) -> None:
+def test_results_table_and_chart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     short = ["--workload", "tiny-mlp", "--rounds", "1", "--iterations", "2", "--output", str(tmp_path)]
     assert train_loop.main([*short, "--optimizer", "sgd", "--tail", "plain", FULL]) == 0
-    assert (tmp_path / "train_loop-sgd.png").exists()
-    results = tmp_path / "train_loop.json"
-    assert [result["tail"] for result in json.loads(results.read_text())["results"]] == ["plain", FULL]
-    text = section_written(readme_tables.main, readme_tables.SECTION, tmp_path, str(results))
+    record = json.loads((tmp_path / "train_loop.json").read_text())
+    assert [result["tail"] for result in record["results"]] == ["plain", FULL]
+    charts.loops("sgd")(record, tmp_path / "train_loop-sgd.png", "a note")
+    assert b"a note" in (tmp_path / "train_loop-sgd.png").read_bytes()
+    steps = json.loads((RESULTS / "compare_step.json").read_text())
+    monkeypatch.setattr(sections, "RULE", "sgd")
+    text = "\n".join(sections.figures(record, steps))
     assert "| fusedoptim | fusedoptim-calls | torch-default | torch-fused |\n" in text
     assert "| tiny-mlp, SGD | " in text
     assert f"| tiny-mlp, SGD, {FULL} | " in text

@@ -1,6 +1,6 @@
-"""Clipping and skipping on a device: the bits of the CPU kernels, in graphs as well, and a host that never waits."""
+"""Clipping and skipping on a device, in graphs as well; and all checks of bits by name."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import product
 from typing import Any
@@ -8,8 +8,9 @@ from typing import Any
 import torch
 
 import fusedoptim
-from benchmarks.gpu.bits import SHORT_SIZES, Outcome, Pair, Settings, cases, params_of, values_of
-from benchmarks.gpu.runtime import run_ahead
+from on_device import bits, features, runtime
+from on_device.bits import SHORT_SIZES, Outcome, Pair, Settings, cases, params_of, values_of
+from on_device.runtime import run_ahead
 
 DTYPES = tuple(dtype for dtype in cases.DTYPES if dtype != torch.float64)  # whose norm the host finds
 SKIPPING: dict[str, Any] = {"max_grad_norm": 0.5, "skip_nonfinite": True}
@@ -81,3 +82,27 @@ def check_clipping_waits(settings: Settings) -> Iterator[Outcome]:
         late = run_ahead(pair)
         if is_judged:
             yield Outcome("clipping", [f"clipping: {call} waited for the device" for call in late])
+
+
+CHECKS: dict[str, Callable[[Settings], Iterator[Outcome]]] = {  # the most important first: the time may not last
+    **{f"rules {str(d).removeprefix('torch.')}": partial(bits.check_rules, d) for d in cases.DTYPES},
+    "flags": features.check_flags,
+    "loss scale": features.check_loss_scale,
+    "graphs": runtime.check_graphs,
+    "nothing waits": runtime.check_nothing_waits,
+    "clipping": check_clipping,
+    "clipping waits": check_clipping_waits,
+    "layouts": bits.check_layouts,
+    "misaligned": bits.check_misaligned,
+    "special values": bits.check_special_values,
+    "lr on the device": features.check_lr_on_device,
+    "zero_grad": features.check_zero_grad,
+    "first step skipped": features.check_first_step_skipped,
+    "GradScaler": features.check_grad_scaler,
+    "streams": runtime.check_streams,
+    "checkpoints": runtime.check_checkpoints,
+    "places": runtime.check_places,
+    "huge parameter": runtime.check_huge,
+}
+# For the sanitizers, which are slow.
+SHORT_CHECKS = {"briefly": features.check_briefly, **{name: CHECKS[name] for name in ("layouts", "zero_grad")}}

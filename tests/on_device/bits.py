@@ -1,7 +1,7 @@
 """Whether a step on a device leaves the bits that the CPU kernels leave on copies of the same tensors.
 
 Every check yields outcomes; one without outcomes counts as failed, so that nothing passes by comparing nothing. All of
-them run on the CPU as well, in place of a device: `tests/test_gpu_check.py` shows there that each notices a difference.
+them run on the CPU as well, in place of a device: `test_gpu_check.py` shows there that each notices one.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -12,15 +12,15 @@ from itertools import chain, product
 from typing import Any
 from unittest import mock
 
+import cases
+import placed
+import steps
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 
 from benchmarks.gpu.device import Device
-from benchmarks.gpu.environment import from_tests
 from fusedoptim.step import FusedStep
-
-cases, placed, steps = from_tests("cases"), from_tests("placed"), from_tests("steps")
 
 SIZES = (0, 1, 3, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 8191, 8192, 8193, 100003)  # 8192: kChunk of the kernels
 SHORT_SIZES = (0, 1, 17, 33, 8193)
@@ -38,22 +38,11 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Settings:
-    """How much is compared.
-
-    Attributes:
-        sizes: Elements of the one-dimensional parameters.
-        quick: Only the cases with all hyper-parameters at once.
-    """
+    """How much is compared."""
 
     device: Device
-    sizes: tuple[int, ...] = SIZES
-    quick: bool = False
-
-    @property
-    def cases(self) -> list[Any]:
-        """The rows of the test table."""
-        chosen: list[Any] = cases.everything() if self.quick else cases.CASES
-        return chosen
+    sizes: tuple[int, ...] = SIZES  # elements of the one-dimensional parameters
+    quick: bool = False  # only the cases with all hyper-parameters at once
 
 
 @contextmanager
@@ -85,14 +74,7 @@ def on_host(optimizer: Any) -> Any:
 
 
 class Pair:
-    """An optimizer on the device and one on the CPU, with equal parameters.
-
-    Args:
-        make: Makes an optimizer of parameters.
-        values: The parameters, on the CPU.
-        device: The device.
-        move: How a tensor is copied to the device.
-    """
+    """An optimizer on the device and one on the CPU, with equal parameters; `move` copies a tensor to the device."""
 
     def __init__(
         self,
@@ -145,7 +127,7 @@ def named(case: Any, dtype: torch.dtype) -> str:
 
 def check_rules(dtype: torch.dtype, settings: Settings) -> Iterator[Outcome]:
     """Every case, with parameters of all sizes in one optimizer."""
-    for case in settings.cases:
+    for case in cases.everything() if settings.quick else cases.CASES:
         yield from Pair(case.make, values_of(settings.sizes, dtype), settings.device).follow(named(case, dtype))
 
 

@@ -1,21 +1,14 @@
-"""Writes what `peers.py` has measured into a page: one table, what is faster than ours, and what does not run."""
+"""The section of a page on what `run.py` has measured: one table, what is faster than ours, and what does not run."""
 
-import argparse
-import json
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 from benchmarks.peers.list import PEERS
-from benchmarks.publish.markdown import marks, table, write_into
-from benchmarks.shared.report import RESULTS, machine_line, number
+from benchmarks.shared.report import Record as Result
+from benchmarks.shared.report import Table, about, bold, number
 from benchmarks.shared.shapes import MODELS
 from benchmarks.shared.variants import OURS, RULES
 
-SECTION = "peers"
 LONG_S = 5
-PAGE = Path(__file__).resolve().parent.parent.parent / "docs" / "benchmarks.md"
-Result = Mapping[str, Any]
 
 
 def cell(figures: Result | None) -> str:
@@ -24,7 +17,7 @@ def cell(figures: Result | None) -> str:
         return "-"
     times = figures["ratio"]["median"]
     text = f"{number(figures['time']['median'])} ({times:.2f} x)"
-    text = f"**{text}**" if times < 1 else text
+    text = bold(text, times < 1)
     return f"WRONG: {text}" if figures["result"] == "WRONG" else text
 
 
@@ -106,10 +99,10 @@ def not_measured(record: Result) -> Iterator[str]:
         yield f"- {name}, {', '.join(where)}: {why}"
 
 
-def about(record: Result) -> Iterator[str]:
+def machines(record: Result) -> Iterator[str]:
     """The machines and the versions, each once."""
     parts = [*record["results"], *record["setup"].values()]
-    yield from dict.fromkeys(f"{machine_line(part['machine'])}, {part['machine']['date'][:10]}" for part in parts)
+    yield from dict.fromkeys(map(about, parts))
     for part in parts[:1]:
         named = (f"{package} {version}" for package, version in part["versions"].items())
         yield f"Python {part['machine']['python']}, {', '.join(named)}"
@@ -120,7 +113,7 @@ def section(record: Result) -> Iterator[str]:
     models = (f"{name}: {model.elements:,} in {len(model.shapes)}" for name, model in MODELS.items())
     header = ["µs per step (times ours)", *MODELS, "error", "worst", "result", "state, B", "set-up, s"]
     yield ""
-    yield from table(header, rows(record))
+    yield from Table(header, rows(record)).markdown()
     yield f"\nElements and tensors: {'; '.join(models)}.\n"
     yield f"{faster(record)}\n"
     yield f"{compiling(record)}\n"
@@ -128,26 +121,8 @@ def section(record: Result) -> Iterator[str]:
     yield "Not measured, and why; what is in the words of a Python exception is what the package raised:\n"
     yield from not_measured(record)
     yield ""
-    for line in about(record):
+    for line in machines(record):
         yield f"{line}  "
     if any(result["settings"]["quick"] for result in record["results"]):
         yield "\n**From a short run: no figures to quote.**"
     yield ""
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Writes the section, or prints it."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--results", type=Path, default=RESULTS / "peers.json", help="what peers.py has written")
-    parser.add_argument("--into", type=Path, default=PAGE, help=f"a file to write to, between {marks(SECTION)}")
-    parser.add_argument("--print", action="store_true", help="print in place of writing")
-    args = parser.parse_args(arguments)
-    lines = list(section(json.loads(args.results.read_text())))
-    if args.print:
-        print("\n".join(lines))
-    else:
-        write_into(args.into, lines, SECTION)
-
-
-if __name__ == "__main__":
-    main()

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 import fusedoptim
-from benchmarks.gpu.bits import (
+from on_device.bits import (
     SHORT_SIZES,
     Outcome,
     Pair,

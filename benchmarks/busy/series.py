@@ -42,12 +42,7 @@ def time_series(
 
 
 class Stepper:
-    """The steps of several variants of Adam on one set of tensors, for processes that are told by name what to do.
-
-    Args:
-        model: A key of `MODELS`.
-        variants: As in `Arena.step`.
-    """
+    """The steps of several variants of Adam on one set of tensors, for processes that are told by name what to do."""
 
     def __init__(self, model: str, variants: list[str]) -> None:
         self.arena = Arena(MODELS[model], "adam")

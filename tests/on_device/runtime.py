@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 import fusedoptim
-from benchmarks.gpu.bits import (
+from on_device.bits import (
     SHORT_SIZES,
     Outcome,
     Pair,
@@ -24,7 +24,7 @@ from benchmarks.gpu.bits import (
     steps,
     values_of,
 )
-from benchmarks.gpu.features import FLAGS, flags_of
+from on_device.features import FLAGS, flags_of
 
 HUGE = 2**31 + 4097  # elements: more than 32 bits count
 
