@@ -94,8 +94,8 @@ PLANTED = {
         AVX2,
         (
             "cpu/kernels.cpp",
-            "    rule.template operator()<variant>(param, grad, state);",
-            '    rule.template operator()<variant>(param, grad, state);\n    asm volatile("" ::: '
+            "    step.rule.template operator()<variant>(param, grad, state);",
+            '    step.rule.template operator()<variant>(param, grad, state);\n    asm volatile("" ::: '
             + ", ".join(f'"xmm{i}"' for i in range(16))
             + ");",
         ),
@@ -105,8 +105,8 @@ PLANTED = {
         AVX2,
         (
             "cpu/kernels.cpp",
-            "    rule.template operator()<variant>(param, grad, state);",
-            "    for (int twice = 0; twice < 2; ++twice) rule.template operator()<variant>(param, grad, state);",
+            "    step.rule.template operator()<variant>(param, grad, state);",
+            "    for (int twice = 0; twice < 2; ++twice) step.rule.template operator()<variant>(param, grad, state);",
         ),
         r"avx2 Adam float 0: instructions in the loop rose from \d+ to \d+ \(\+\d+\.\d%\)",
     ),
@@ -158,3 +158,17 @@ def test_what_is_said_of_a_loop(changed: dict[str, Any], message: str) -> None:
 def test_a_new_kernel_must_be_packed(loop: Any) -> None:
     now = gate_figures.Figures(KEY, None, {"avx2 Lion float 0": loop})
     assert len(list(gate_figures.judge_loops(gate_figures.Figures(KEY, None, {}), now))) == 1
+
+
+@pytest.mark.parametrize(
+    ("symbol", "name"),
+    [
+        ("fusedoptim::avx2::Loop<fusedoptim::Adam, float, 0, false>::run(void const*)", "avx2 Adam float 0"),
+        ("fusedoptim::avx2::Loop<fusedoptim::Sgd, fusedoptim::Half, 9, true>::run(int)", "avx2 Sgd Half 9 average"),
+        ("fusedoptim::baseline::scale<fusedoptim::BFloat16>(void*)", "baseline scale BFloat16"),
+        ("fusedoptim::avx2::Loop<fusedoptim::Adam, float, 0, true>::run(int) [clone .cold]", None),
+        ("fusedoptim::avx2::kSet()", None),
+    ],
+)
+def test_names_of_kernels(symbol: str, name: str | None) -> None:
+    assert gate_kernels.name_of(symbol) == name
