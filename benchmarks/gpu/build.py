@@ -98,9 +98,10 @@ def has_pip() -> bool:
 
 def lacking() -> list[str]:
     """What the build needs beside nvcc and is not here."""
-    programs = {"cmake": "cmake", "ninja": "ninja"}
-    missing = [name for name in ("setuptools", "pybind11") if importlib.util.find_spec(name) is None]
-    missing += [n for n, module in programs.items() if not (shutil.which(n) or importlib.util.find_spec(module))]
+    names = ("setuptools", "pybind11", "cmake", "ninja")
+    missing = [
+        name for name in names if not (importlib.util.find_spec(name) or (name in names[2:] and shutil.which(name)))
+    ]
     return missing if any(map(shutil.which, ("c++", "g++", "clang++"))) else [*missing, "a C++ compiler"]
 
 
@@ -138,9 +139,7 @@ def build(capability: tuple[int, int], run: Run = run) -> dict[str, Any]:
 
 def find_sanitizer() -> Path | None:
     """`compute-sanitizer`, on PATH or where an nvcc is."""
-    on_path = shutil.which("compute-sanitizer")
     nvcc, _ = find_nvcc()
-    folders = [nvcc.parent, nvcc.parent.parent / "compute-sanitizer"] if nvcc else []
-    near = [folder / "compute-sanitizer" for folder in folders]
-    found = [Path(on_path)] if on_path else [path for path in near if os.access(path, os.X_OK) and path.is_file()]
-    return found[0] if found else None
+    folders = [os.environ.get("PATH", ""), *([nvcc.parent, nvcc.parent.parent / "compute-sanitizer"] if nvcc else [])]
+    found = shutil.which("compute-sanitizer", path=os.pathsep.join(map(str, folders)))
+    return Path(found) if found else None

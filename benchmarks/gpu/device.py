@@ -5,8 +5,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
-from benchmarks.shared.measure import Call
-
+Call = Callable[[], object]
 Enter = Callable[[], AbstractContextManager[object]]
 SLEEP_CYCLES = 200_000_000  # about a tenth of a second: longer than any call of the host that does not wait
 

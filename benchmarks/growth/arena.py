@@ -154,20 +154,6 @@ def bytes_per_tensor(count: int = 10_000) -> float:
     return (resident_memory() - before) / count or TENSOR * RESIDENT
 
 
-def caches() -> dict[str, dict[str, Any]]:
-    """The first core's caches for data by level, where the system tells: their bytes, and whether cores share them."""
-    core = Path("/sys/devices/system/cpu/cpu0")
-    found = {}
-    for place in sorted(core.glob("cache/index*")):
-        kind, level, size, users = (
-            (place / name).read_text().strip() for name in ("type", "level", "size", "shared_cpu_list")
-        )
-        if kind != "Instruction" and size.endswith("K"):
-            shared = users not in ("0", (core / "topology/thread_siblings_list").read_text().strip())
-            found[f"L{level}"] = {"bytes": int(size[:-1]) * 1024, "shared": shared}
-    return found
-
-
 def one_tensor(elements: int) -> Model:
     """One tensor."""
     return Model(((elements,),), 1)

@@ -28,7 +28,7 @@ from benchmarks.growth.arena import BYTES, RESIDENT, TEMPORARY, GrowthArena
 from benchmarks.growth.breaks import breaks, time_of
 from benchmarks.growth.model import model
 from benchmarks.shared import options
-from benchmarks.shared.measure import Call, CpuClock, ratio, spread, time_call, time_rounds
+from benchmarks.shared.measure import CPU, Call, CpuClock, cache_levels, ratio, spread, time_call, time_rounds
 from benchmarks.shared.probe import Probe, Way, ways
 from benchmarks.shared.report import Record, number, save_json
 from benchmarks.shared.shapes import Model
@@ -207,10 +207,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parse(arguments)
     limits = Limits(args.minutes)
     console, machine = options.begin(args)
+    listing = CPU / "cpu0/topology/thread_siblings_list"
+    siblings = listing.read_text().strip() if listing.exists() else "0"
     empty = Probe("step", [[]] * 4, chosen=[next(ways(1))])  # from Python into compiled code and back
     record: dict[str, Any] = {
         "machine": machine,
-        "caches": arenas.caches(),
+        "caches": {
+            name: {"bytes": cache["bytes"], "shared": cache["users"] not in ("0", siblings)}
+            for name, cache in cache_levels().items()
+        },
         "settings": {name: getattr(args, name) for name in ("rounds", "threads", "minutes", "most", "quick")},
         "empty_call": spread([time_call(empty, CpuClock(), 1000) for _ in range(args.rounds)]),
         "left_out": limits.left_out,

@@ -5,10 +5,10 @@ from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
+from benchmarks.shared.measure import CPU, cache_levels, cpus_in
 from benchmarks.shared.shapes import MODELS, Model
 from benchmarks.shared.variants import ALL_RULES, DTYPES, LABELS
 
-CPU = Path("/sys/devices/system/cpu")
 MIB = 1 << 20
 TARGETS = {"L2": 0.85, "L3": 0.85, "memory": 0.97}  # shares of the limit
 OTHER_MODELS = ("tutorial-mlp", "resnet50", "400x64")  # the one that takes longest to compile comes last
@@ -52,26 +52,17 @@ class Case:
         return self.model_name in MODELS and self.rule in ("adam", "sgd") and self.dtype == "fp32"
 
 
-def cpus_in(text: str) -> int:
-    """How many processors a list of the kernel's names: 0-3,8."""
-    ends = [part.split("-") for part in text.strip().split(",")]
-    return sum(int(part[-1]) - int(part[0]) + 1 for part in ends)
-
-
 def caches(threads: int, root: Path = CPU) -> dict[str, int]:
     """Bytes of the second- and the third-level caches that so many threads have, each on a core of its own.
 
     Raises:
         RuntimeError: The system does not tell.
     """
-    units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
-    found: dict[str, int] = {}
-    for index in (root / "cpu0" / "cache").glob("index*"):
-        kind, level, size, users = (
-            (index / name).read_text().strip() for name in ("type", "level", "size", "shared_cpu_list")
-        )
-        if kind == "Unified":
-            found[f"L{level}"] = -(-threads // cpus_in(users)) * int(size[:-1]) * units[size[-1]]
+    found = {
+        name: -(-threads // cpus_in(cache["users"])) * cache["bytes"]
+        for name, cache in cache_levels(root).items()
+        if cache["kind"] == "Unified"
+    }
     if "L2" not in found:
         raise RuntimeError(f"{root} does not tell the size of the second-level cache")
     return found

@@ -17,6 +17,7 @@ import torch
 import fusedoptim
 
 K = TypeVar("K")
+CPU = Path("/sys/devices/system/cpu")
 Spread = dict[str, float]  # "median", and the first and third quartile as "low" and "high"
 Call = Callable[[], object]
 
@@ -142,6 +143,25 @@ def time_rounds(
             times[key].append(time_call(calls[key], clock, count[key]))
             spent[key] += times[key][-1] * count[key]
     return times
+
+
+def cpus_in(text: str) -> int:
+    """How many processors a list of the kernel's names: 0-3,8."""
+    ends = [part.split("-") for part in text.split(",")]
+    return sum(int(part[-1]) - int(part[0]) + 1 for part in ends)
+
+
+def cache_levels(root: Path = CPU) -> dict[str, dict[str, Any]]:
+    """The first core's caches for data by level, where the system tells: their bytes, kind and users."""
+    units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+    found = {}
+    for place in sorted(root.glob("cpu0/cache/index*")):
+        kind, level, size, users = (
+            (place / name).read_text().strip() for name in ("type", "level", "size", "shared_cpu_list")
+        )
+        if kind != "Instruction":
+            found[f"L{level}"] = {"bytes": int(size[:-1]) * units[size[-1]], "kind": kind, "users": users}
+    return found
 
 
 def cpu_name() -> str:

@@ -92,7 +92,7 @@ class Table:
         """For the console; words that say that something is wrong are red there."""
         shown = rich_table.Table(title=f"[bold]{self.title}[/]", box=box.SIMPLE_HEAD, title_justify="left")
         for i, column in enumerate(self.header):
-            shown.add_column(column, justify="right" if i else "left", no_wrap=True)
+            shown.add_column(column, justify="right" if i else "left")
         for row in self.rows:
             bold = (re.sub(r"\*\*(.+?)\*\*", r"[bold]\1[/]", cell) for cell in row)
             shown.add_row(*(re.sub(r"WRONG|HANGS|missed|unfinished", r"[bold red]\g<0>[/]", cell) for cell in bold))

@@ -37,14 +37,9 @@ class Timings:
     fewest: int | None = None  # iterations of a run that the time did not last for
 
     def add(
-        self,
-        trainer: Trainer,
-        by_phase: bool,
-        iterations: int,
-        clock: Clock,
-        seconds: float = math.inf,
+        self, trainer: Trainer, by_phase: bool, iterations: int, clock: Clock, seconds: float = math.inf,
         now: Now = time.monotonic,
-    ) -> None:
+    ) -> None:  # fmt: skip
         """Takes one more round from a fresh `trainer`, after a few iterations that are not timed."""
         begin = now()
         warm = trainer.run(WARM_UP, begin + seconds / 2, now)
@@ -62,44 +57,29 @@ class Timings:
             self.loop.append(statistics.median(trainer.time_iterations(iterations, clock)))
 
 
+@dataclass
 class TimedTraining:
-    """One workload with one optimizer.
+    """One workload with one optimizer."""
 
-    Args:
-        workload: A key of `WORKLOADS`.
-        rule: A key of `RULES`.
-        variants: Those that are timed.
-        rounds: Of each.
-        iterations: Length of a run; the workload's own if None.
-        tail: What follows the backward pass.
-        zero_grad: See `Variant.loop_calls`.
-        device: Where.
-        seconds: What one run may take, of rounds or of the check.
-        now: Tells the time.
-        clock: The device's if None.
-    """
+    name: str  # a key of `WORKLOADS`
+    rule: str  # a key of `RULES`
+    variants: Sequence[str]  # those that are timed
+    rounds: int  # of each
+    length: int | None = None  # iterations of a run; the workload's own if None
+    tail: str = PLAIN  # what follows the backward pass
+    zero_grad: str = "separate"  # see `Variant.loop_calls`
+    device: torch.device = torch.device("cpu")  # noqa: RUF009
+    seconds: float = math.inf  # what one run may take, of rounds or of the check
+    now: Now = time.monotonic
+    clock: Clock | None = None  # the device's if None
 
-    def __init__(
-        self,
-        workload: str,
-        rule: str,
-        variants: Sequence[str],
-        rounds: int,
-        iterations: int | None = None,
-        tail: str = PLAIN,
-        zero_grad: str = "separate",
-        device: torch.device | str = "cpu",
-        seconds: float = math.inf,
-        now: Now = time.monotonic,
-        clock: Clock | None = None,
-    ) -> None:
-        self.name, self.rule, self.tail, self.zero_grad = workload, rule, tail, zero_grad
-        self.workload, self.device = WORKLOADS[workload], torch.device(device)
-        self.rounds, self.iterations = rounds, iterations or self.workload.iterations
-        names = [name for name in variants if tail != PLAIN or name != OURS_CALLS]  # there it would be ours
+    def __post_init__(self) -> None:
+        self.workload = WORKLOADS[self.name]
+        self.iterations = self.length or self.workload.iterations
+        # There, those that make the calls of torch's loop would be ours.
+        names = [name for name in self.variants if self.tail != PLAIN or name != OURS_CALLS]
         self.trained = list(dict.fromkeys((*YARDSTICKS, *names)))
-        self.timings = {name: Timings(tail) for name in names}
-        self.seconds, self.now, self.clock = seconds, now, clock or clock_for(self.device)
+        self.timings = {name: Timings(self.tail) for name in names}
 
     @property
     def units(self) -> int:
@@ -113,12 +93,16 @@ class TimedTraining:
             advance: Called after each piece of work.
             first: Called after the first round, with the result so far.
         """
-        task, lr = self.workload.task(self.device), self.workload.lr[self.rule]
+        task, lr, clock = (
+            self.workload.task(self.device),
+            self.workload.lr[self.rule],
+            self.clock or clock_for(self.device),
+        )
         for i, (name, by_phase) in enumerate(interleaved(list(product(self.timings, (False, True))), self.rounds)):
             timings = self.timings[name]
             if i < 2 * len(self.timings) or timings.fewest is None:
                 trainer = Trainer(task, VARIANTS[name], self.rule, lr, self.zero_grad, self.tail)
-                timings.add(trainer, by_phase, self.iterations, self.clock, self.seconds, self.now)
+                timings.add(trainer, by_phase, self.iterations, clock, self.seconds, self.now)
             advance()
             if i + 1 == 2 * len(self.timings):
                 first(self.result({}))

@@ -129,41 +129,28 @@ def copies(tensors: Iterable[Tensor]) -> list[Tensor]:
     return [t.detach().clone() for t in tensors]
 
 
+@dataclass
 class TrainingCheck:
-    """Trains one workload with one optimizer, in float64 and in every variant, and compares.
+    """Trains one workload with one optimizer, in float64 and in every variant, and compares."""
 
-    Args:
-        workload: What to train.
-        rule: The optimizer.
-        device: Where.
-        zero_grad: How gradients are cleared, see `Variant.loop_calls`.
-        iterations: Length of the run.
-        tail: What follows the backward pass; float64 needs no scale.
-        seconds: When the float64 training ends, and how long the others may then take for as many iterations.
-        now: Tells the time.
-    """
+    workload: Workload
+    rule: str
+    device: torch.device
+    zero_grad: str  # see `Variant.loop_calls`
+    most: int  # iterations
+    tail: str = PLAIN  # what follows the backward pass; float64 needs no scale
+    seconds: float = math.inf  # when the float64 training ends; each other may then take 4 times as long
+    now: Now = time.monotonic
 
-    def __init__(
-        self,
-        workload: Workload,
-        rule: str,
-        device: torch.device,
-        zero_grad: str,
-        iterations: int,
-        tail: str = PLAIN,
-        seconds: float = math.inf,
-        now: Now = time.monotonic,
-    ) -> None:
-        self.rule, self.lr, self.zero_grad = rule, workload.lr[rule], zero_grad
-        self.tail, self.unscaled_tail = tail, tail.replace("+amp", "")
-        self.seconds, self.now = seconds, now
-        self.task = workload.task(device)
+    def __post_init__(self) -> None:
+        self.lr, self.unscaled_tail = self.workload.lr[self.rule], self.tail.replace("+amp", "")
+        self.task = self.workload.task(self.device)
         self.exact: dict[int, list[Tensor]] = {}
-        wide = self.task.to(device, torch.float64)
-        trainer = Trainer(wide, REFERENCE, rule, self.lr, "separate", self.unscaled_tail)
+        wide = self.task.to(self.device, torch.float64)
+        trainer = Trainer(wide, REFERENCE, self.rule, self.lr, "separate", self.unscaled_tail)
         self.start = copies(trainer.tail.results())
-        end, self.iterations = now() + seconds, 0
-        while self.iterations == 0 or (self.iterations < iterations and now() < end):
+        end, self.iterations = self.now() + self.seconds, 0
+        while self.iterations == 0 or (self.iterations < self.most and self.now() < end):
             trainer.begin()
             trainer.forward(self.iterations).backward()  # type: ignore[no-untyped-call]
             trainer.step()

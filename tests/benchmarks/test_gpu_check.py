@@ -458,6 +458,11 @@ def test_without_a_device_one_clear_line() -> None:
     assert done.stderr.startswith("gpu: no CUDA device: torch ")
 
 
+def test_nothing_of_the_package_is_needed_before_it_is_built() -> None:
+    code = "import sys; sys.modules['fusedoptim'] = None; import benchmarks.gpu.run"
+    subprocess.run([sys.executable, "-c", code], cwd=gpu_check.ROOT, check=True)
+
+
 def test_help_and_wrong_arguments(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         gpu_check.parse(["--help"])
