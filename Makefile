@@ -32,12 +32,12 @@ CXX_FILES = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu'
 PY_FILES = fusedoptim benchmarks examples tests setup.py setup_cuda.py
 say = @printf '==> %s\n' $(1)
 
-.PHONY: help build check test test-planted test-ecosystem bench bench-step bench-peers perf-gate lint sanitize fuzz format wheel clean distclean FORCE
+.PHONY: help build check test test-planted test-ecosystem bench bench-step bench-peers perf-gate publish lint sanitize fuzz format wheel clean distclean FORCE
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo
-	@echo 'check, test, test-planted, test-ecosystem, bench, bench-step, bench-peers, perf-gate, sanitize and fuzz pass ARGS on: make test ARGS="-k adam"'
+	@echo 'check, test, test-planted, test-ecosystem, bench, bench-step, bench-peers, perf-gate, publish, sanitize and fuzz pass ARGS on: make test ARGS="-k adam"'
 
 build: $(BUILT) ## compile the native module (1 to 2 CPU minutes, 4 with CUDA) and install, editable, into .venv
 	@$(RUN) -m fusedoptim
@@ -64,20 +64,24 @@ test-ecosystem: $(TRAINERS_READY) $(BUILT) ## train under Lightning, transformer
 	@$(TRAINERS)/bin/python -m pytest tests/ecosystem $(ARGS)
 
 bench: $(BUILT) ## time whole training loops against torch.optim, with correctness beside every time
-	$(call say,'bench: $(RUN) benchmarks/train_loop.py $(ARGS)')
-	@$(RUN) benchmarks/train_loop.py $(ARGS)
+	$(call say,'bench: $(RUN) -m benchmarks loop $(ARGS)')
+	@$(RUN) -m benchmarks loop $(ARGS)
 
 bench-step: $(BUILT) ## time step() alone
-	$(call say,'bench-step: $(RUN) -m pytest benchmarks/bench_step.py $(ARGS)')
-	@$(RUN) -m pytest benchmarks/bench_step.py $(ARGS)
+	$(call say,'bench-step: $(RUN) -m benchmarks bench-step $(ARGS)')
+	@$(RUN) -m benchmarks bench-step $(ARGS)
 
 bench-peers: $(PEERS_READY) $(BUILT) ## time step() beside other optimizer packages that run on a CPU
-	$(call say,'bench-peers: $(PEERS)/bin/python benchmarks/peers.py $(ARGS)')
-	@$(PEERS)/bin/python benchmarks/peers.py $(ARGS)
+	$(call say,'bench-peers: $(PEERS)/bin/python -m benchmarks peers $(ARGS)')
+	@$(PEERS)/bin/python -m benchmarks peers $(ARGS)
 
 perf-gate: $(BUILT) ## count instructions under valgrind and read the kernels, against the figures kept; reads no clock
-	$(call say,'perf-gate: $(RUN) benchmarks/perf_gate.py $(ARGS)')
-	@$(RUN) benchmarks/perf_gate.py $(ARGS)
+	$(call say,'perf-gate: $(RUN) -m benchmarks gate $(ARGS)')
+	@$(RUN) -m benchmarks gate $(ARGS)
+
+publish: $(BUILT) ## write pages, tables and charts anew that are older than the results of the benchmarks
+	$(call say,'publish: $(RUN) -m benchmarks publish $(ARGS)')
+	@$(RUN) -m benchmarks publish $(ARGS)
 
 lint: $(BUILT) ## check style, types and formatting, changing nothing
 	$(call say,'lint: ruff')

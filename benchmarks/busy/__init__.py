@@ -1,0 +1,1 @@
+"""How a step fares where the processor is not its own."""

@@ -1,0 +1,1 @@
+"""Whether a change has made steps slower, without a clock."""

@@ -1,0 +1,99 @@
+"""The optimizers whose steps are timed on a device, apex's among them if it is installed; and what a step launches."""
+
+import importlib
+import json
+import tempfile
+from collections import Counter
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.gpu.device import Device
+from benchmarks.shared.arena import LR, Arena
+from benchmarks.shared.measure import Call
+from benchmarks.shared.variants import OURS, RULES
+
+APEX = "apex"
+NAMES = ("torch-forloop", "torch-foreach", "torch-fused", OURS)
+
+
+def has_apex() -> bool:
+    """Whether apex and its extensions can be imported."""
+    with suppress(Exception):
+        importlib.import_module("amp_C")
+        importlib.import_module("apex.optimizers")
+        return True
+    return False
+
+
+class DeviceArena(Arena):
+    """An arena that knows apex's optimizers, which keep state of their own."""
+
+    def optimizer(self, variant: str, **settings: Any) -> Any:
+        """As in an `Arena`, or the optimizer of apex that does the same."""
+        if variant != APEX:
+            return super().optimizer(variant, **settings)
+        optimizers: Any = importlib.import_module("apex.optimizers")
+        if self.rule == "sgd":
+            return optimizers.FusedSGD(self.params, lr=LR["sgd"], **RULES["sgd"].options)
+        decay = {"weight_decay": 0.01} if self.rule == "adamw" else {}
+        return optimizers.FusedAdam(self.params, lr=LR[self.rule], adam_w_mode=self.rule == "adamw", **decay)
+
+
+class Copy:
+    """A copy within the memory of the device, which reads `count` bytes: what its bandwidth is measured against."""
+
+    def __init__(self, device: Device, count: int) -> None:
+        self.source = torch.ones(count // 4, device=device.torch)
+        self.target = torch.empty_like(self.source)
+        self.moved = 2 * count
+
+    def __call__(self) -> Tensor:
+        """Copies."""
+        return self.target.copy_(self.source)
+
+
+@dataclass(frozen=True)
+class Launches:
+    """What a call has run on the GPU, by the trace of torch's profiler."""
+
+    kernels: int
+    copies: int  # and fillings of memory that are no kernels
+    device_us: float  # microseconds of all of these
+    names: Mapping[str, int]  # how often each kernel, by the beginning of its name
+
+    @classmethod
+    def of(cls, trace: Mapping[str, Any]) -> "Launches | None":
+        """Reads a trace in Chrome's format; None if it shows no launch: then the profiler saw nothing of the GPU."""
+        events = [event for event in trace["traceEvents"] if event.get("ph") == "X"]
+        kernels = [event for event in events if event.get("cat") == "kernel"]
+        copies = [event for event in events if event.get("cat") in ("gpu_memcpy", "gpu_memset")]
+        names = Counter(str(event["name"])[:80] for event in kernels)
+        time = sum(event["dur"] for event in kernels + copies)
+        return cls(len(kernels), len(copies), time, dict(names.most_common(5))) if kernels else None
+
+
+def launches(call: Call, device: Device) -> Launches | None:
+    """Profiles one call, and then another, of which it tells: in the first the profiler may still be starting."""
+    profiled(call, device)
+    return Launches.of(profiled(call, device))
+
+
+def profiled(call: Call, device: Device) -> Mapping[str, Any]:
+    """The trace of one call in Chrome's format."""
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if device.is_cuda:
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    with torch.profiler.profile(activities=activities) as profile:
+        call()
+        device.synchronize()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "trace.json"
+        profile.export_chrome_trace(str(path))
+        trace: dict[str, Any] = json.loads(path.read_text())
+        return trace

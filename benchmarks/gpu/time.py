@@ -1,0 +1,160 @@
+"""Times on a device: of the step beside a copy of memory, of its call on the host, of graphs, of whole training loops.
+
+All variants and the copy take turns in changing order within rounds. Before each measurement the gradients are written
+anew and the device has nothing to do: what is timed with events is what a loop of such steps takes, with the host's
+share where the host is slower. The host's own time is that of calls which nobody waits for, few enough for the queue of
+launches; torch's for-loop fills it all the same, and then its time is the device's.
+"""
+
+import gc
+import statistics
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+from benchmarks.gpu.arena import APEX, NAMES, Copy, DeviceArena, has_apex, launches
+from benchmarks.gpu.device import Device
+from benchmarks.shared.measure import Call, CpuClock, clock_for, interleaved, ratio, spread, time_call
+from benchmarks.shared.shapes import MODELS, Model
+from benchmarks.shared.timed_training import TimedTraining
+from benchmarks.shared.variants import OURS, RULES
+
+COPY = "copy"
+WARM_UP = 3
+HOST_CALLS = 5  # in the queue at a time, whose launches it holds easily
+GRAPH_VARIANTS = ("torch-foreach", "torch-fused", OURS)
+LOOP_VARIANTS = ("torch-default", "torch-foreach", "torch-fused", OURS)
+LOOPS = (("tutorial", "adam"), ("bytes-gpt", "adam"), ("tutorial", "sgd"), ("bytes-gpt", "adamw"))
+# What the targets rest on comes first: the budget may not last for all.
+STEPS = (
+    *(("gpt2", rule) for rule in ("adam", "sgd", "adamw")),
+    *((model, rule) for rule in ("adam", "sgd", "adamw") for model in ("400x64", "resnet50", "tutorial-mlp")),
+)
+Unit = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much is timed."""
+
+    device: Device
+    rounds: int = 15  # of each measurement of a step
+    loop_rounds: int = 3  # of each training
+    iterations: int = 100  # of a timed training
+    models: Mapping[str, Model] | None = None  # the shapes
+    copied: int = 2**30  # bytes of the copy that the bandwidth is compared with: far more than any cache holds
+
+    def model(self, name: str) -> Model:
+        """The shapes by name."""
+        return (self.models or MODELS)[name]
+
+
+def host_time(call: Call, device: Device) -> float:
+    """Microseconds until a call returns, the median of a few that nobody waits for."""
+    device.synchronize()
+    clock = CpuClock()
+    marks = [clock.mark()]
+    for _ in range(HOST_CALLS):
+        call()
+        marks.append(clock.mark())
+    device.synchronize()
+    return statistics.median(clock.between(marks))
+
+
+def measure_step(plan: Plan, name: str, rule: str, variants: Sequence[str]) -> Unit:
+    """All figures of one rule on the shapes of one model, as a JSON object; times in microseconds."""
+    device, model, kind = plan.device, plan.model(name), RULES[rule]
+    arena, copy, clock = (
+        DeviceArena(model, rule, device=device.torch),
+        Copy(device, plan.copied),
+        clock_for(device.torch),
+    )
+    verdicts = arena.check([variant for variant in variants if variant != APEX])
+    calls: dict[str, Call] = {variant: arena.step(variant) for variant in variants} | {COPY: copy}
+    times: dict[str, list[float]] = {variant: [] for variant in calls}
+    host: dict[str, list[float]] = {variant: [] for variant in calls}
+    for call in calls.values():
+        for _ in range(WARM_UP):
+            arena.write_grads()
+            call()
+    for variant in interleaved(list(calls), plan.rounds):
+        arena.write_grads()
+        device.synchronize()
+        times[variant].append(time_call(calls[variant], clock, 1 if variant == COPY else model.repeats))
+        host[variant].append(host_time(calls[variant], device))
+    moved = model.elements * kind.bytes_per_element
+    figures: dict[str, Any] = {}
+    for variant in variants:
+        seen = launches(calls[variant], device)
+        speed = [moved / us for us in times[variant]]
+        figures[variant] = {
+            "time": spread(times[variant]),
+            "host": spread(host[variant]),
+            "gb_per_s": statistics.median(speed) / 1e3,
+            "copy_share": ratio(speed, [copy.moved / us for us in times[COPY]]),
+            "ratio": ratio(times[variant], times[OURS]),
+            "launches": asdict(seen) if seen else None,
+            **(asdict(verdicts[variant]) if variant in verdicts else {}),
+        }
+    copied = {"time": spread(times[COPY]), "gb_per_s": copy.moved / statistics.median(times[COPY]) / 1e3}
+    shape = {"model": name, "optimizer": rule, "tensors": len(model.shapes), "elements": model.elements, "bytes": moved}
+    return {**shape, "copy": copied, "variants": figures, "passed": figures[OURS]["correct"]}
+
+
+def measure_graph(plan: Plan, name: str, rule: str) -> Unit:
+    """Capturing a step as a graph, and replaying it; without a GPU a graph is the call itself."""
+    device, clock = plan.device, clock_for(plan.device.torch)
+    arena = DeviceArena(plan.model(name), rule, device=device.torch)
+    replays: dict[str, Call] = {}
+    captures = {}
+    for variant in GRAPH_VARIANTS if device.is_cuda else (OURS,):  # torch has none for the CPU
+        step = arena.optimizer(variant, **({} if rule == "sgd" else {"capturable": True})).step
+        for _ in range(WARM_UP):
+            step()
+        device.synchronize()
+        begin = time.perf_counter_ns()
+        replays[variant] = device.capture(step)
+        captures[variant] = (time.perf_counter_ns() - begin) / 1e3
+    times: dict[str, list[float]] = {variant: [] for variant in replays}
+    for variant in interleaved(list(replays), plan.rounds):
+        device.synchronize()
+        times[variant].append(time_call(replays[variant], clock, 10))
+    figures = {
+        variant: {"capture": captures[variant], "replay": spread(values), "ratio": ratio(values, times[OURS])}
+        for variant, values in times.items()
+    }
+    return {"model": name, "optimizer": rule, "variants": figures, "passed": True}
+
+
+def measure_loop(plan: Plan, workload: str, rule: str) -> Unit:
+    """Whole trainings, as `python -m benchmarks loop` measures and judges them."""
+    how = workload, rule, LOOP_VARIANTS, plan.loop_rounds, plan.iterations
+    result = TimedTraining(*how, device=plan.device.torch).run()
+    return {**result, "passed": result["variants"][OURS]["correct"]}
+
+
+def units(plan: Plan) -> Iterator[tuple[str, partial[Unit]]]:
+    """Everything that is timed, the most important first, with its name."""
+    variants = [*NAMES, *([APEX] if plan.device.is_cuda and has_apex() else [])]
+    if APEX not in variants:
+        print("times: apex cannot be imported, so it is not compared with")
+
+    def collected(measure: Any, *arguments: Any) -> Unit:
+        gc.collect()  # the tensors of the measurement before
+        return measure(plan, *arguments)  # type: ignore[no-any-return]
+
+    for steps, loops, graphs in ((STEPS[:4], LOOPS[:2], ("400x64", "gpt2")), (STEPS[4:], LOOPS[2:], ())):
+        for model, rule in steps:
+            yield f"step {model} {rule}", partial(collected, measure_step, model, rule, variants)
+        for workload, rule in loops:
+            yield f"loop {workload} {rule}", partial(collected, measure_loop, workload, rule)
+        for model in graphs:
+            yield f"graph {model} adam", partial(collected, measure_graph, model, "adam")
+
+
+def rehearsal() -> Plan:
+    """All measurements on the CPU, on tensors so small that they take no time: figures that mean nothing."""
+    models = {name: Model(((7, 9), (65,)), 1, repeats=2) for name in MODELS}
+    return Plan(Device("cpu"), rounds=3, loop_rounds=1, iterations=2, models=models, copied=2**16)

@@ -1,0 +1,90 @@
+"""What `run.py` measures: rules, dtypes, and sizes that fit the caches of the machine or do not."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+
+from benchmarks.shared.measure import CPU, cache_levels, cpus_in
+from benchmarks.shared.shapes import MODELS, Model
+from benchmarks.shared.variants import ALL_RULES, DTYPES, LABELS
+
+MIB = 1 << 20
+TARGETS = {"L2": 0.85, "L3": 0.85, "memory": 0.97}  # shares of the limit
+OTHER_MODELS = ("tutorial-mlp", "resnet50", "400x64")  # the one that takes longest to compile comes last
+STRIDE = 61  # every how manieth element of a large model is checked: no divisor of a vector's length
+LARGE = 4 * MIB  # elements
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row of the tables."""
+
+    place: str  # a key of `TARGETS`, or "shapes" for known models beside torch.compile
+    model_name: str  # of `MODELS`; in the caches the place, where there is one parameter
+    model: Model
+    rule: str  # a key of `LABELS`
+    dtype: str  # a key of `DTYPES`
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What it is called."""
+        return self.model_name, f"{LABELS[self.rule]}, {self.dtype}"
+
+    @property
+    def bytes(self) -> int:
+        """Traffic of a step: all operands are read, all but the gradient are written."""
+        return self.model.elements * DTYPES[self.dtype].itemsize * ALL_RULES[self.rule].accesses
+
+    @property
+    def held(self) -> int:
+        """Bytes of all operands."""
+        return self.model.elements * DTYPES[self.dtype].itemsize * ALL_RULES[self.rule].operands
+
+    @property
+    def stride(self) -> int:
+        """Every how manieth element is checked."""
+        return STRIDE if self.model.elements > LARGE else 1
+
+    @property
+    def in_table_of_models(self) -> bool:
+        """Whether the case is one of those that compare with torch.compile on the shapes of known models."""
+        return self.model_name in MODELS and self.rule in ("adam", "sgd") and self.dtype == "fp32"
+
+
+def caches(threads: int, root: Path = CPU) -> dict[str, int]:
+    """Bytes of the second- and the third-level caches that so many threads have, each on a core of its own.
+
+    Raises:
+        RuntimeError: The system does not tell.
+    """
+    found = {
+        name: -(-threads // cpus_in(cache["users"])) * cache["bytes"]
+        for name, cache in cache_levels(root).items()
+        if cache["kind"] == "Unified"
+    }
+    if "L2" not in found:
+        raise RuntimeError(f"{root} does not tell the size of the second-level cache")
+    return found
+
+
+def budgets(caches: Mapping[str, int]) -> dict[str, int]:
+    """Bytes for all operands together: three quarters of the second level, a quarter of the third, at most 64 MiB.
+
+    The third level is left out where that would not be well beyond the second.
+    """
+    sizes = {"L2": caches["L2"] * 3 // 4}
+    third = min(caches.get("L3", 0) // 4, 64 * MIB)
+    return sizes | {"L3": third} if third >= 2 * caches["L2"] else sizes
+
+
+def make_cases(budgets: Mapping[str, int]) -> Iterator[Case]:
+    """All cases, in the order in which they are measured."""
+    counts = {"L2": (60, 40), "L3": (15, 6)}  # rounds, steps in a row
+    for (place, budget), rule, dtype in product(budgets.items(), LABELS, DTYPES):
+        elements = budget // (ALL_RULES[rule].operands * DTYPES[dtype].itemsize) // 64 * 64
+        yield Case(place, place, Model(((elements,),), *counts[place]), rule, dtype)
+    for rule, dtype in product(LABELS, DTYPES):
+        yield Case("memory", "gpt2", replace(MODELS["gpt2"], rounds=11), rule, dtype)
+    for name, rule in product(OTHER_MODELS, ("sgd", "adam")):
+        yield Case("shapes", name, MODELS[name], rule, "fp32")

@@ -1,0 +1,1 @@
+"""How long whole training loops take."""

@@ -1,0 +1,1 @@
+"""What page faults cost a training."""

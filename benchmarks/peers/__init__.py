@@ -1,0 +1,1 @@
+"""How other packages' steps compare."""

@@ -1,0 +1,1 @@
+"""Writes results into pages, tables and charts."""

@@ -1,0 +1,1 @@
+"""What all questions share: clocks, correctness, shapes, optimizers, options, tables."""

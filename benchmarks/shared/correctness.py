@@ -1,0 +1,53 @@
+"""How far parameters are from where float64 puts them, and what is called correct.
+
+An error is the distance between parameters as a share of the distance that float64 has moved them, over all elements
+and for the worst single one. A variant is correct if each of its errors is at most `TOLERANCE` times the largest among
+torch's variants (leaving itself out). These order their operations differently, so that they are a sample of what
+rounding does.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+TOLERANCE = 2.0
+
+
+@dataclass(frozen=True)
+class Error:
+    """How far parameters are from where float64 puts them."""
+
+    overall: float  # 2-norm of the difference over 2-norm of the move
+    worst: float  # greatest difference of an element over the greatest move of an element
+
+    @classmethod
+    def of(cls, params: Iterable[Tensor], exact: Iterable[Tensor], start: Iterable[Tensor]) -> "Error":
+        """Measures tensor by tensor, so that float64 copies of a large model need not exist at once."""
+        square = move_square = worst = farthest = 0.0
+        for p, e, s in zip(params, exact, start, strict=True):
+            difference = p.detach().double() - e.detach()
+            move = e.detach() - s.detach().double()
+            square += difference.square().sum().item()
+            move_square += move.square().sum().item()
+            worst = max(worst, difference.abs().max().nan_to_num(torch.inf).item())
+            farthest = max(farthest, move.abs().max().item())
+        return cls((square / move_square) ** 0.5, worst / farthest)
+
+
+def within(error: float, others: Iterable[float], tolerance: float = TOLERANCE) -> bool:
+    """Whether `error` is no worse than the largest of `others` but for the tolerance; NaN never is."""
+    return error <= tolerance * max(others)
+
+
+def no_worse(error: Error, others: Sequence[Error], tolerance: float = TOLERANCE) -> bool:
+    """The same of both figures of an error."""
+    overall = within(error.overall, (o.overall for o in others), tolerance)
+    return overall and within(error.worst, (o.worst for o in others), tolerance)
+
+
+def as_near(ours: Sequence[Tensor], theirs: Sequence[Tensor], exact: Sequence[Tensor]) -> bool:
+    """Whether our results are no farther from float64's than torch's by more than rounding explains."""
+    start = [torch.zeros_like(x) for x in exact]  # any: the shares of the way are only compared
+    return no_worse(Error.of(ours, exact, start), [Error.of(theirs, exact, start)])

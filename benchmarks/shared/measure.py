@@ -1,0 +1,191 @@
+"""What every question shares: clocks, interleaved rounds that end in time, medians with quartiles, the machine."""
+
+import datetime
+import itertools
+import math
+import os
+import platform
+import random
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import torch
+
+import fusedoptim
+
+K = TypeVar("K")
+CPU = Path("/sys/devices/system/cpu")
+Spread = dict[str, float]  # "median", and the first and third quartile as "low" and "high"
+Call = Callable[[], object]
+
+
+def nothing(*_: object) -> None:
+    """Stands for a call where there is nothing to do."""
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Summarises `values`, at least one."""
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else [values[0]] * 3
+    return {"median": middle, "low": low, "high": high}
+
+
+def ratio(numerator: Sequence[float], denominator: Sequence[float]) -> Spread:
+    """The ratio within each round that both took part in: what slows a whole round down cancels out."""
+    return spread([a / b for a, b in zip(numerator, denominator, strict=False)])
+
+
+def interleaved(items: Sequence[K], rounds: int | Mapping[K, int], seed: int = 0) -> Iterator[K]:
+    """Yields every item once per round, each round in another order, so that none always runs first.
+
+    Where `rounds` has a number for each, an item that has had its rounds is not in those that follow.
+    """
+    shuffle = random.Random(seed).shuffle
+    counts = rounds if isinstance(rounds, Mapping) else dict.fromkeys(items, rounds)
+    for i in range(max(counts.values(), default=0)):
+        order = [item for item in items if counts[item] > i]
+        shuffle(order)
+        yield from order
+
+
+class Clock(Protocol):
+    """Reads marks off a clock; the time between marks is asked for only when all have been read."""
+
+    def mark(self) -> Any:
+        """Reads the clock."""
+
+    def between(self, marks: Sequence[Any]) -> list[float]:
+        """The time from each mark to the next, in microseconds."""
+
+
+class CpuClock:
+    """`time.perf_counter_ns`: work on the CPU is done when the call returns."""
+
+    def mark(self) -> int:
+        """Reads the clock."""
+        return time.perf_counter_ns()
+
+    def between(self, marks: Sequence[int]) -> list[float]:
+        """The time from each mark to the next, in microseconds."""
+        return [(b - a) / 1e3 for a, b in itertools.pairwise(marks)]
+
+
+class CudaClock:
+    """Events on the current stream: they take their time where the work runs, and nothing waits for them.
+
+    A stretch in which the host is late counts in full, since the next event is recorded only after it.
+    """
+
+    def mark(self) -> torch.cuda.Event:
+        """Records an event."""
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        event.record()
+        return event
+
+    def between(self, marks: Sequence[torch.cuda.Event]) -> list[float]:
+        """Waits for the last event; the time from each mark to the next, in microseconds."""
+        torch.cuda.synchronize()
+        return [a.elapsed_time(b) * 1e3 for a, b in itertools.pairwise(marks)]
+
+
+def clock_for(device: torch.device) -> Clock:
+    """The clock that measures work on `device`."""
+    return CudaClock() if device.type == "cuda" else CpuClock()
+
+
+def time_call(call: Call, clock: Clock, repeats: int = 1) -> float:
+    """The time of one call in microseconds, the mean of `repeats` calls in a row."""
+    begin = clock.mark()
+    for _ in range(repeats):
+        call()
+    return clock.between([begin, clock.mark()])[0] / repeats
+
+
+def time_rounds(
+    calls: Mapping[K, Call],
+    rounds: int | Mapping[K, int],
+    repeats: int | Mapping[K, int] = 1,
+    *,
+    before: Callable[[K], object] = nothing,
+    warm_up: int = 0,
+    seconds: float = math.inf,
+    fewest: int = 1,
+    clock: Clock | None = None,
+) -> dict[K, list[float]]:
+    """Microseconds of a call of each, one figure per round.
+
+    Args:
+        calls: What is timed, in changing order.
+        rounds: How often, or how often each.
+        repeats: How many calls in a row make a figure.
+        before: Called with the key before each figure, untimed.
+        warm_up: Calls of each before the first round.
+        seconds: What one key may take in all. Then it is in no round more, after `fewest`, and warms up no longer; a
+            figure that would take longer by itself has fewer calls. A busy machine may take 200 times as long.
+        fewest: Rounds that every key is in.
+        clock: The processor's if None.
+    """
+    clock = clock or CpuClock()
+    times: dict[K, list[float]] = {key: [] for key in calls}
+    count = {key: repeats if isinstance(repeats, int) else repeats[key] for key in calls}
+    spent = dict.fromkeys(calls, 0.0)
+    for key, call in calls.items():
+        for _ in range(warm_up):
+            if spent[key] < 1e6 * seconds:
+                before(key)
+                spent[key] += (took := time_call(call, clock))
+                count[key] = max(1, min(count[key], int(1e6 * min(seconds, 1e6) / max(took, 1e-3))))
+    for key in interleaved(list(calls), rounds):
+        if len(times[key]) < fewest or spent[key] < 1e6 * seconds:
+            before(key)
+            times[key].append(time_call(calls[key], clock, count[key]))
+            spent[key] += times[key][-1] * count[key]
+    return times
+
+
+def cpus_in(text: str) -> int:
+    """How many processors a list of the kernel's names: 0-3,8."""
+    ends = [part.split("-") for part in text.split(",")]
+    return sum(int(part[-1]) - int(part[0]) + 1 for part in ends)
+
+
+def cache_levels(root: Path = CPU) -> dict[str, dict[str, Any]]:
+    """The first core's caches for data by level, where the system tells: their bytes, kind and users."""
+    units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+    found = {}
+    for place in sorted(root.glob("cpu0/cache/index*")):
+        kind, level, size, users = (
+            (place / name).read_text().strip() for name in ("type", "level", "size", "shared_cpu_list")
+        )
+        if kind != "Instruction":
+            found[f"L{level}"] = {"bytes": int(size[:-1]) * units[size[-1]], "kind": kind, "users": users}
+    return found
+
+
+def cpu_name() -> str:
+    """The processor's name for itself, where the system tells."""
+    listing = Path("/proc/cpuinfo")
+    lines = listing.read_text().splitlines() if listing.exists() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
+
+
+def machine_info(device: torch.device | str = "cpu") -> dict[str, Any]:
+    """What a figure depends on beside the code: the machine, the versions, the thread count, the date."""
+    info = {
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "cpu": cpu_name(),
+        "cores": os.cpu_count(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torch_cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "device": str(device),
+        "fusedoptim": fusedoptim.build_info(),
+    }
+    if torch.device(device).type == "cuda":
+        info |= {"gpu": torch.cuda.get_device_name(device), "cuda": torch.version.cuda}
+    return info

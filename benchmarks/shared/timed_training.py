@@ -1,0 +1,144 @@
+"""A workload trained by every variant in turn, within a time: times by phase, ratios, and whether it was correct.
+
+Rounds interleave the variants in changing order; in each round a variant trains twice from the start, once with the
+clock read once per iteration ("loop") and once with it read after each phase. A figure is the median over rounds of the
+median over iterations; a ratio is the median of the ratios within the rounds. A run that would take longer than it may
+has fewer iterations, and is then its variant's last: the figures say so as "unfinished".
+"""
+
+import gc
+import math
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import product
+from typing import Any
+
+import torch
+
+from benchmarks.shared.measure import Call, Clock, clock_for, interleaved, nothing, ratio, spread
+from benchmarks.shared.tails import PLAIN, phases_of
+from benchmarks.shared.training import PHASES, Now, Trainer, TrainingCheck, Verdict
+from benchmarks.shared.variants import OURS, OURS_CALLS, VARIANTS, YARDSTICKS
+from benchmarks.shared.workloads import WORKLOADS
+
+WARM_UP = 5  # iterations
+
+
+@dataclass
+class Timings:
+    """The times of one variant in microseconds, one figure per round: the median over the iterations of that round."""
+
+    tail: str = PLAIN
+    loop: list[float] = field(default_factory=list)  # whole iterations
+    phases: dict[str, list[float]] = field(default_factory=dict)  # each phase, from runs of their own
+    around: list[float] = field(default_factory=list)  # all phases together that follow the backward pass
+    fewest: int | None = None  # iterations of a run that the time did not last for
+
+    def add(
+        self, trainer: Trainer, by_phase: bool, iterations: int, clock: Clock, seconds: float = math.inf,
+        now: Now = time.monotonic,
+    ) -> None:  # fmt: skip
+        """Takes one more round from a fresh `trainer`, after a few iterations that are not timed."""
+        begin = now()
+        warm = trainer.run(WARM_UP, begin + seconds / 2, now)
+        took = now() - begin
+        if took * (1 + iterations / warm) > seconds:
+            iterations = max(1, min(iterations, int((seconds - took) / (took / warm))))
+            self.fewest = min(iterations, self.fewest or iterations)
+        gc.collect()
+        if by_phase:
+            medians = {phase: statistics.median(ts) for phase, ts in trainer.time_phases(iterations, clock).items()}
+            for phase in phases_of(self.tail):  # those of others are nothing where the step does it all
+                self.phases.setdefault(phase, []).append(medians.get(phase, 0.0))
+            self.around.append(sum(medians.values()) - sum(medians[phase] for phase in PHASES[:3]))
+        else:
+            self.loop.append(statistics.median(trainer.time_iterations(iterations, clock)))
+
+
+@dataclass
+class TimedTraining:
+    """One workload with one optimizer."""
+
+    name: str  # a key of `WORKLOADS`
+    rule: str  # a key of `RULES`
+    variants: Sequence[str]  # those that are timed
+    rounds: int  # of each
+    length: int | None = None  # iterations of a run; the workload's own if None
+    tail: str = PLAIN  # what follows the backward pass
+    zero_grad: str = "separate"  # see `Variant.loop_calls`
+    device: torch.device = torch.device("cpu")  # noqa: RUF009
+    seconds: float = math.inf  # what one run may take, of rounds or of the check
+    now: Now = time.monotonic
+    clock: Clock | None = None  # the device's if None
+
+    def __post_init__(self) -> None:
+        self.workload = WORKLOADS[self.name]
+        self.iterations = self.length or self.workload.iterations
+        # There, those that make the calls of torch's loop would be ours.
+        names = [name for name in self.variants if self.tail != PLAIN or name != OURS_CALLS]
+        self.trained = list(dict.fromkeys((*YARDSTICKS, *names)))
+        self.timings = {name: Timings(self.tail) for name in names}
+
+    @property
+    def units(self) -> int:
+        """Pieces of work, for a progress bar."""
+        return 1 + len(self.trained) + 2 * self.rounds * len(self.timings)
+
+    def run(self, advance: Call = nothing, first: Callable[[dict[str, Any]], object] = nothing) -> dict[str, Any]:
+        """Takes the times, checks correctness, and returns the result as a JSON object.
+
+        Args:
+            advance: Called after each piece of work.
+            first: Called after the first round, with the result so far.
+        """
+        task, lr, clock = (
+            self.workload.task(self.device),
+            self.workload.lr[self.rule],
+            self.clock or clock_for(self.device),
+        )
+        for i, (name, by_phase) in enumerate(interleaved(list(product(self.timings, (False, True))), self.rounds)):
+            timings = self.timings[name]
+            if i < 2 * len(self.timings) or timings.fewest is None:
+                trainer = Trainer(task, VARIANTS[name], self.rule, lr, self.zero_grad, self.tail)
+                timings.add(trainer, by_phase, self.iterations, clock, self.seconds, self.now)
+            advance()
+            if i + 1 == 2 * len(self.timings):
+                first(self.result({}))
+        check = TrainingCheck(
+            self.workload, self.rule, self.device, self.zero_grad, self.iterations, self.tail, self.seconds, self.now
+        )
+        advance()
+        records = {}
+        for name in self.trained:
+            records[name] = check.train(name)
+            advance()
+        return self.result(check.judge(records))
+
+    def result(self, verdicts: dict[str, Verdict]) -> dict[str, Any]:
+        """What is known so far."""
+        return {
+            "workload": self.name,
+            "optimizer": self.rule,
+            "tail": self.tail,
+            "lr": self.workload.lr[self.rule],
+            "iterations": self.iterations,
+            "score_name": self.workload.score_name,
+            "variants": {name: self.figures(name, verdicts.get(name)) for name in self.timings},
+        }
+
+    def figures(self, name: str, verdict: Verdict | None) -> dict[str, Any]:
+        """The figures of one variant: times in µs, ratios to ours, and what correctness rests on."""
+        timings, ours = self.timings[name], self.timings.get(OURS)
+        figures = {
+            **(asdict(verdict) if verdict else {"correct": None}),
+            "phases": {phase: spread(times) for phase, times in timings.phases.items()},
+            "loop": spread(timings.loop),
+        }
+        if ours:
+            figures |= {"loop_ratio": ratio(timings.loop, ours.loop), "step_ratio": ratio(timings.around, ours.around)}
+        if timings.fewest:
+            said = f"{len(timings.loop)} of {self.rounds} rounds, {timings.fewest} of {self.iterations} iterations"
+            figures["unfinished"] = said
+        return figures

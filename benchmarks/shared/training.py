@@ -1,0 +1,213 @@
+"""A training: its loop, whole or phase by phase, and whether a variant trains correctly, judged against float64.
+
+Two trainings that differ in the last bit drift apart, exponentially so where the loss is not convex, and in
+the end say nothing about one another. So there are two checks, neither of which the drift can blur:
+
+* **rounding**: beside the fp32 run, torch's for-loop optimizer in float64 takes the very gradients that the
+  run saw. Both start equal and are fed equal, so what parts them is the optimizer's own rounding, however
+  long the run.
+* **training**: a whole training in float64 (model, data, torch's for-loop) from the same start, compared
+  with after 1, 2, 4, 8, ... steps. Rounding decides when a ReLU first falls on the other side of its kink,
+  and from then on errors jump; so the judgement falls at a quarter of the steps for which torch's own
+  variants agree on how far fp32 is from float64, within a factor of `AGREEMENT` and no farther than `HORIZON`.
+
+`correctness.py` says how large an error may be.
+"""
+
+import copy
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from itertools import takewhile
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.shared.correctness import Error, within
+from benchmarks.shared.measure import Clock
+from benchmarks.shared.tails import PLAIN, Tail, phases_of
+from benchmarks.shared.variants import REFERENCE, VARIANTS, YARDSTICKS, Variant
+from benchmarks.shared.workloads import Task, Workload
+
+PHASES = phases_of(PLAIN)
+AGREEMENT = 1.25
+HORIZON = 1e-2
+LOSS_EVERY = 100
+Now = Callable[[], float]  # seconds, as `time.monotonic`
+
+
+class Trainer:
+    """A model in training: its own copy of the task's model, and an optimizer over it."""
+
+    def __init__(self, task: Task, variant: Variant, rule: str, lr: float, zero_grad: str, tail: str = PLAIN) -> None:
+        self.task = task
+        self.model = copy.deepcopy(task.model)
+        self.tail = Tail(tail, variant, rule, self.model, lr, zero_grad)
+        self.optimizer, self.begin, self.step = self.tail.optimizer, self.tail.begin, self.tail.run
+        self.scaled = self.tail.scaler.scale if self.tail.scaler else lambda loss: loss
+
+    def forward(self, iteration: int) -> Tensor:
+        """The loss on the batch of this iteration."""
+        x, y = self.task.batches[iteration % len(self.task.batches)]
+        return self.task.criterion(self.model(x), y)
+
+    def run(self, iterations: int, until: float = math.inf, now: Now = time.monotonic) -> int:
+        """Trains, and says for how many iterations: none begins later than `until`, but the first."""
+        for i in range(iterations):
+            if i and now() > until:
+                return i
+            self.begin()
+            self.scaled(self.forward(i)).backward()
+            self.step()
+        return iterations
+
+    def time_iterations(self, iterations: int, clock: Clock) -> list[float]:
+        """Trains, and reads the clock once per iteration: nothing else is in the loop. In microseconds."""
+        begin, forward, scaled, mark = self.begin, self.forward, self.scaled, clock.mark
+        calls = [call for _, call in self.tail.calls]
+        marks: list[Any] = [mark()]
+        for i in range(iterations):
+            begin()
+            scaled(forward(i)).backward()
+            for call in calls:
+                call()
+            marks.append(mark())
+        return clock.between(marks)
+
+    def time_phases(self, iterations: int, clock: Clock) -> dict[str, list[float]]:
+        """Trains, and reads the clock after each phase; per phase, microseconds of every iteration.
+
+        Scaling the loss belongs to the backward pass.
+        """
+        begin, forward, scaled, mark = self.begin, self.forward, self.scaled, clock.mark
+        phases = (*PHASES[:3], *(phase for phase, _ in self.tail.calls))
+        calls = [call for _, call in self.tail.calls]
+        marks: list[Any] = [mark()]
+        for i in range(iterations):
+            begin()
+            marks.append(mark())
+            loss = forward(i)
+            marks.append(mark())
+            scaled(loss).backward()
+            marks.append(mark())
+            for call in calls:
+                call()
+                marks.append(mark())
+        times = clock.between(marks)
+        columns: dict[str, list[list[float]]] = {}
+        for k, phase in enumerate(phases):
+            columns.setdefault(phase, []).append(times[k :: len(phases)])
+        return {phase: [sum(parts) for parts in zip(*some, strict=True)] for phase, some in columns.items()}
+
+
+@dataclass
+class Record:
+    """What one fp32 training left behind."""
+
+    rounding: Error  # against the float64 optimizer that took the same gradients
+    training: dict[int, float]  # overall error against the float64 training, by number of steps
+    losses: dict[int, float]  # by number of steps
+    score: float  # the task's, of the trained model
+
+
+@dataclass
+class Verdict:
+    """The figures behind "correct" for one variant; fields as in `Record`."""
+
+    correct: bool
+    rounding: Error
+    training: float
+    training_steps: int  # at which `training` was judged
+    losses: dict[int, float]
+    score: float
+
+
+def copies(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """Of their own memory."""
+    return [t.detach().clone() for t in tensors]
+
+
+@dataclass
+class TrainingCheck:
+    """Trains one workload with one optimizer, in float64 and in every variant, and compares."""
+
+    workload: Workload
+    rule: str
+    device: torch.device
+    zero_grad: str  # see `Variant.loop_calls`
+    most: int  # iterations
+    tail: str = PLAIN  # what follows the backward pass; float64 needs no scale
+    seconds: float = math.inf  # when the float64 training ends; each other may then take 4 times as long
+    now: Now = time.monotonic
+
+    def __post_init__(self) -> None:
+        self.lr, self.unscaled_tail = self.workload.lr[self.rule], self.tail.replace("+amp", "")
+        self.task = self.workload.task(self.device)
+        self.exact: dict[int, list[Tensor]] = {}
+        wide = self.task.to(self.device, torch.float64)
+        trainer = Trainer(wide, REFERENCE, self.rule, self.lr, "separate", self.unscaled_tail)
+        self.start = copies(trainer.tail.results())
+        end, self.iterations = self.now() + self.seconds, 0
+        while self.iterations == 0 or (self.iterations < self.most and self.now() < end):
+            trainer.begin()
+            trainer.forward(self.iterations).backward()  # type: ignore[no-untyped-call]
+            trainer.step()
+            self.iterations += 1
+            if self.iterations & (self.iterations - 1) == 0:
+                self.exact[self.iterations] = copies(trainer.tail.results())
+
+    def train(self, variant: str) -> Record | None:
+        """Trains in fp32 with the float64 optimizer alongside; None if the time does not last for it."""
+        trainer = Trainer(self.task, VARIANTS[variant], self.rule, self.lr, self.zero_grad, self.tail)
+        params = list(trainer.model.parameters())
+        shadow = [nn.Parameter(p.detach().double()) for p in params]
+        exact = Tail(self.unscaled_tail, REFERENCE, self.rule, nn.ParameterList(shadow), self.lr)
+        training: dict[int, float] = {}
+        losses: dict[int, float] = {}
+        end = self.now() + 4 * self.seconds
+        for step in range(1, self.iterations + 1):
+            trainer.begin()
+            loss = trainer.forward(step - 1)
+            trainer.scaled(loss).backward()
+            for p, s in zip(params, shadow, strict=True):
+                s.grad = None if p.grad is None else p.grad.double() / trainer.tail.scale
+            trainer.step()
+            exact.run()
+            if step in self.exact:
+                training[step] = Error.of(trainer.tail.results(), self.exact[step], self.start).overall
+            if step % LOSS_EVERY == 0 or step == self.iterations:
+                losses[step] = loss.item()
+            if step < self.iterations and self.now() > end:
+                return None
+        rounding = Error.of(trainer.tail.results(), exact.results(), self.start)
+        return Record(rounding, training, losses, self.task.evaluate(trainer.model))
+
+    def meaningful_step(self, errors: list[dict[int, float]]) -> int:
+        """The number of steps after which to compare with the float64 training, see the head of this file."""
+
+        def agreed(step: int) -> bool:
+            values = [error[step] for error in errors]
+            return max(values) <= min(HORIZON, AGREEMENT * min(values))
+
+        last = list(takewhile(agreed, self.exact))[-1:] or [1]
+        return max(1, last[0] // 4)
+
+    def judge(self, records: Mapping[str, Record | None]) -> dict[str, Verdict]:
+        """The verdict on each of `records` that has ended, as far as one of the other `YARDSTICKS` has."""
+        ended = {name: record for name, record in records.items() if record is not None}
+        measures = {name: ended[name] for name in YARDSTICKS if name in ended}
+        step = self.meaningful_step([record.training for record in measures.values()]) if measures else 1
+
+        def verdict(name: str, record: Record) -> Verdict:
+            others = [measure for other, measure in measures.items() if other != name]
+            figures: tuple[Callable[[Record], float], ...] = (
+                lambda r: r.rounding.overall,
+                lambda r: r.rounding.worst,
+                lambda r: r.training[step],
+            )
+            correct = all(within(figure(record), map(figure, others)) for figure in figures)
+            return Verdict(correct, record.rounding, record.training[step], step, record.losses, record.score)
+
+        return {name: verdict(name, record) for name, record in ended.items() if measures.keys() - {name}}

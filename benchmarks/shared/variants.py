@@ -1,0 +1,116 @@
+"""The optimizers, and the implementations of them that are compared."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from types import ModuleType
+from typing import Any
+
+import torch
+
+import fusedoptim
+from benchmarks.shared.measure import Call, nothing
+
+
+@dataclass(frozen=True)
+class Rule:
+    """An optimizer and the arguments it is benchmarked with."""
+
+    class_name: str  # in `torch.optim` as in `fusedoptim`
+    state: tuple[str, ...]  # the tensors it keeps per parameter, by their names in `optimizer.state`
+    options: Mapping[str, Any] = field(default_factory=dict)  # keyword arguments beside `lr`
+
+    @property
+    def operands(self) -> int:
+        """How many tensors a step looks at for each parameter: itself, its gradient and its state."""
+        return 2 + len(self.state)
+
+    @property
+    def accesses(self) -> int:
+        """How often a step reads or writes an element: reads all operands, writes all but the gradient."""
+        return 2 * self.operands - 1
+
+    @property
+    def bytes_per_element(self) -> int:
+        """Traffic of one fp32 step."""
+        return 4 * self.accesses
+
+
+RULES = {
+    "sgd": Rule("SGD", ("momentum_buffer",), {"momentum": 0.9}),
+    "adam": Rule("Adam", ("exp_avg", "exp_avg_sq")),
+    "adamw": Rule("AdamW", ("exp_avg", "exp_avg_sq")),
+}
+# What a check of three steps must see, it sees: a maximum that is not the average, a decay that is no rounding error.
+ALL_RULES = RULES | {
+    "adamw-decay": Rule("AdamW", ("exp_avg", "exp_avg_sq"), {"weight_decay": 0.5}),
+    "adam-amsgrad": Rule("Adam", ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"), {"amsgrad": True, "betas": (0.9, 0.5)}),
+    "sgd-plain": Rule("SGD", ()),
+}
+LABELS = {
+    "adam": "Adam",
+    "adamw-decay": "AdamW",
+    "adam-amsgrad": "Adam, amsgrad",
+    "sgd-plain": "SGD",
+    "sgd": "SGD, momentum",
+}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+ZERO_GRAD_MODES = ("separate", "to_zero", "to_none")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One implementation of the rules."""
+
+    name: str  # as in tables and on the command line
+    module: ModuleType  # where its classes live
+    flags: Mapping[str, bool]  # the constructor arguments that choose the implementation
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether this is fusedoptim."""
+        return self.module is fusedoptim
+
+    def build(self, rule: str, params: Iterable[torch.Tensor], lr: float, **settings: Any) -> Any:
+        """Constructs the optimizer `rule`, of `ALL_RULES`, over `params`, with further keyword arguments."""
+        kind = ALL_RULES[rule]
+        return getattr(self.module, kind.class_name)(params, lr=lr, **{**kind.options, **self.flags, **settings})
+
+    def loop_calls(self, optimizer: Any, zero_grad: str) -> tuple[Call, Call]:
+        """What a training loop calls at the start of an iteration, and for the step.
+
+        Args:
+            optimizer: From `build`.
+            zero_grad: "separate" is `zero_grad()` at the start of the loop; "to_zero" and "to_none" clear
+                the gradients within our step, and at the start of the loop in that way for torch.
+        """
+        if zero_grad == "separate":
+            return optimizer.zero_grad, optimizer.step
+        if self.is_ours:
+            return nothing, partial(optimizer.step, zero_grad=zero_grad)
+        return partial(optimizer.zero_grad, set_to_none=zero_grad == "to_none"), optimizer.step
+
+
+OURS = "fusedoptim"
+OURS_CALLS = "fusedoptim-calls"  # leaves to the step only what torch's does, see `tails.py`
+LIMIT = "streaming limit"  # beside the variants in tables: see `probe.py`
+VARIANTS = {
+    variant.name: variant
+    for variant in (
+        Variant("torch-forloop", torch.optim, {"foreach": False, "fused": False}),
+        Variant("torch-default", torch.optim, {}),
+        Variant("torch-foreach", torch.optim, {"foreach": True}),
+        Variant("torch-fused", torch.optim, {"fused": True}),
+        Variant(OURS_CALLS, fusedoptim, {}),
+        Variant(OURS, fusedoptim, {}),
+    )
+}
+REFERENCE = VARIANTS["torch-forloop"]  # in float64
+YARDSTICKS = ("torch-default", "torch-foreach", "torch-fused")
+
+
+def default_variants(device: torch.device) -> list[str]:
+    """The variants without duplicates: torch's default is its for-loop on the CPU, foreach on CUDA."""
+    same = "torch-foreach" if device.type == "cuda" else "torch-forloop"
+    return [name for name in VARIANTS if name != same]

@@ -1,0 +1,137 @@
+"""The trainings that are timed: model, data, loss, learning rates and what to report at the end."""
+
+import copy
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from benchmarks.shared.models import GPT, cnn, mlp
+
+Batch = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Task:
+    """Everything a training needs; each training takes its own copy of the model and leaves the task as it is."""
+
+    model: nn.Module  # untrained, the same for every variant
+    criterion: Callable[[Tensor, Tensor], Tensor]  # loss of (output, target)
+    batches: list[Batch]  # inputs and targets, visited in turn
+    held_out: Batch  # that training never sees; the score is taken on it
+    score: Callable[[Tensor, Tensor], Tensor]  # figure of merit of (output, target)
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> "Task":
+        """The same task with its floating-point tensors in `dtype`, all on `device`."""
+
+        def move(batch: Batch) -> Batch:
+            x, y = (t.to(device, dtype if t.is_floating_point() else t.dtype) for t in batch)
+            return x, y
+
+        model = copy.deepcopy(self.model).to(device, dtype)
+        batches = [move(batch) for batch in self.batches]
+        return Task(model, self.criterion, batches, move(self.held_out), self.score)
+
+    def evaluate(self, model: nn.Module) -> float:
+        """The score of `model` on the held-out batch."""
+        x, y = self.held_out
+        with torch.no_grad():
+            return self.score(model(x), y).item()
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A named training."""
+
+    summary: str  # one line for tables and help
+    iterations: int  # of one timed run
+    lr: Mapping[str, float]  # by optimizer
+    make: Callable[[], Task]  # on the CPU in fp32; random numbers come from torch's global generator
+    score_name: str = "loss"  # what the score is called in tables
+
+    def task(self, device: torch.device, dtype: torch.dtype = torch.float32) -> Task:
+        """The task on `device`, the same in every call."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return self.make().to(device, dtype)
+
+
+def regression(widths: tuple[int, ...], batch: int, reduction: str) -> Task:
+    """An MLP that learns one batch of random numbers, as in the first PyTorch tutorial."""
+    criterion = nn.MSELoss(reduction=reduction)
+    data = torch.randn(batch, widths[0]), torch.randn(batch, widths[-1])
+    return Task(mlp(*widths), criterion, [data], data, criterion)
+
+
+def accuracy(logits: Tensor, target: Tensor) -> Tensor:
+    """Share of rows whose greatest logit is the target."""
+    return (logits.argmax(dim=-1) == target).float().mean()
+
+
+def digits(model: nn.Module, shape: tuple[int, ...], batch: int = 64, held_out: int = 360) -> Task:
+    """scikit-learn's handwritten digits: 1,797 images of 8 x 8, the last `held_out` of them held out."""
+    from sklearn.datasets import load_digits  # type: ignore[import-untyped]  # a GPU's machine may lack it
+
+    data = load_digits()
+    x = torch.tensor(data.data / 16.0, dtype=torch.float32).view(-1, *shape)
+    y = torch.tensor(data.target)
+    train = range(0, len(x) - held_out - batch + 1, batch)
+    batches = [(x[i : i + batch], y[i : i + batch]) for i in train]
+    test = x[-held_out:], y[-held_out:]
+    return Task(model, F.cross_entropy, batches, test, accuracy)
+
+
+def byte_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """Mean cross entropy per byte, in nats."""
+    return F.cross_entropy(logits.flatten(0, 1), target.flatten())
+
+
+def library_text(size: int) -> Tensor:
+    """The first `size` bytes of the standard library's own source, as int64."""
+    text = bytearray()
+    for path in sorted(Path(os.__file__).parent.glob("*.py")):
+        text += path.read_bytes()
+        if len(text) >= size:
+            break
+    return torch.frombuffer(text, dtype=torch.uint8)[:size].long()
+
+
+def bytes_gpt(context: int = 64, batch: int = 8, batches: int = 64) -> Task:
+    """A two-layer GPT that learns to continue the standard library's source text, byte by byte."""
+    text = library_text(1_000_000)
+    windows = text[: len(text) // (context + 1) * (context + 1)].view(-1, context + 1)
+    windows = windows[torch.randperm(len(windows))[: (batches + 4) * batch]]
+    pairs = windows[:, :-1].contiguous(), windows[:, 1:].contiguous()
+    *train, test = zip(*(torch.split(t, [batch] * batches + [4 * batch]) for t in pairs), strict=True)
+    model = GPT(vocabulary=256, context=context, layers=2, width=64, heads=4)
+    return Task(model, byte_loss, train, test, byte_loss)
+
+
+TUTORIAL_LR = {"sgd": 1e-5, "adam": 1e-4, "adamw": 1e-4}
+SMALL_LR = {"sgd": 1e-2, "adam": 1e-3, "adamw": 1e-3}
+
+WORKLOADS = {
+    "tutorial": Workload(
+        "MLP 2000-200-20, batch 128, summed squared error", 500, TUTORIAL_LR,
+        lambda: regression((2000, 200, 20), 128, "sum"),
+    ),
+    "tutorial-b1": Workload("the same at batch 1", 500, TUTORIAL_LR, lambda: regression((2000, 200, 20), 1, "sum")),
+    "tiny-mlp": Workload(
+        "MLP 4-64-64-2, batch 32, as in control tasks", 1000, SMALL_LR, lambda: regression((4, 64, 64, 2), 32, "mean")
+    ),
+    "digits-mlp": Workload(
+        "MLP 64-128-64-10 on handwritten digits, batch 64", 500, SMALL_LR,
+        lambda: digits(mlp(64, 128, 64, 10), (64,)), "held-out accuracy",
+    ),
+    "digits-cnn": Workload(
+        "two convolutions on handwritten digits, batch 64", 200, SMALL_LR,
+        lambda: digits(cnn(10), (1, 8, 8)), "held-out accuracy",
+    ),
+    "bytes-gpt": Workload(
+        "GPT, 2 layers of width 64, on source text as bytes, batch 8 x 64", 100, SMALL_LR, bytes_gpt, "held-out loss"
+    ),
+}  # fmt: skip

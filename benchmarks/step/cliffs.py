@@ -1,0 +1,105 @@
+"""What does a small oddity cost a step: Adam on 400 tensors of 64 elements, with one thing changed?
+
+A situation (`cliff_cases.py`) may take 1.5 times the plain step, and where one parameter is left to torch's own
+implementation, besides that what it takes there alone: what a torch optimizer for it adds to a plain step that it
+follows, as in a loop with two optimizers. All are timed once per round, in changing order. Correct: parameters are no
+farther from float64 than torch's by more than rounding explains.
+
+Output: a table in which what is above is bold, `cliffs.json`; exit status 1 if a step was wrong.
+"""
+
+import argparse
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import fusedoptim
+from benchmarks.shared.correctness import as_near
+from benchmarks.shared.measure import Call, ratio, spread, time_rounds
+from benchmarks.shared.options import Parser, answer
+from benchmarks.shared.report import Record, Table, bold, correct_text, number
+from benchmarks.step.cliff_cases import PLAIN, SITUATIONS, Situation
+
+LIMIT = 1.5
+STEPS = 3  # of the check
+REPEATS = {"ours": 20, "torch": 3, "with": 20}
+Times = Mapping[tuple[str, str], Sequence[float]]  # by situation and who: one figure per round
+
+
+def stepped(situation: Situation, module: Any, wide: bool = False) -> list[Tensor]:
+    """The parameters after the steps of the check, complex ones as pairs of numbers."""
+    optimizer = situation.optimizer(module, wide)
+    for _ in range(STEPS):
+        optimizer.step(*situation.arguments)
+    params = [p.detach().as_subclass(Tensor) for group in optimizer.param_groups for p in group["params"]]
+    return [torch.view_as_real(p) if p.is_complex() else p for p in params]
+
+
+def is_correct(situation: Situation) -> bool:
+    """Whether our steps are no farther from float64 than torch's by more than rounding explains."""
+    ours, theirs = (stepped(situation, module) for module in (fusedoptim, torch.optim))
+    return as_near(ours, theirs, stepped(situation, torch.optim, wide=True))
+
+
+def measure(rounds: int) -> Times:
+    """Microseconds of a step, ours and torch's, and where one parameter is left to torch, a plain step with its own."""
+    # Fills the gaps that imports have left in memory, in which the first objects made lie scattered and are slower.
+    filler = [SITUATIONS[PLAIN].optimizer(fusedoptim) for _ in range(3)]
+    calls: dict[tuple[str, str], Call] = {}
+    for title, situation in SITUATIONS.items():
+        calls[title, "ours"] = partial(situation.optimizer(fusedoptim).step, *situation.arguments)
+        calls[title, "torch"] = partial(situation.optimizer(torch.optim).step, *situation.arguments)
+        if situation.by_torch:
+            both = SITUATIONS[PLAIN].optimizer(fusedoptim), situation.optimizer(torch.optim, alone=True)
+            calls[title, "with"] = partial(step_each, both, *situation.arguments)
+    times = time_rounds(calls, rounds, {key: REPEATS[key[1]] for key in calls})
+    del filler
+    return times
+
+
+def step_each(optimizers: Sequence[Any], *arguments: Any) -> None:
+    """A step of one after the other."""
+    for optimizer in optimizers:
+        optimizer.step(*arguments)
+
+
+def results_of(times: Times) -> list[dict[str, Any]]:
+    """Each situation beside the plain step of the same round, and whether it takes more than it may."""
+    plain = times[PLAIN, "ours"]
+    results = []
+    for title in SITUATIONS:
+        ours = times[title, "ours"]
+        with_alone = times.get((title, "with"), plain)
+        allowed = [(LIMIT - 1) * p + w for p, w in zip(plain, with_alone, strict=True)]
+        over = ratio(ours, allowed)["median"] > 1
+        spreads = {"time": spread(ours), "ratio": ratio(ours, plain), "allowed": ratio(allowed, plain)}
+        results.append({"situation": title, **spreads, "torch": spread(times[title, "torch"]), "over": over})
+    return results
+
+
+def run(args: argparse.Namespace) -> Record:
+    """All situations."""
+    results = results_of(measure(args.rounds))
+    return {"situations": [{**r, "correct": is_correct(SITUATIONS[r["situation"]])} for r in results]}
+
+
+def tables(record: Record) -> Iterator[Table]:
+    """A row for each situation."""
+    rows = (
+        (
+            bold(r["situation"], r["over"]),
+            *(number(r[key]["median"]) for key in ("time", "ratio", "allowed", "torch")),
+            correct_text(r["correct"]),
+        )
+        for r in record["situations"]
+    )
+    header = ("situation", "µs", "of the plain step", "allowed", "torch.optim, µs", "result")
+    yield Table(header, rows, "Adam, 400 tensors of 64 elements")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measures, checks, prints and keeps."""
+    return answer("cliffs", Parser(__doc__, rounds=(40, 5)).parse(arguments), run, tables)

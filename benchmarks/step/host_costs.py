@@ -1,0 +1,147 @@
+"""Where does the time of a small step go: nanoseconds for each tensor, and for the call, part by part?
+
+A part is the difference between two optimizers that differ in it alone, such as those with and without momentum. What
+a tensor costs is the slope between 100 and 400 of them, what the call costs is what remains; both are taken within a
+round, and the figures are medians over rounds. One thread; the tensors stay in the caches.
+
+Output: tables of parts and of calls, `host_costs.json`.
+"""
+
+import argparse
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import fusedoptim
+from benchmarks.shared.measure import Call, CpuClock, interleaved, spread, time_call
+from benchmarks.shared.options import Parser, answer
+from benchmarks.shared.report import Record, Table, spread_text
+
+FEW, MANY = 100, 400
+REPEATS = 20
+
+
+def parameters(count: int, elements: int, grads: bool = True) -> list[nn.Parameter]:
+    """Parameters of so many elements, with gradients or without."""
+    params = [nn.Parameter(torch.full((elements,), 0.5)) for _ in range(count)]
+    for p in params if grads else ():
+        p.grad = torch.full((elements,), 0.01)
+    return params
+
+
+def stepping(name: str, elements: int, grads: bool = True, zero_grad: str | None = None, **options: Any) -> Any:
+    """Makes, for a number of tensors, the step of an optimizer whose state is there."""
+
+    def make(count: int) -> Call:
+        optimizer = getattr(fusedoptim, name)(parameters(count, elements, grads), lr=1e-6, **options)
+        optimizer.step()
+        return partial(optimizer.step, zero_grad=zero_grad)
+
+    return make
+
+
+def clearing(kept: bool | None) -> Any:
+    """Makes `zero_grad` of gradients that live on elsewhere, or are freed with it; None: there are none."""
+
+    def make(count: int) -> tuple[Call, Call]:
+        params = parameters(count, 64)
+        optimizer = fusedoptim.SGD(params)
+        grads: list[Tensor | None] = [p.grad for p in params]
+
+        def give() -> None:
+            for p, grad in zip(params, grads, strict=True):
+                p.grad = None if kept is None else grad if kept else torch.empty(64)
+
+        return optimizer.zero_grad, give
+
+    return make
+
+
+CALLS: Mapping[str, Any] = {
+    "nothing has a gradient": stepping("SGD", 1, grads=False),
+    "SGD, 1 element": stepping("SGD", 1),
+    "SGD with momentum, 1 element": stepping("SGD", 1, momentum=0.9),
+    "Adam, 1 element": stepping("Adam", 1),
+    "Adam, 64 elements": stepping("Adam", 64),
+    "SGD, 64 elements": stepping("SGD", 64),
+    "SGD, 64 elements, zeroing": stepping("SGD", 64, zero_grad="to_zero"),  # no state, to decay to denormal numbers
+    "zero_grad, nothing there": clearing(None),
+    "zero_grad, gradients kept elsewhere": clearing(True),
+    "zero_grad, gradients freed": clearing(False),
+}
+PARTS: Sequence[tuple[str, str, str | None]] = (  # what, with it, without it
+    ("to pass a parameter by", "nothing has a gradient", None),
+    ("parameter and gradient: look, task, version; 1 element", "SGD, 1 element", "nothing has a gradient"),
+    ("state: look-up, one tensor; 1 element", "SGD with momentum, 1 element", "SGD, 1 element"),
+    ("a second tensor and the step count", "Adam, 1 element", "SGD with momentum, 1 element"),
+    ("63 elements more", "Adam, 64 elements", "Adam, 1 element"),
+    ("zeroing within the step", "SGD, 64 elements, zeroing", "SGD, 64 elements"),
+    ("zero_grad: to pass a parameter by", "zero_grad, nothing there", None),
+    ("zero_grad: to drop a gradient", "zero_grad, gradients kept elsewhere", "zero_grad, nothing there"),
+    ("zero_grad: that torch frees it", "zero_grad, gradients freed", "zero_grad, gradients kept elsewhere"),
+)
+
+
+def time_one(made: Any, clock: CpuClock) -> float:
+    """Microseconds of a call; one that has something to do before each is timed alone each time."""
+    if not isinstance(made, tuple):
+        return time_call(made, clock, REPEATS)
+    call, before = made
+    times = []
+    for _ in range(REPEATS):
+        before()
+        times.append(time_call(call, clock))
+    return statistics.median(times)
+
+
+def measure(rounds: int) -> dict[str, dict[str, list[float]]]:
+    """Nanoseconds for each tensor and for the call, one figure per round, of each entry of CALLS."""
+    clock = CpuClock()
+    made = {(name, count): make(count) for name, make in CALLS.items() for count in (FEW, MANY)}
+    times: dict[tuple[str, int], list[float]] = {key: [] for key in made}
+    for key in interleaved(list(made), rounds):
+        times[key].append(time_one(made[key], clock))
+    result: dict[str, dict[str, list[float]]] = {}
+    for name in CALLS:
+        pairs = list(zip(times[name, FEW], times[name, MANY], strict=True))
+        slopes = [1e3 * (many - few) / (MANY - FEW) for few, many in pairs]
+        fixed = [1e3 * few - FEW * slope for (few, _), slope in zip(pairs, slopes, strict=True)]
+        result[name] = {"tensor": slopes, "call": fixed, "all": [1e3 * many / MANY for _, many in pairs]}
+    return result
+
+
+def parts_of(measured: Mapping[str, Mapping[str, Sequence[float]]]) -> list[dict[str, Any]]:
+    """Each of PARTS with its nanoseconds a tensor."""
+    parts = []
+    for what, more, less in PARTS:
+        without = measured[less]["tensor"] if less else [0.0] * len(measured[more]["tensor"])
+        differences = [a - b for a, b in zip(measured[more]["tensor"], without, strict=True)]
+        parts.append({"part": what, "ns": spread(differences)})
+    return parts
+
+
+def run(args: argparse.Namespace) -> Record:
+    """The calls and their parts."""
+    measured = measure(args.rounds)
+    calls = {name: {key: spread(values) for key, values in figures.items()} for name, figures in measured.items()}
+    return {"calls": calls, "parts": parts_of(measured)}
+
+
+def tables(record: Record) -> Iterator[Table]:
+    """The parts, and the calls as a whole."""
+    rows = ((part["part"], f"{part['ns']['median']:.0f}") for part in record["parts"])
+    yield Table(("part", "ns a tensor"), rows, "parts")
+    calls = (
+        (n, *(spread_text(figures[k]) for k in ("tensor", "call", "all"))) for n, figures in record["calls"].items()
+    )
+    header = ("", "ns a tensor", "ns a call", "ns / tensor")
+    yield Table(header, calls, f"calls; the last column with {MANY} tensors")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measures, prints and keeps."""
+    return answer("host_costs", Parser(__doc__, rounds=(60, 5), threads=1).parse(arguments), run, tables)

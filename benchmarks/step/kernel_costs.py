@@ -1,0 +1,83 @@
+"""What do the kernels take for an element in the second-level cache, by rule, dtype and instruction set?
+
+A figure is the slope between steps over one tensor of 48 KiB and of 160 KiB, in which all that a call costs beside its
+elements cancels out; both are taken within a round, after a step that is not timed, and it is the median over rounds.
+With its gradient and state the smaller is more than a first-level cache holds, the larger less than 1 MiB. One thread,
+whatever `--threads` says; the baseline kernels, which have no fma instruction, only where there are no others.
+
+Output: a table of nanoseconds, `kernel_costs.json`.
+"""
+
+import argparse
+from collections.abc import Iterator, Sequence
+from itertools import product
+
+import torch
+
+from benchmarks.shared import variants
+from benchmarks.shared.arena import Arena
+from benchmarks.shared.measure import Call, CpuClock, interleaved, spread, time_call
+from benchmarks.shared.options import Parser, answer
+from benchmarks.shared.report import Record, Table
+from benchmarks.shared.shapes import Model
+from benchmarks.shared.variants import LABELS, OURS
+from fusedoptim import native
+
+SMALL, LARGE = 48 << 10, 160 << 10  # bytes of the parameter
+REPEATS = 20
+DTYPES = variants.DTYPES | {"fp64": torch.float64}
+
+
+def prepare(rule: str, dtype: str, size: int) -> Call:
+    """The step of one tensor of `size` bytes, whose state is there and whose gradient stays."""
+    return Arena(Model(((size // DTYPES[dtype].itemsize,),), 1), rule, DTYPES[dtype]).step(OURS)
+
+
+def time_warm(step: Call, clock: CpuClock) -> float:
+    """Microseconds of a step whose tensors are in the cache already."""
+    step()
+    return time_call(step, clock, REPEATS)
+
+
+def measure(sets: Sequence[str], rounds: int) -> dict[tuple[str, str, str], list[float]]:
+    """Nanoseconds an element, one figure per round, by rule, dtype and instruction set."""
+    clock = CpuClock()
+    steps = {key: prepare(*key) for key in product(LABELS, DTYPES, (SMALL, LARGE))}
+    times: dict[tuple[str, str, str], list[float]] = {key: [] for key in product(LABELS, DTYPES, sets)}
+    before = native.build_info()["instruction_set"]
+    try:
+        for rule, dtype, name in interleaved(list(times), rounds):
+            native.set_instruction_set(name)
+            small, large = (time_warm(steps[rule, dtype, size], clock) for size in (SMALL, LARGE))
+            elements = (LARGE - SMALL) / DTYPES[dtype].itemsize
+            times[rule, dtype, name].append(1e3 * (large - small) / elements)
+    finally:
+        native.set_instruction_set(before)
+    return times
+
+
+def run(args: argparse.Namespace) -> Record:
+    """The slopes of all kernels."""
+    sets = [name for name in native.build_info()["instruction_sets_supported"] if name != "baseline"] or ["baseline"]
+    results = [
+        {"rule": rule, "dtype": dtype, "instruction_set": name, "ns": spread(figures)}
+        for (rule, dtype, name), figures in measure(sets, args.rounds).items()
+    ]
+    return {"instruction_sets": sets, "results": results}
+
+
+def tables(record: Record) -> Iterator[Table]:
+    """Of each rule and instruction set a row."""
+    found = {(r["rule"], r["dtype"], r["instruction_set"]): r["ns"]["median"] for r in record["results"]}
+    rows = (
+        [f"{label}, {name}", *(f"{found[rule, dtype, name]:.3f}" for dtype in DTYPES)]
+        for (rule, label), name in product(LABELS.items(), record["instruction_sets"])
+    )
+    yield Table(("ns an element", *DTYPES), rows, "in the second-level cache")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measures, prints and keeps."""
+    args = Parser(__doc__, rounds=(50, 3)).parse(arguments)
+    args.threads = 1
+    return answer("kernel_costs", args, run, tables)

@@ -1,0 +1,60 @@
+"""Pages and charts are those of the results, and publishing changes what is older and nothing else."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from benchmarks import ROOT
+from benchmarks.publish import run
+from benchmarks.shared.report import RESULTS
+
+
+def test_no_page_and_no_chart_is_older_than_its_results() -> None:
+    assert run.older() == [], "make publish writes them"
+
+
+@pytest.fixture
+def copied(tmp_path: Path) -> Path:
+    """The pages and the results."""
+    for page in {section.page for section in run.SECTIONS}:
+        (tmp_path / page).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / page, tmp_path / page)
+    shutil.copytree(RESULTS, tmp_path / "results")
+    return tmp_path
+
+
+def test_what_is_older_is_written_once(copied: Path) -> None:
+    results = copied / "results"
+    record = json.loads((results / "peers.json").read_text())
+    record["results"][0]["variants"]["fusedoptim"]["time"]["median"] = 123456.0
+    (results / "peers.json").write_text(json.dumps(record))
+    before = {path: path.read_bytes() for path in copied.rglob("*.md")}
+    expected = ["docs/benchmarks.md, peers", "peers.png"]
+    assert run.older(copied, results) == expected
+    assert {path: path.read_bytes() for path in copied.rglob("*.md")} == before
+    assert run.older(copied, results, write=True) == expected
+    assert "123,456" in (copied / "docs/benchmarks.md").read_text()
+    assert [path.name for path, text in before.items() if path.read_bytes() != text] == ["benchmarks.md"]
+    assert run.older(copied, results) == []
+
+
+def test_a_page_that_somebody_has_edited_is_older(copied: Path) -> None:
+    page = copied / "docs/design.md"
+    page.write_text(page.read_text().replace("| to pass a parameter by | ", "| to pass a parameter by | 9"))
+    assert run.older(copied, copied / "results", write=True) == ["docs/design.md, host costs"]
+    assert page.read_text() == (ROOT / "docs/design.md").read_text()
+
+
+def test_sections_of_one_page_are_written_apart() -> None:
+    page = "\n".join(("top", *run.marks("one"), "middle", *run.marks("two"), "end\n"))
+    page = run.replaced(run.replaced(run.replaced(page, "one", ["first"]), "two", ["second"]), "one", ["third"])
+    assert page.splitlines() == [
+        "top", "<!-- one: begin -->", "third", "<!-- one: end -->", "middle",
+        "<!-- two: begin -->", "second", "<!-- two: end -->", "end",
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match="three: begin"):
+        run.replaced(page, "three", [])
