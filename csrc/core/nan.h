@@ -5,7 +5,7 @@
 
 namespace fusedoptim {
 
-// x, and for any NaN the usual one, as whatever the kernels compute with must be: see nearest_bf16.
+// x, or the canonical NaN if x is one: the kernels must meet no other (see nearest_bf16).
 inline double canonicalize_nan(double x) { return x == x ? x : NAN; }
 
 }  // namespace fusedoptim

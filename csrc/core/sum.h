@@ -1,7 +1,8 @@
 // The order in which a norm adds. It depends on the place of an element alone, so a sum has the same bits in any number
 // of threads, on any instruction set and device.
 //
-// static: kernels are compiled per instruction set, and the linker must not keep one copy of these for all.
+// Functions are static: kernels are compiled once per instruction set, and the linker must not keep the copy of one for
+// all of them.
 #pragma once
 
 #include <cstdint>
@@ -9,7 +10,7 @@
 namespace fusedoptim {
 
 constexpr int kSumLanes = 128;      // value i is added to lane i % kSumLanes, in order
-constexpr int64_t kSumUnit = 4096;  // elements added so; then the sums of units, then those of tensors
+constexpr int64_t kSumUnit = 4096;  // elements added so; the sums of units likewise, then those of tensors
 
 // Adds the upper half of the lanes to the lower, until one is left. `count`: of values, behind which lanes are 0.
 static constexpr double fold_lanes(double* lanes, int64_t count) {

@@ -12,7 +12,7 @@ constexpr int kMaxOwned = kMaxStates + 1;    // tensors that are a parameter's o
 constexpr int kMaxOperands = 2 + kMaxOwned;  // param, grad, and those
 constexpr int kMaxDims = 64;
 
-// Where the elements of operands lie that do not share one dense layout. `strides` holds one row of `ndim` element
+// The layout of operands that are not all contiguous in one order. `strides` holds one row of `ndim` element
 // strides per operand. Elements are numbered in row-major order of `sizes`.
 struct Layout {
   int ndim;

@@ -11,7 +11,7 @@ namespace {
 
 constexpr int64_t kPerThread = 65536;     // elements below which another thread costs more than it brings
 constexpr int64_t kFromMemory = 1 << 21;  // elements of which hardly any are in the second-level caches
-// Units that a thread claims at once: long stretches, as far as each thread then has some of them.
+// Units that a thread claims at once: many, as long as each thread has about kPieces claims to make.
 constexpr int64_t kMinUnits = 4, kMaxUnits = 64, kPieces = 16;
 
 struct Unit {
@@ -32,9 +32,9 @@ std::vector<Unit> units_of(const std::vector<Grad>& grads) {
   return units;
 }
 
-// Calls `work(i, end)` for stretches of them, from several threads where that pays.
+// Calls `work(i, end)` for ranges of units, from several threads where that pays.
 template <class Work>
-void for_stretches(const std::vector<Unit>& units, int threads, const Work& work) {
+void for_ranges(const std::vector<Unit>& units, int threads, const Work& work) {
   int64_t elements = 0;
   for (const Unit& unit : units) elements += unit.count;
   threads = int(std::clamp<int64_t>(elements / kPerThread, 1, std::max(threads, 1)));
@@ -48,13 +48,13 @@ void for_stretches(const std::vector<Unit>& units, int threads, const Work& work
 
 template <class Work>
 void for_each(const std::vector<Unit>& units, int threads, const Work& work) {
-  for_stretches(units, threads, [&](int64_t i, int64_t end) {
+  for_ranges(units, threads, [&](int64_t i, int64_t end) {
     for (; i < end; ++i) work(units[i], i);
   });
 }
 
-// Calls `work(memory)` on the elements of a unit side by side, in a buffer where they do not lie so; `written`: and
-// back.
+// Calls `work(memory)` on the contiguous elements of a unit: in place, or in a buffer, which is copied back if
+// `written`.
 template <class Element, class Work>
 void with_elements(const Unit& unit, bool written, const Work& work) {
   Element* const data = static_cast<Element*>(unit.grad->data);
@@ -82,7 +82,7 @@ template <class Work>
 void sum_units(const std::vector<Grad>& grads, const std::vector<Unit>& units, int threads, double* sums,
                const Work& work) {
   std::vector<double> of_units(units.size());
-  for_stretches(units, threads, [&](int64_t i, int64_t end) { work(i, end, of_units.data()); });
+  for_ranges(units, threads, [&](int64_t i, int64_t end) { work(i, end, of_units.data()); });
   const double* at = of_units.data();
   for (const Grad& grad : grads) {
     const int64_t count = (grad.count + kSumUnit - 1) / kSumUnit;
@@ -103,7 +103,7 @@ void sum_squares(const std::vector<Grad>& grads, const double* grad_scale, int t
                  double* sums) {
   const std::vector<Unit> units = units_of(grads);
   const double reciprocal = grad_scale == nullptr ? 1 : exact_reciprocal(*grad_scale);
-  // In the caches one after the other is quicker, which takes fewer stores.
+  // In the caches one unit after the other is faster, since it takes fewer stores.
   const bool from_memory = int64_t(units.size()) * kSumUnit >= kFromMemory;
   const auto one = [&](const Unit& unit) {
     const int dtype = int(unit.grad->dtype);

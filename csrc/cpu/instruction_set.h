@@ -20,8 +20,8 @@ using Kernel = void (*)(const void* rule, void* const* operands, int64_t begin, 
 // to = from * factor, or from / factor, rounded as it is stored; `to` may be `from`.
 using ScaleKernel = void (*)(const void* from, void* to, int64_t count, double factor);
 
-// 1 / scale where to multiply by it gives the bits of the division, which takes several times as long, else 0: of a
-// power of two, as nearly every scale is that keeps gradients from underflow.
+// 1 / scale if that is exact, as of powers of two, which gradient scales nearly always are; else 0. Multiplying by it
+// gives the bits of the division in a fraction of the time.
 static inline double exact_reciprocal(double scale) {
   int exponent;
   const bool is_power = std::frexp(scale, &exponent) == 0.5;
@@ -31,8 +31,8 @@ static inline double exact_reciprocal(double scale) {
 // The sum of the squares of up to kSumUnit elements, in the order of core/sum.h.
 using SquaresKernel = double (*)(const void* grad, int64_t count);
 
-// Of kAbreast whole units at once, whose rows are read in turn: so many streams keep the memory busy, 28 GB/s of two
-// threads in place of 22. `factor`: 1, or of float32 what elements are multiplied by, and rounded, first.
+// The sums of kAbreast whole units at once, a row of each in turn: two threads read 28 GB/s in so many streams, 22 in
+// one. `factor`: 1 but for float32, whose elements are first multiplied by it and rounded.
 constexpr int kAbreast = 4;
 using AbreastKernel = void (*)(const void* const* grads, double factor, double* sums);
 

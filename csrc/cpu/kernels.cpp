@@ -23,7 +23,7 @@ struct Loop {
     Average<T> lerp;
   };
 
-  // `load` and `store` take an operand and say how many elements move: body and tail are this one text.
+  // Updates one V. `load` and `store` decide how many elements move, so that body and tail are this one text.
   template <class V, class Load, class Store>
   FUSEDOPTIM_SIMD static void update(const Step& step, S* const* at, Load load, Store store) {
     V state[kStates + 1];
@@ -46,8 +46,8 @@ struct Loop {
     }
   }
 
-  // As many whole V as there are. Where V takes several lines, those after the first are fetched when it is done:
-  // fetched together, they make a step from memory 4 % slower.
+  // Updates as many whole V as there are. Where V takes several cache lines, those after the first are fetched when it
+  // is done: fetched together, they make a step from memory 4 % slower.
   template <class V>
   FUSEDOPTIM_SIMD static void walk(const Step& step, S** at, int64_t& left) {
     for (; left >= V::kLanes; left -= V::kLanes) {

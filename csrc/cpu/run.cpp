@@ -28,7 +28,7 @@ class Runner {
       });
     } else {
       // With a second pass over grad the chunk is walked in blocks, so that this pass finds it in the cache.
-      const bool passes = options_.unscale || options_.zero_grad || is_clipped_apart(task) || task.average_is_new;
+      const bool passes = options_.unscale || options_.zero_grad || clips_in_buffer(task) || task.average_is_new;
       for_blocks(chunk, passes ? kBlock : kChunk, [&](int64_t at, int64_t n) { update(task, task.operands, at, n); });
     }
   }
@@ -46,8 +46,8 @@ class Runner {
       char* const grad = static_cast<char*>(operands[1]) + size_t(begin) * size_of(task.dtype);
       set_.unscale[int(task.dtype)](grad, grad, count, options_.grad_scale);
     }
-    if (is_clipped_apart(task)) {
-      clipped_apart(task, operands, begin, count);
+    if (clips_in_buffer(task)) {
+      apply_clipped(task, operands, begin, count);
     } else {
       apply(task, operands, begin, count, task.factor);
     }
@@ -68,10 +68,10 @@ class Runner {
                                                       task.average_weight);
   }
 
-  // Of 16 bits, a product is rounded to storage before the rule sees it: in a buffer, for grad stays as it is.
-  static bool is_clipped_apart(const Task& task) { return size_of(task.dtype) == 2 && std::fabs(task.factor) != 1; }
+  // A clipped gradient of 16 bits is rounded to storage before the rule reads it: in a buffer, since grad must stay.
+  static bool clips_in_buffer(const Task& task) { return size_of(task.dtype) == 2 && std::fabs(task.factor) != 1; }
 
-  void clipped_apart(const Task& task, void* const* operands, int64_t begin, int64_t count) const {
+  void apply_clipped(const Task& task, void* const* operands, int64_t begin, int64_t count) const {
     alignas(64) uint16_t clipped[kBlock];
     void* at[kMaxOperands];
     for (int k = 0; k < task.operand_count; ++k) at[k] = static_cast<uint16_t*>(operands[k]) + begin;

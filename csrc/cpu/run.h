@@ -13,8 +13,8 @@ struct Chunk {
   int64_t begin, count;
 };
 
-// All tasks of a step, cut into pieces. Elements are independent, so neither the cutting nor the number of threads nor
-// the instruction set changes a bit of the result. Whatever can fail does so in `plan`, before any write.
+// All tasks of a step, split into chunks. Elements are independent, so the bits of the result depend neither on the
+// split nor on the number of threads. All that can fail does so in `plan`, before anything is written.
 class Schedule {
  public:
   void plan(const Task* tasks, size_t count, const RunOptions& options);  // `tasks` must outlive the run

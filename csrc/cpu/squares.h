@@ -12,7 +12,7 @@ namespace fusedoptim::FUSEDOPTIM_ISA {
 constexpr int kDoubles = Vec<double>::kLanes;
 using Doubles = Raw<double, kDoubles>;
 
-// The compiler's own conversion goes by halves of a vector.
+// Compilers convert half a vector at a time for __builtin_convertvector.
 FUSEDOPTIM_SIMD Doubles as_doubles(Raw<float, kDoubles> x) {
 #if defined(__AVX512F__)
   return Doubles(_mm512_cvtps_pd(x));
@@ -70,8 +70,8 @@ struct Lanes {
   static constexpr int kVectors = kSumLanes / kDoubles;
   Doubles sums[units][kVectors] = {};
 
-  // Adds rows of kSumLanes elements, one to each lane. Of one unit the sums are 16 registers with AVX-512; more, and
-  // those of fewer registers, stay in the first-level cache, which costs no more than widening does.
+  // Adds rows of kSumLanes elements, one to each lane. The sums of one unit fill 16 registers of AVX-512. Those of more
+  // units, or in smaller registers, stay in the first-level cache, which costs no more than widening does.
   template <bool fetches, class S, class Square>
   FUSEDOPTIM_SIMD void add(const S* const* from, int64_t rows, const Square& square) {
     for (int64_t row = 0; row < rows; ++row) {
@@ -95,7 +95,7 @@ struct Lanes {
   }
 };
 
-// Of less than a row: each lane gets one.
+// The sum of fewer elements than a row, of which each lane gets at most one.
 template <class S>
 FUSEDOPTIM_SIMD double few_squares(const S* from, int count) {
   double lanes[kSumLanes + kDoubles];
@@ -135,8 +135,8 @@ double squares(const void* grad, int64_t count) {
   return lanes.folded(0);
 }
 
-// Of kAbreast whole units, of which `factor` is not 1 only for float32: elements are multiplied by it and rounded
-// first.
+// The sums of kAbreast whole units. `factor` is 1 but for float32, whose elements are first multiplied by it and
+// rounded.
 template <class S>
 void squares_abreast(const void* const* grads, double factor, double* sums) {
   const S* from[cpu::kAbreast];

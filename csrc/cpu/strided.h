@@ -60,7 +60,7 @@ void for_each_offset(const Layout& layout, int operand, int64_t begin, int64_t c
   }
 }
 
-// Copied as bytes, for a tensor over foreign memory may begin at any byte.
+// Copied as bytes: a tensor over memory of another library may be unaligned.
 template <class Element>
 void gather(const Layout& layout, int operand, const Element* from, int64_t begin, int64_t count, Element* to) {
   for_each_offset(layout, operand, begin, count,

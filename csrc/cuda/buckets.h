@@ -15,7 +15,7 @@ struct Bucket {
   std::vector<Row> rows;
   std::vector<int64_t> layouts;
 
-  bool takes(const Task& task) const;  // whether it differs from the bucket's in nothing but its memory
+  bool takes(const Task& task) const;  // whether it differs from the bucket's only in its memory
   void add(const Task& task);
 };
 

@@ -10,11 +10,11 @@
 
 namespace fusedoptim::cuda {
 
-// Blocks per place that the device has for one: more than one, so that those which finish early take others' work; few,
-// so that each has several chunks to work on.
+// Blocks of a launch for each that the device runs at once: several, to balance the load, but so few that each has
+// several chunks to work on.
 constexpr int kWaves = 4;
 
-// What devices, of which the current one is asked, can run at once.
+// How many blocks of a kernel a device runs at once; it must be the current one.
 class Capacity {
  public:
   int blocks(int device, KernelHandle kernel, int chunks) {

@@ -25,7 +25,7 @@ struct alignas(width * sizeof(S)) Pack {
   S at[width];
 };
 
-// Memory for a T whose constructor shared memory must not call.
+// Shared memory for a T, whose constructor must not run there.
 template <class T>
 struct alignas(16) Room {
   unsigned char bytes[sizeof(T)];
@@ -51,7 +51,7 @@ __device__ __forceinline__ S narrow(Arithmetic<S> x) {
 
 __device__ __forceinline__ bool aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
 
-// The same pointer, into global memory: what a table holds could point anywhere, and then accesses are slower.
+// Tells the compiler that a pointer from a table points into global memory: accesses by a generic one are slower.
 template <class P>
 __device__ __forceinline__ P* global(P* pointer) {
 #if defined(__CUDA_ARCH__)

@@ -45,8 +45,7 @@ struct StepLaunch {
   const double* norm;       // null, or: of the gradients, which are clipped to `max_norm`
   double max_norm;
   int32_t chunk_count, counts_count;
-  double factor;  // grad is multiplied by it and by what clips, and rounded as grad is stored: 1, -1 to maximize, or a
-                  // clip
+  double factor;  // grad is multiplied by it and by the coefficient that clips, and rounded as grad is stored
   double average_weight;
   bool zero_grad;
   bool averages, average_is_new;  // as a task's: the average is the operand behind the rule's

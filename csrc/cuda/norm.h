@@ -1,4 +1,5 @@
-// The driver of the kernels that measure gradients, and clip them in place. This header knows no CUDA, as run.h.
+// The driver of the kernels that measure gradients, and clip them in place. This header includes none of CUDA's, as
+// run.h.
 #pragma once
 
 #include <memory>
@@ -15,7 +16,7 @@ struct NormGrad {
   int64_t count;         // elements
   DType dtype;           // float32 or narrower
   const Layout* layout;  // of this one operand; null: contiguous, in the order of its elements
-  bool is_dense;         // in whatever order, its elements fill one stretch of memory
+  bool is_dense;         // in whatever order, its elements fill one range of memory
   const char* end;       // of its memory
 };
 

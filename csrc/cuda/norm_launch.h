@@ -16,7 +16,7 @@ struct NormRow {
   int64_t first_unit;  // in `unit_sums`
   int32_t dtype;       // a DType other than f64
   int32_t layout;  // kNoLayout: its elements lie in their order; else where ndim, sizes and strides begin in `layouts`
-  int64_t is_dense;  // in whatever order, its elements fill one stretch of memory
+  int64_t is_dense;  // in whatever order, its elements fill one range of memory
 };
 
 // Whether a step may be taken, as a number on the device. Null for what is not asked for.

@@ -1,5 +1,5 @@
-// The CUDA driver: one launch for all tasks of a step that differ in nothing but their memory. This header knows no
-// CUDA, so that a build without it can do without the rest (see none.cpp).
+// The CUDA driver: one launch for all tasks of a step that differ only in their memory. This header includes none of
+// CUDA's, so that a build without CUDA has only this and none.cpp.
 #pragma once
 
 #include <memory>
@@ -46,7 +46,7 @@ class Driver {
   Driver();
   ~Driver();
 
-  // Why the kernels cannot run on a device, or null. Throws where that may be otherwise the next time.
+  // Why the kernels cannot run on a device, or null. Throws if the cause may pass.
   const char* problem(int device);
 
   // Whether work on the stream is being captured for a CUDA graph.

@@ -40,7 +40,7 @@ bool GeneralPath::apply(py::dict state, const cpu::InstructionSet& set, int thre
   const NewState new_state = find_new_state(state);
   if (zero_grad) detach_grads();
 
-  // From here on no Python code runs: what is as it was seen stays so.
+  // From here on no Python code runs, so that nothing changes between this look and the writes.
   bool others_run;
   {
     const NoCollection no_collection;

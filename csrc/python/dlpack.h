@@ -1,6 +1,6 @@
 // The part of the DLPack 1.x C exchange ABI that crosses the boundary to torch, in our own words. The layout of these
 // structs is fixed by the DLPack specification (github.com/dmlc/dlpack); torch publishes the function table on its
-// tensor type as `__dlpack_c_exchange_api__` since 2.10. Nothing else of torch is needed to see into a tensor.
+// tensor type as `__dlpack_c_exchange_api__` since 2.10. Nothing else of torch is needed to read a tensor.
 #pragma once
 
 #include <cstdint>

@@ -11,7 +11,7 @@
 
 namespace fusedoptim::python {
 
-// Looked at once, and owned from then on: an address that is looked at again later cannot be that of another tensor.
+// Read once and owned from then on, so that an address seen again cannot be that of another tensor.
 class Grads {
  public:
   // `lists`: of parameters, of which those that have no gradient are passed by. No mode of torch may be active.

@@ -29,7 +29,8 @@ class GroupReader {
   void operator()(const char* name, double& first, double& second) const;  // a pair, such as betas, within [0, 1)
   void operator()(const char* name, double& first, double& second, OnDevice) const;
   void operator()(const char* name, bool& out) const;
-  bool may_have_settings() const;  // of a dict, whether it has any of those that most groups lack: quicker than to ask
+  // Whether a dict has any of the settings below, which most groups lack: faster than reading each.
+  bool may_have_settings() const;
   // Reads max_grad_norm and skip_nonfinite; false where one is not simply a number, or not in its range.
   bool clipping(std::optional<double>& max_norm, bool& skips) const;
   bool average(double& weight) const;  // whether the group asks for averages, and 1 - ema_decay
@@ -42,7 +43,7 @@ class GroupReader {
  private:
   pybind11::object find(const char* name) const;  // null where the group lacks it
   pybind11::object item(const char* name) const;
-  pybind11::object setting(const char* name) const;  // as find, but a dict that makes what it lacks is not asked to
+  pybind11::object setting(const char* name) const;  // as find, but no dict makes what it lacks
   double number(pybind11::handle value, const char* name, const double* place, bool may_stay) const;
   void pair(const char* name, double& first, double& second, bool may_stay) const;
 

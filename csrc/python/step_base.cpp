@@ -12,14 +12,14 @@ double clip_of(const std::vector<double>& clips, Py_ssize_t group) {
   return size_t(group) < clips.size() ? canonicalize_nan(clips[size_t(group)]) : 1;
 }
 
-// Copied as bytes, for a tensor over foreign memory may begin anywhere.
+// Copied as bytes: a tensor over memory of another library may be unaligned.
 bool StepCount::read() {
   const double before = seen;
   double count = 0;
   float narrow = 0;
   is_double ? std::memcpy(&count, at, sizeof(double)) : std::memcpy(&narrow, at, sizeof(float));
   seen = is_double ? count + 1 : double(narrow + 1);
-  return seen != before && (seen == seen || before == before);  // one NaN is as another
+  return seen != before && (seen == seen || before == before);  // all NaNs are alike
 }
 
 void StepCount::write() const {

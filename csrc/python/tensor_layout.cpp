@@ -95,7 +95,7 @@ void TensorLayout::probe_places(py::handle torch) {
   const TensorImplRef impl = cdata(tensor), storage = storage_of(tensor);
   storage_ = find(impl, 16, 72, uint64_t(storage.at()), "a tensor's storage");
   object_ = find(impl, storage_ + 8, 80, uint64_t(tensor.ptr()), "a tensor's Python object");
-  // Memory that a tensor borrows, for beside that of its own its address stands twice.
+  // A tensor over borrowed memory, since a storage holds the address of its own memory twice.
   const py::object bytes = py::reinterpret_steal<py::object>(PyByteArray_FromStringAndSize("12345678", 8));
   const py::object borrowed = torch.attr("frombuffer")(bytes, py::arg("dtype") = torch.attr("float32"));
   data_ = find(storage_of(borrowed), 16, 40, address(borrowed.attr("data_ptr")()), "a storage's memory");

@@ -1,10 +1,10 @@
 // What a rule is, and the scalar arithmetic that it may use.
 //
 // A rule is a struct template over its arithmetic type T (float or double). An instance holds the constants of one
-// step, folded from the options in double and rounded once to T; calling it updates one element (or one vector of
+// step, computed from the options in double and rounded once to T; calling it updates one element (or one vector of
 // elements) held in registers. It knows no loop, no pointer into memory, no storage type, no device. Where an option or
-// the step count lies on a CUDA device, the constants are folded there, by the same constructor to the same bits: hence
-// `power` for std::pow, and nothing but IEEE operations.
+// the step count lies on a CUDA device, the constants are computed there, by the same constructor to the same bits:
+// hence `power` for std::pow, and nothing but IEEE operations.
 //
 //   template <class T> struct Example {
 //     struct Options {                                   // as they stand in a param group, by name
