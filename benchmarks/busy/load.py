@@ -1,7 +1,6 @@
 """Steps while other processes keep cores busy: the part "busy" of `run.py`."""
 
 import argparse
-import os
 from collections.abc import Mapping, Sequence
 from itertools import product
 from statistics import fmean, median
@@ -38,16 +37,14 @@ def claims_of(model: str) -> tuple[Claim, ...]:
 def measure(arena: Arena, args: argparse.Namespace) -> Series:
     """Rounds; in each, every state in changing order, and in each state every variant in changing order."""
     calls = {variant: arena.step(variant) for variant in VARIANTS}
-    before = arena.write_grads if args.backward else None
     series: dict[tuple[str, str], list[list[float]]] = {key: [] for key in product(VARIANTS, STATES)}
-    cores = sorted(os.sched_getaffinity(0)) if args.pin else ()
-    with Spinners(max(STATES.values()), cores) as spinners:
+    with Spinners(max(STATES.values())) as spinners:
         for i, state in enumerate(interleaved(list(STATES), args.rounds)):
             spinners.run(STATES[state])
             for variant in interleaved(list(VARIANTS), 1, seed=i):
-                time_series(calls[variant], 0, WARM_UP, before=before)
+                time_series(calls[variant], 0, WARM_UP)
                 count, longest = (-(-args.steps // args.rounds), 60.0) if variant == OURS else (0, args.limit)
-                series[variant, state].append(time_series(calls[variant], count, args.limit, longest, before))
+                series[variant, state].append(time_series(calls[variant], count, args.limit, longest))
     return series
 
 

@@ -1,7 +1,7 @@
 """How does a step of Adam fare where the processor is not its own: busy cores, more threads than cores, a forked child?
 
 busy     other processes spin in plain arithmetic, none, one or two of them in turn within each round. Steps follow
-         one another with nothing between them (`--backward` rewrites the gradients with torch's threads before each).
+         one another with nothing between them.
 threads  torch's threads set to 1, 2, 3, 4 and 8, each in a process of its own, taking turns.
 fork     a process that has stepped with several threads forks, and the child steps. A child that hangs is said to.
 
@@ -35,8 +35,6 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_names("--model", SHAPES, "which shapes (default: all)")
     parser.add_argument("--steps", type=int, default=500, help="steps of ours in each state at least, over all rounds")
     parser.add_argument("--limit", type=float, default=1.0, help="seconds of each series, longer for ours if need be")
-    parser.add_argument("--pin", action="store_true", help="bind the spinning processes to cores, from the first on")
-    parser.add_argument("--backward", action="store_true", help="rewrite the gradients before each step")
     args = parser.parse(arguments)
     if args.quick:
         args.steps, args.limit = min(args.steps, 40), 0.2
@@ -81,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the parts; the exit status is 1 if a step of ours was wrong or hung."""
     args = parse(arguments)
     console, machine = begin(args)
-    settings = {name: getattr(args, name) for name in ("rounds", "steps", "limit", "pin", "backward", "quick")}
+    settings = {name: getattr(args, name) for name in ("rounds", "steps", "limit", "quick")}
     good, claims = True, []
     for part, model in product(args.part or PARTS, args.model or SHAPES):
         result = PARTS[part](model, args)

@@ -1,43 +1,28 @@
 """Steps one after another, each timed by itself: for what a median alone does not show."""
 
+import math
 import statistics
-from collections.abc import Callable
 
 from benchmarks.shared.arena import Arena
-from benchmarks.shared.measure import CpuClock
+from benchmarks.shared.measure import Call, CpuClock, time_call
 from benchmarks.shared.shapes import MODELS
 
 SHORTEST = 3  # steps, even where one takes longer than the limit
 
 
-def time_series(
-    step: Callable[[], object],
-    count: int,
-    at_least: float = 0.0,
-    at_most: float = float("inf"),
-    before: Callable[[], object] | None = None,
-) -> list[float]:
-    """Microseconds of each step of a series.
+def time_series(step: Call, count: int, at_least: float = 0.0, at_most: float = math.inf) -> list[float]:
+    """Microseconds of each step of a series of `count` steps.
 
-    Args:
-        step: What is timed.
-        count: How many are wanted.
-        at_least: Seconds for which the series goes on even so: the scheduler does not share a core by microseconds.
-        at_most: Seconds after which no further one begins.
-        before: What is called before each, and not timed.
+    It goes on for `at_least` seconds even so, since the scheduler does not share a core by microseconds, and no further
+    step begins after `at_most`.
     """
     clock = CpuClock()
     times: list[float] = []
     begin = clock.mark()
     passed = 0.0
     while len(times) < SHORTEST or passed < at_least or (len(times) < count and passed < at_most):
-        if before:
-            before()
-        marks = [clock.mark()]
-        step()
-        marks.append(clock.mark())
-        times += clock.between(marks)
-        passed = (marks[1] - begin) / 1e9
+        times.append(time_call(step, clock))
+        passed = (clock.mark() - begin) / 1e9
     return times
 
 

@@ -5,16 +5,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from types import TracebackType
 
 SETTLE = 0.05  # seconds: the scheduler moves what runs to where there is room
 # Plain arithmetic, no memory traffic, no library with threads; ends when whoever started it has gone.
 SPIN = """
-import os, sys
-cores, parent, x = sys.argv[1:], os.getppid(), 1
-if cores:
-    os.sched_setaffinity(0, map(int, cores))
+import os
+parent, x = os.getppid(), 1
 while os.getppid() == parent:
     for _ in range(100_000):
         x = (x * 1103515245 + 12345) & 0x7FFFFFFF
@@ -22,26 +18,19 @@ while os.getppid() == parent:
 
 
 class Spinners:
-    """A context within which up to `count` processes spin; at first all of them stand still.
+    """A context within which up to `count` processes spin; at first all of them stand still."""
 
-    Args:
-        count: How many.
-        cores: Process i is bound to `cores[i]`, as far as there is one; the others run where the system puts them.
-    """
-
-    def __init__(self, count: int, cores: Sequence[int] = ()) -> None:
-        self.arguments = [[str(core) for core in cores[i : i + 1]] for i in range(count)]
+    def __init__(self, count: int) -> None:
+        self.count = count
         self.processes: list[subprocess.Popen[bytes]] = []
 
     def __enter__(self) -> "Spinners":
-        self.processes = [subprocess.Popen([sys.executable, "-c", SPIN, *arguments]) for arguments in self.arguments]
+        self.processes = [subprocess.Popen([sys.executable, "-c", SPIN]) for _ in range(self.count)]
         time.sleep(10 * SETTLE)  # their own start is over, and they know their parent
         self.run(0)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for process in self.processes:
             process.kill()
             process.wait()

@@ -34,6 +34,7 @@ VARIANTS = (OURS, "torch-fused")
 YARDSTICKS = ("torch-default",)
 FINALISTS = 3  # ways of the limit that are timed in the rounds
 SECONDS_PER_TENSOR = {"adam": 0.4, "sgd": 0.15}  # that compiling takes, to begin with; then as measured
+SECONDS = 20.0  # of one variant in one case; on a quiet machine the longest takes 2
 NEVER_SLOWER = 1.0  # than a compiled step, as the ratio of its time to ours
 TITLES = {
     "L2": "in the second-level caches",
@@ -85,10 +86,10 @@ def run(case: Case, rounds: int, compiled: bool) -> tuple[dict[str, Any], dict[s
     finalists = {f"{LIMIT} {i}": way for i, way in enumerate(probe.ranking[:FINALISTS])}
     calls: dict[str, Call] = {name: arena.step(name) for name in names}
     calls |= {name: probe.calls[way] for name, way in finalists.items()}
-    times = time_rounds(calls, rounds, case.model.repeats, before=arena.write_grads, warm_up=3)
+    times = time_rounds(calls, rounds, case.model.repeats, before=arena.write_grads, warm_up=3, seconds=SECONDS)
     ways = {name: spread(times[name])["median"] for name in finalists}
     times = {name: times[name] for name in names} | {LIMIT: times[min(ways, key=lambda name: ways[name])]}
-    result = {
+    result: dict[str, Any] = {
         **{name: getattr(case, name) for name in ("place", "model_name", "rule", "dtype", "bytes", "held")},
         "tensors": len(case.model.shapes),
         "elements": case.model.elements,
@@ -97,6 +98,8 @@ def run(case: Case, rounds: int, compiled: bool) -> tuple[dict[str, Any], dict[s
         "variants": figures_of(times, verdicts, case.bytes),
         "limit": [{**asdict(finalists[name]), "time": median} for name, median in ways.items()],
     }
+    for name, values in times.items():
+        result["variants"][name] |= report.unfinished(len(values), rounds)
     if arena.compiled is not None:
         arena.compiled.require_one_graph()
         result["variants"][COMPILED]["compile_seconds"] = arena.compiled.seconds

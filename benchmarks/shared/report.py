@@ -70,7 +70,8 @@ def time_and_ratio(figures: Record | None, time: str = "time", ratio: str = "rat
     if figures.get("correct") is False:
         return "WRONG"
     text = number(figures[time]["median"])
-    return f"{text} ({figures[ratio]['median']:.2f} x)" if ratio in figures else text
+    text = f"{text} ({figures[ratio]['median']:.2f} x)" if ratio in figures else text
+    return f"{text}, unfinished: {figures['unfinished']}" if "unfinished" in figures else text
 
 
 @dataclass(frozen=True)

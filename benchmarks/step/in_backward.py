@@ -23,7 +23,7 @@ from torch.distributed.optim import _apply_optimizer_in_backward  # type: ignore
 import fusedoptim
 from benchmarks.shared.measure import Call, nothing, ratio, spread, time_rounds
 from benchmarks.shared.options import Parser, answer
-from benchmarks.shared.report import Record, Table, number, time_and_ratio
+from benchmarks.shared.report import Record, Table, number, time_and_ratio, unfinished
 from benchmarks.shared.variants import OURS, RULES, VARIANTS, Variant
 
 RULE = "adam"
@@ -34,6 +34,7 @@ WAYS = (AFTER, HOOKS, APPLIED)
 DROPPED = "no step"
 CHECKED = 3  # iterations
 SAMPLES = 16
+SECONDS = 15.0  # of one kind of training; on a quiet machine the longest takes 2
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,8 @@ def measure(network: Network, rounds: int) -> list[dict[str, Any]]:
     trainings[DROPPED, HOOKS] = Training(network, HOOKS)
     for training in trainings.values():
         training.run()
-    times = time_rounds({key: training.run for key, training in trainings.items()}, rounds, network.repeats)
+    calls = {key: training.run for key, training in trainings.items()}
+    times = time_rounds(calls, rounds, network.repeats, seconds=SECONDS)
     none = times[DROPPED, HOOKS]
     return [
         {
@@ -144,7 +146,8 @@ def measure(network: Network, rounds: int) -> list[dict[str, Any]]:
             "way": way,
             "time": spread(times[name, way]),
             "ratio": ratio(times[name, way], times[OURS, way]),
-            "steps": spread([a - b for a, b in zip(times[name, way], none, strict=True)]),
+            "steps": spread([a - b for a, b in zip(times[name, way], none, strict=False)]),
+            **unfinished(len(times[name, way]), rounds),
             **(check(network, name, way) if name != DROPPED else {"correct": True, "held": 0}),
         }
         for name, way in trainings
