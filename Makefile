@@ -22,6 +22,7 @@ TRAINERS := .venv-ecosystem
 TRAINERS_READY := $(TRAINERS)/.ready
 PEERS := .venv-peers
 PEERS_READY := $(PEERS)/.ready
+CLANGS ?= $(shell compgen -c clang++ | grep -Ex 'clang\+\+(-[0-9]+)?' | sort -uV)
 BUILT := $(VENV)/.built
 SETTING := $(VENV)/.setting
 # The environment variables that a build depends on.
@@ -31,7 +32,7 @@ CXX_FILES = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu'
 PY_FILES = fusedoptim benchmarks examples tests setup.py
 say = @printf '==> %s\n' $(1)
 
-.PHONY: help build test test-planted test-ecosystem bench bench-step bench-peers perf-gate lint sanitize fuzz format wheel clean distclean FORCE
+.PHONY: help build test test-planted test-ecosystem bench bench-step bench-peers perf-gate lint clang sanitize fuzz format wheel clean distclean FORCE
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -81,6 +82,13 @@ lint: $(BUILT) ## check style, types and formatting, changing nothing
 	@! git grep -nF -e '$(CURDIR)/' $(if $(filter-out /,$(HOME)),-e '$(HOME)/') 2>/dev/null || \
 	  { echo >&2 'The files above name this machine.'; exit 1; }
 	$(call say,'lint: clean')
+
+clang: $(READY) ## build with each clang that is installed, with warnings as errors, and compare bits
+	@for cxx in $(or $(CLANGS),none); do \
+	  printf '==> clang: %s\n' $$cxx; [[ $$cxx != none ]] || continue; rm -rf build/$$cxx; \
+	  CXX=$$cxx CXXFLAGS=-Werror FUSEDOPTIM_CUDA=0 $(PIP) install -q --no-build-isolation --no-deps --target build/$$cxx . && \
+	  PYTHONPATH=build/$$cxx $(VENV)/bin/pytest -q tests/test_bits.py $(ARGS) && \
+	  (cd build/$$cxx && "$(CURDIR)/$(RUN)" -m fusedoptim | grep '^compiler  *clang') || exit 1; done
 
 sanitize: ## run the tests on a build with AddressSanitizer and UndefinedBehaviorSanitizer, which takes minutes
 	@FUSEDOPTIM_CUDA=0 FUSEDOPTIM_CMAKE_ARGS=-DFUSEDOPTIM_SANITIZE=address,undefined $(MAKE) $(BUILT)

@@ -247,6 +247,27 @@ def test_install_without_a_compiler(sdist: Path, no_compiler: dict[str, str], tm
     assert "compiler" in warnings[0]
 
 
+def test_a_compiler_that_fails_stops_the_install(tmp_path: Path) -> None:
+    """Where the build succeeds, pip hides whatever it says."""
+    broken = tmp_path / "c++"
+    broken.write_text("#!/bin/sh\nexit 1\n")
+    broken.chmod(0o755)
+    command = [sys.executable, ROOT / "setup.py", "-q", "build_ext"]
+    places = ["--build-lib", tmp_path / "lib", "--build-temp", tmp_path / "o"]
+    message = (
+        f"could not be built: CMake's configuration failed with {broken}; its output is above; FUSEDOPTIM_NATIVE=0"
+    )
+    with pytest.raises(AssertionError, match=re.escape(message)):
+        run(*command, *places, cwd=ROOT, CXX=str(broken))
+
+
+def test_a_python_without_the_gil_is_refused(setup_py: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    builder = setup_py.CMakeBuild(setuptools.Distribution({"name": "fusedoptim", "version": "1"}))
+    monkeypatch.setattr(sysconfig, "get_config_var", {"Py_GIL_DISABLED": 1}.get)
+    with pytest.raises(SystemExit, match=r"relies on the GIL.*FUSEDOPTIM_NATIVE=0"):
+        builder.run()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("wanted", "message"), [("1", "could not be built"), ("yes", "must be auto, 0 or 1, got 'yes'")]
