@@ -117,7 +117,11 @@ format: $(READY) ## bring all sources into the common format
 
 wheel: $(READY) ## build the source archive and, from it, the wheel into dist/
 	$(call say,'wheel: source archive and wheel')
-	@$(RUN) -m build --no-isolation --outdir dist
+	@rm -rf build/wheel
+	@$(RUN) -m build --no-isolation --outdir build/wheel
+	$(call say,'wheel: auditwheel finds which Linux it runs on')
+	@PATH="$$PWD/$(VENV)/bin:$$PATH" $(RUN) -m auditwheel repair --exclude libgomp.so.1 --wheel-dir dist build/wheel/*.whl
+	@cp build/wheel/*.tar.gz dist
 	@ls -l dist
 
 clean: ## remove what was built, and leave .venv
