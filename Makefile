@@ -22,6 +22,8 @@ TRAINERS := .venv-ecosystem
 TRAINERS_READY := $(TRAINERS)/.ready
 PEERS := .venv-peers
 PEERS_READY := $(PEERS)/.ready
+DOCS := .venv-docs
+DOCS_READY := $(DOCS)/.ready
 CLANGS ?= $(shell compgen -c clang++ | grep -Ex 'clang\+\+(-[0-9]+)?' | sort -uV)
 BUILT := $(VENV)/.built
 SETTING := $(VENV)/.setting
@@ -29,10 +31,11 @@ SETTING := $(VENV)/.setting
 SETTINGS := (FUSEDOPTIM_(NATIVE|CUDA|CMAKE_ARGS)|CXX|CXXFLAGS|LDFLAGS|TORCH_CUDA_ARCH_LIST|CUDACXX|CUDA_HOME|CUDA_PATH)=
 NATIVE := $(shell find csrc -type f) CMakeLists.txt setup.py
 CXX_FILES = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
-PY_FILES = fusedoptim benchmarks examples tests setup.py
+PY_FILES = fusedoptim benchmarks docs/conf.py examples tests setup.py
 say = @printf '==> %s\n' $(1)
 
-.PHONY: help build test test-planted test-ecosystem bench bench-step bench-peers perf-gate lint clang sanitize fuzz format wheel clean distclean FORCE
+.PHONY: help build test test-planted test-ecosystem bench bench-step bench-peers perf-gate lint clang sanitize fuzz format wheel \
+  docs clean distclean FORCE
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -124,13 +127,17 @@ wheel: $(READY) ## build the source archive and, from it, the wheel into dist/
 	@cp build/wheel/*.tar.gz dist
 	@ls -l dist
 
+docs: $(DOCS_READY) ## build the documentation site into build/docs, with warnings and dead links as errors
+	$(call say,'docs: build/docs/index.html')
+	@$(DOCS)/bin/python -m sphinx -q -W --keep-going -c docs -d build/doctrees . build/docs
+
 clean: ## remove what was built, and leave .venv
 	@rm -rf build dist *.egg-info fusedoptim/_C*.so $(BUILT) .pytest_cache .mypy_cache .ruff_cache .benchmarks
 	@find . -path './.venv*' -prune -o -name __pycache__ -print0 | xargs -0 rm -rf
 	$(call say,'clean: done')
 
-distclean: clean ## remove .venv, .venv-ecosystem and .venv-peers as well
-	@rm -rf $(VENV) $(TRAINERS) $(PEERS)
+distclean: clean ## remove .venv and the environments beside it as well
+	@rm -rf $(VENV) $(TRAINERS) $(PEERS) $(DOCS)
 
 # pip is what ensurepip puts there last, so an interrupted creation is repeated.
 $(VENV)/bin/pip:
