@@ -23,16 +23,20 @@ TRAINERS := .venv-ecosystem
 TRAINERS_READY := $(TRAINERS)/.ready
 PEERS := .venv-peers
 PEERS_READY := $(PEERS)/.ready
+DOCS := .venv-docs
+DOCS_READY := $(DOCS)/.ready
+CLANGS ?= $(shell compgen -c clang++ | grep -Ex 'clang\+\+(-[0-9]+)?' | sort -uV)
 BUILT := $(VENV)/.built
 SETTING := $(VENV)/.setting
 # The environment variables that a build depends on.
 SETTINGS := (FUSEDOPTIM_(NATIVE|CUDA|CMAKE_ARGS)|CXX|CXXFLAGS|LDFLAGS|TORCH_CUDA_ARCH_LIST|CUDACXX|CUDA_HOME|CUDA_PATH)=
 NATIVE := $(shell find csrc -type f) CMakeLists.txt setup.py setup_cuda.py
 CXX_FILES = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
-PY_FILES = fusedoptim benchmarks examples tests setup.py setup_cuda.py
+PY_FILES = fusedoptim benchmarks docs/conf.py examples tests setup.py setup_cuda.py
 say = @printf '==> %s\n' $(1)
 
-.PHONY: help build check test test-planted test-ecosystem bench bench-step bench-peers perf-gate publish lint sanitize fuzz format wheel clean distclean FORCE
+.PHONY: help build check test test-planted test-ecosystem bench bench-step bench-peers perf-gate publish lint clang sanitize fuzz format wheel \
+  docs clean distclean FORCE
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -96,6 +100,13 @@ lint: $(BUILT) ## check style, types and formatting, changing nothing
 	  { echo >&2 'The files above name this machine.'; exit 1; }
 	$(call say,'lint: clean')
 
+clang: $(READY) ## build with each clang that is installed, with warnings as errors, and compare bits
+	@for cxx in $(or $(CLANGS),none); do \
+	  printf '==> clang: %s\n' $$cxx; [[ $$cxx != none ]] || continue; rm -rf build/$$cxx; \
+	  CXX=$$cxx CXXFLAGS=-Werror FUSEDOPTIM_CUDA=0 $(PIP) install -q --no-build-isolation --no-deps --target build/$$cxx . && \
+	  PYTHONPATH=build/$$cxx $(VENV)/bin/pytest -q tests/bits/test_bits.py $(ARGS) && \
+	  (cd build/$$cxx && "$(CURDIR)/$(RUN)" -m fusedoptim | grep '^compiler  *clang') || exit 1; done
+
 sanitize: ## run the tests on a build with AddressSanitizer and UndefinedBehaviorSanitizer, which takes minutes
 	@FUSEDOPTIM_CUDA=0 FUSEDOPTIM_CMAKE_ARGS=-DFUSEDOPTIM_SANITIZE=address,undefined $(MAKE) $(BUILT)
 	$(call say,'sanitize: $(RUN) -m pytest $(ARGS)')
@@ -123,16 +134,24 @@ format: $(READY) ## bring all sources into the common format
 
 wheel: $(READY) ## build the source archive and, from it, the wheel into dist/
 	$(call say,'wheel: source archive and wheel')
-	@$(RUN) -m build --no-isolation --outdir dist
+	@rm -rf build/wheel
+	@$(RUN) -m build --no-isolation --outdir build/wheel
+	$(call say,'wheel: auditwheel finds which Linux it runs on')
+	@PATH="$$PWD/$(VENV)/bin:$$PATH" $(RUN) -m auditwheel repair --exclude libgomp.so.1 --wheel-dir dist build/wheel/*.whl
+	@cp build/wheel/*.tar.gz dist
 	@ls -l dist
+
+docs: $(DOCS_READY) ## build the documentation site into build/docs, with warnings and dead links as errors
+	$(call say,'docs: build/docs/index.html')
+	@$(DOCS)/bin/python -m sphinx -q -W --keep-going -c docs -d build/doctrees . build/docs
 
 clean: ## remove what was built, and leave .venv
 	@rm -rf build dist *.egg-info fusedoptim/_C*.so $(BUILT) .pytest_cache .mypy_cache .ruff_cache .benchmarks
 	@find . -path './.venv*' -prune -o -name __pycache__ -print0 | xargs -0 rm -rf
 	$(call say,'clean: done')
 
-distclean: clean ## remove .venv, .venv-ecosystem and .venv-peers as well
-	@rm -rf $(VENV) $(TRAINERS) $(PEERS)
+distclean: clean ## remove .venv and the environments beside it as well
+	@rm -rf $(VENV) $(TRAINERS) $(PEERS) $(DOCS)
 
 # pip is what ensurepip puts there last, so an interrupted creation is repeated.
 $(VENV)/bin/pip:

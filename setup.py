@@ -1,11 +1,12 @@
 """Builds the native module with CMake and Ninja; everything else is in pyproject.toml.
 
 The native code needs no torch to build, so `pip install .` works under build isolation. On a machine
-without a C++ compiler the package installs all the same and runs on its pure-Python reference path.
+without a C++ compiler the package installs all the same and runs on its pure-Python reference path. Where there is one,
+a build that fails is an error: pip shows nothing else of what a build says, and the reference path is slow.
 
 Environment:
-    FUSEDOPTIM_NATIVE: ``auto`` (default) builds the native module where a compiler is found, ``1`` makes a
-        failed build an error, ``0`` skips it.
+    FUSEDOPTIM_NATIVE: ``auto`` (default) builds the native module where a C++ compiler is found, ``1`` makes it an
+        error if there is none, ``0`` skips the module.
     FUSEDOPTIM_CUDA: ``auto`` (default) builds the CUDA kernels where an nvcc is found, ``1`` makes it an error if they
         cannot be built, ``0`` skips them. Where an nvcc is found and fails, ``auto`` goes on without the kernels and
         says so; with ``FUSEDOPTIM_NATIVE=1`` that is an error too.
@@ -23,6 +24,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import sysconfig
 from contextlib import suppress
 from pathlib import Path
 
@@ -35,6 +37,7 @@ sys.path.append(str(ROOT))  # a build frontend runs this file without its folder
 from setup_cuda import CudaMissingError, Toolkit, code_flags, cuda_architectures  # noqa: E402
 
 SLOW = "fusedoptim: installing the pure-Python reference path only, which is slow"
+GO_SLOW = "FUSEDOPTIM_NATIVE=0 installs the pure-Python reference path, which is slow"
 GET_NVCC = 'install the CUDA toolkit, or pip install "cuda-toolkit[nvcc,cccl]==13.0.*", or name an nvcc in CUDACXX'
 # What a changed value of builds anew, apart from CMake's own arguments.
 BUILD_ENVIRONMENT = (
@@ -68,27 +71,38 @@ def setting(name: str) -> str:
     return value
 
 
+def compiler() -> str | None:
+    """The C++ compiler, if there is one: what CXX names, else the first of the usual names."""
+    named = shlex.split(os.environ.get("CXX", ""))[:1]
+    return next(filter(None, map(shutil.which, named or ("c++", "g++", "clang++"))), None)
+
+
 class CMakeBuild(build_ext):
     """Runs CMake once for the whole native part."""
 
     def run(self) -> None:
-        """Build, or say in one line why the package goes on without the native module."""
+        """Build, or say in one line why not: as an error, or where there is no compiler as a word of warning."""
         wanted, cuda = setting("FUSEDOPTIM_NATIVE"), setting("FUSEDOPTIM_CUDA")
         if wanted == "0":
             if cuda == "1":
                 raise SystemExit("fusedoptim: FUSEDOPTIM_CUDA=1 and FUSEDOPTIM_NATIVE=0 contradict each other")
             self.go_without("FUSEDOPTIM_NATIVE=0")
             return
+        if sysconfig.get_config_var("Py_GIL_DISABLED"):
+            raise SystemExit(
+                "fusedoptim: the native module relies on the GIL, which this free-threaded build of Python lacks; take "
+                f"the usual build of it, or else {GO_SLOW}"
+            )
         try:
             super().run()
         except (OSError, subprocess.CalledProcessError, ImportError) as error:
-            reason = str(error)
+            reason, found = str(error), compiler()
             if isinstance(error, subprocess.CalledProcessError):
-                step = "compilation failed" if "--build" in error.cmd else "CMake found no working C++17 compiler"
-                reason = f"{step} (pip install -v shows its output)"
-            if "1" in {wanted, cuda}:
+                reason = "compilation failed" if "--build" in error.cmd else "CMake's configuration failed"
+                reason += f" with {found}; its output is above" if found else ", as there is no C++17 compiler"
+            if found or "1" in {wanted, cuda}:
                 reason += "" if cuda == "0" else "; FUSEDOPTIM_CUDA=0 leaves out the CUDA kernels"
-                raise SystemExit(f"fusedoptim: the native module could not be built: {reason}") from None
+                raise SystemExit(f"fusedoptim: the native module could not be built: {reason}; {GO_SLOW}") from None
             self.go_without(f"{reason}; install g++ or clang++, then fusedoptim again with pip's --no-cache-dir")
 
     def go_without(self, reason: str) -> None:

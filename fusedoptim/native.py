@@ -232,7 +232,7 @@ def build_info() -> dict[str, Any]:
 
     Returns:
         ``version``, ``torch``, ``python`` and ``platform``; ``native``, whether the compiled module is in use, and
-        ``native_error``, why not; ``compiler``; ``openmp``, the OpenMP version it was built with;
+        ``native_error``, why not and what to do; ``compiler``; ``openmp``, the OpenMP version it was built with;
         ``instruction_sets_built``, ``instruction_sets_supported`` (those that this processor runs, best first) and
         ``instruction_set``, the one in use; ``cuda``, whether CUDA kernels are built; ``cuda_architectures``, those
         that they are built for, such as 9.0 as machine code and 9.0+PTX as PTX, which serves later ones too;
@@ -247,7 +247,7 @@ def build_info() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "native": available(),
-        "native_error": None if load_error is None else str(load_error),
+        "native_error": None if load_error is None else why_missing(),
         "compiler": getattr(_C, "compiler", None),
         "openmp": getattr(_C, "openmp", None),
         "instruction_sets_built": [entry.name for entry in _C.built()] if available() else [],

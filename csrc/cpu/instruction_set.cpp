@@ -1,5 +1,9 @@
 #include "cpu/instruction_set.h"
 
+#if defined(FUSEDOPTIM_X86)
+#include <cpuid.h>
+#endif
+
 namespace fusedoptim::cpu {
 
 #if !defined(FUSEDOPTIM_X86)
@@ -7,9 +11,17 @@ const InstructionSet* avx2() { return nullptr; }
 const InstructionSet* avx512() { return nullptr; }
 #endif
 
+#if defined(FUSEDOPTIM_X86)
+// Older clangs do not compile __builtin_cpu_supports("f16c"). Whether the system keeps the registers, "avx2" tells.
+static bool has_f16c() {
+  unsigned eax, ebx, ecx, edx;
+  return __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx & bit_F16C) != 0;
+}
+#endif
+
 static bool runs_avx2() {
 #if defined(FUSEDOPTIM_X86)
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
 #else
   return false;
 #endif

