@@ -20,6 +20,8 @@ NAVIGATION = {
     "What to expect": ["inputs", "exact_classes", "robustness", "memory", "verify", "benchmarks"],
     "The project": [
         "design",
+        "measurements",
+        "tried",
         "/CHANGELOG",
         "/CONTRIBUTING",
         "How the benchmarks measure </benchmarks/README>",
