@@ -139,7 +139,7 @@ def run_part(name: str, command: Sequence[str], output: Path, until: float) -> R
         print(f"{name}: left out, {max(0.0, left):.0f} s of its time left", flush=True)
         return {"state": "skipped", "why": f"{max(0.0, left):.0f} s left, and it needs {PARTS[name].least_s:.0f}"}
     print(f"==> {name}, at most {left:.0f} s", flush=True)
-    path = output.with_name(f"{output.name}.{name}")
+    path = output.resolve().with_name(f"{output.name}.{name}")
     path.unlink(missing_ok=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     begin, why = time.time(), ""

@@ -7,7 +7,7 @@ from typing import Any
 from benchmarks.growth.arena import TENSOR
 from benchmarks.growth.breaks import CLOSE, PAYS, RATIOS, SHARES, time_of
 from benchmarks.growth.model import GRAIN, MODELLED, PAPER_MACHINES, PAPER_SIZES, PAPER_THREADS
-from benchmarks.growth.run import VARIANTS
+from benchmarks.growth.time import VARIANTS
 from benchmarks.shared.report import Record as Result
 from benchmarks.shared.report import Table, about, number, time_and_ratio
 from benchmarks.shared.variants import LIMIT, OURS

@@ -47,7 +47,7 @@ CLAIMS = (
     Claim(("tutorial-b1", "adam"), "torch-fused", OURS, 1.35),
 )
 QUICK_ITERATIONS = 6
-SECONDS, QUICK_SECONDS = 5.0, 0.5  # of a run; on a quiet machine the longest takes half of that
+SECONDS, QUICK_SECONDS = 4.0, 0.5  # of a run; on a quiet machine the longest takes a third of that
 MINUTES, QUICK_MINUTES = 45.0, 8.0
 TAIL_RULE = "adam"  # whose loops also have the other tails by default
 

@@ -41,20 +41,22 @@ class Timings:
         now: Now = time.monotonic,
     ) -> None:  # fmt: skip
         """Takes one more round from a fresh `trainer`, after a few iterations that are not timed."""
-        begin = now()
-        warm = trainer.run(WARM_UP, begin + seconds / 2, now)
-        took = now() - begin
-        if took * (1 + iterations / warm) > seconds:
-            iterations = max(1, min(iterations, int((seconds - took) / (took / warm))))
-            self.fewest = min(iterations, self.fewest or iterations)
+        end = now() + seconds
+        trainer.run(WARM_UP, end - seconds / 2, now)
         gc.collect()
         if by_phase:
-            medians = {phase: statistics.median(ts) for phase, ts in trainer.time_phases(iterations, clock).items()}
+            times = trainer.time_phases(iterations, clock, end, now)
+            medians = {phase: statistics.median(ts) for phase, ts in times.items()}
             for phase in phases_of(self.tail):  # those of others are nothing where the step does it all
                 self.phases.setdefault(phase, []).append(medians.get(phase, 0.0))
             self.around.append(sum(medians.values()) - sum(medians[phase] for phase in PHASES[:3]))
+            count = len(times[PHASES[0]])
         else:
-            self.loop.append(statistics.median(trainer.time_iterations(iterations, clock)))
+            whole = trainer.time_iterations(iterations, clock, end, now)
+            self.loop.append(statistics.median(whole))
+            count = len(whole)
+        if count < iterations:
+            self.fewest = min(count, self.fewest or count)
 
 
 @dataclass

@@ -17,7 +17,7 @@ the end say nothing about one another. So there are two checks, neither of which
 import copy
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
@@ -35,7 +35,16 @@ PHASES = phases_of(PLAIN)
 AGREEMENT = 1.25
 HORIZON = 1e-2
 LOSS_EVERY = 100
+CHUNK = 4  # iterations between looks at the time
 Now = Callable[[], float]  # seconds, as `time.monotonic`
+
+
+def chunks(iterations: int, until: float, now: Now) -> Iterator[range]:
+    """Iterations, a few at a time, so that nobody looks at the time within: none begin after `until` but the first."""
+    for i in range(0, iterations, CHUNK):
+        if i and now() > until:
+            return
+        yield range(i, min(i + CHUNK, iterations))
 
 
 class Trainer:
@@ -63,20 +72,25 @@ class Trainer:
             self.step()
         return iterations
 
-    def time_iterations(self, iterations: int, clock: Clock) -> list[float]:
+    def time_iterations(
+        self, iterations: int, clock: Clock, until: float = math.inf, now: Now = time.monotonic
+    ) -> list[float]:
         """Trains, and reads the clock once per iteration: nothing else is in the loop. In microseconds."""
         begin, forward, scaled, mark = self.begin, self.forward, self.scaled, clock.mark
         calls = [call for _, call in self.tail.calls]
         marks: list[Any] = [mark()]
-        for i in range(iterations):
-            begin()
-            scaled(forward(i)).backward()
-            for call in calls:
-                call()
-            marks.append(mark())
+        for part in chunks(iterations, until, now):
+            for i in part:
+                begin()
+                scaled(forward(i)).backward()
+                for call in calls:
+                    call()
+                marks.append(mark())
         return clock.between(marks)
 
-    def time_phases(self, iterations: int, clock: Clock) -> dict[str, list[float]]:
+    def time_phases(
+        self, iterations: int, clock: Clock, until: float = math.inf, now: Now = time.monotonic
+    ) -> dict[str, list[float]]:
         """Trains, and reads the clock after each phase; per phase, microseconds of every iteration.
 
         Scaling the loss belongs to the backward pass.
@@ -85,16 +99,17 @@ class Trainer:
         phases = (*PHASES[:3], *(phase for phase, _ in self.tail.calls))
         calls = [call for _, call in self.tail.calls]
         marks: list[Any] = [mark()]
-        for i in range(iterations):
-            begin()
-            marks.append(mark())
-            loss = forward(i)
-            marks.append(mark())
-            scaled(loss).backward()
-            marks.append(mark())
-            for call in calls:
-                call()
+        for part in chunks(iterations, until, now):
+            for i in part:
+                begin()
                 marks.append(mark())
+                loss = forward(i)
+                marks.append(mark())
+                scaled(loss).backward()
+                marks.append(mark())
+                for call in calls:
+                    call()
+                    marks.append(mark())
         times = clock.between(marks)
         columns: dict[str, list[list[float]]] = {}
         for k, phase in enumerate(phases):

@@ -16,6 +16,7 @@ from benchmarks.growth import arena as arenas
 from benchmarks.growth import breaks, tables
 from benchmarks.growth import model as models
 from benchmarks.growth import run as growth
+from benchmarks.growth import time as timing
 from benchmarks.publish import charts
 
 SIZES = [2**i for i in range(24)]
@@ -101,17 +102,17 @@ class Broken:
 @pytest.mark.parametrize("shapes", [((1,),), ((100,),), ((64,),) * 300], ids=["one", "hundred", "many tensors"])
 def test_correct_steps_pass_and_others_do_not(shapes: tuple[tuple[int], ...]) -> None:
     arena = arenas.GrowthArena(arenas.Model(shapes, 1))
-    verdicts = arena.check({name: arena.optimizer(name) for name in growth.VARIANTS})
+    verdicts = arena.check({name: arena.optimizer(name) for name in timing.VARIANTS})
     assert all(verdict.correct for verdict in verdicts.values()), verdicts
-    broken = Broken(arena.optimizer(growth.OURS), slice(-1, None))
-    assert not arena.check({growth.OURS: broken})[growth.OURS].correct
+    broken = Broken(arena.optimizer(timing.OURS), slice(-1, None))
+    assert not arena.check({timing.OURS: broken})[timing.OURS].correct
 
 
 def test_a_chunk_in_the_place_of_another_is_noticed() -> None:
     size = arenas.PERIOD + 2**17
     arena = arenas.GrowthArena(arenas.one_tensor(size), arenas.make_pool(size))
-    ours = arena.optimizer(growth.OURS)
-    assert arena.check({growth.OURS: ours})[growth.OURS].correct
+    ours = arena.optimizer(timing.OURS)
+    assert arena.check({timing.OURS: ours})[timing.OURS].correct
     write = arena.write
 
     def displaced(tensors: list[torch.Tensor], *how: Any) -> None:
@@ -120,7 +121,7 @@ def test_a_chunk_in_the_place_of_another_is_noticed() -> None:
             tensors[0][-(2**16) :] = tensors[0][: 2**16].clone()
 
     arena.write = displaced
-    assert not arena.check({growth.OURS: ours})[growth.OURS].correct
+    assert not arena.check({timing.OURS: ours})[timing.OURS].correct
 
 
 def test_slices_of_large_tensors_are_few_and_reach_both_ends(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,18 +132,18 @@ def test_slices_of_large_tensors_are_few_and_reach_both_ends(monkeypatch: pytest
 
 
 def test_slow_calls_take_few_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(growth, "BUDGET", 0.02)
+    monkeypatch.setattr(timing, "BUDGET", 0.02)
     calls: list[str] = []
 
     def slow() -> None:
         calls.append("slow")
         time.sleep(0.02)
 
-    times = growth.measure({("fast", 1): lambda: calls.append("fast"), ("slow", 1): slow}, rounds=6)
-    assert len(times["slow", 1]) == growth.LEAST_ROUNDS
-    assert growth.LEAST_ROUNDS < len(times["fast", 1]) <= 6
+    times = timing.measure({("fast", 1): lambda: calls.append("fast"), ("slow", 1): slow}, rounds=6)
+    assert len(times["slow", 1]) == timing.LEAST_ROUNDS
+    assert timing.LEAST_ROUNDS < len(times["fast", 1]) <= 6
     assert min(times["slow", 1]) >= 0.019e6
-    assert calls.count("slow") == 1 + growth.LEAST_ROUNDS
+    assert calls.count("slow") == 1 + timing.LEAST_ROUNDS
     assert calls.count("fast") > 100
 
 
@@ -209,8 +210,8 @@ def test_what_does_not_fit_is_left_out_and_said(monkeypatch: pytest.MonkeyPatch)
     args = growth.parse(["--quick", "--rounds", "1", "--threads", "1"])
     results = list(growth.measured(growth.AXES["elements"], [16, 64, 128, 256], args, limits))
     assert [result["size"] for result in results] == [16, 64, 128]
-    assert growth.VARIANTS[0] in results[0]["variants"]
-    assert growth.VARIANTS[0] not in results[2]["variants"]
+    assert timing.VARIANTS[0] in results[0]["variants"]
+    assert timing.VARIANTS[0] not in results[2]["variants"]
     assert [note.split(":")[0] for note in limits.left_out[:2]] == [f"{n} elements, torch-default" for n in (64, 128)]
     assert len(limits.left_out) == 3
     assert limits.left_out[-1].startswith("from 256 elements on")
@@ -222,7 +223,7 @@ def test_from_measurement_to_page_and_chart(tmp_path: Path) -> None:
     written = "\n".join(tables.section(record))
     assert "| 64 | " in written
     assert "WRONG" not in written
-    record["axes"]["tensors"][0]["variants"][growth.OURS]["correct"] = False
+    record["axes"]["tensors"][0]["variants"][timing.OURS]["correct"] = False
     assert "WRONG" in "\n".join(tables.section(record))
     charts.growth(record, tmp_path / "growth.png", "a note")
     assert (tmp_path / "growth.png").stat().st_size > 10_000

@@ -59,7 +59,7 @@ def test_a_slow_variant_has_fewer_rounds_and_iterations(monkeypatch: pytest.Monk
     monkeypatch.setitem(variants.VARIANTS, "torch-fused", variants.Variant("torch-fused", module, {}))
     result, (first,) = train(time)
     slow = result["variants"].pop("torch-fused")
-    assert slow["unfinished"] == "1 of 4 rounds, 5 of 60 iterations"
+    assert slow["unfinished"] == "1 of 4 rounds, 8 of 60 iterations"
     assert slow["correct"] is None
     assert slow["loop"]["median"] == pytest.approx(1e6)
     assert time.calls < 70
@@ -68,7 +68,7 @@ def test_a_slow_variant_has_fewer_rounds_and_iterations(monkeypatch: pytest.Monk
         assert figures["correct"] is True
     assert first["variants"]["torch-fused"]["loop"]["median"] == pytest.approx(1e6)
     table = dict(zip(first["variants"], loop.case_table(first).rows, strict=True))
-    assert table["torch-fused"][-1] == "not checked, unfinished: 1 of 4 rounds, 5 of 60 iterations"
+    assert table["torch-fused"][-1] == "not checked, unfinished: 1 of 4 rounds, 8 of 60 iterations"
     assert table["torch-default"][-1] == "not checked"
 
 
