@@ -69,9 +69,9 @@ import torch, fusedoptim
 torch.optim.__path__.append({str(tmp_path)!r})
 torch.optim.Newer = torch.optim.Adagrad
 assert fusedoptim.Newer is torch.optim.Adagrad
-import fusedoptim.newer, fusedoptim.later.part, torch.optim.newer, torch.optim.later.part
-assert fusedoptim.newer is torch.optim.newer
-assert fusedoptim.later.part is torch.optim.later.part
+import sys, fusedoptim.newer, fusedoptim.later.part
+for name in ("newer", "later", "later.part"):
+    assert sys.modules["fusedoptim." + name] is sys.modules["torch.optim." + name], name
 """
     assert run_python(code) == ""
 
