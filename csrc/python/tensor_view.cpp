@@ -9,15 +9,23 @@
 namespace fusedoptim::python {
 namespace {
 
+constexpr uint32_t word_of(dlpack::DataType type) {
+  return uint32_t(type.code) | uint32_t(type.bits) << 8 | uint32_t(type.lanes) << 16;
+}
+
 std::optional<DType> dtype_of(dlpack::DataType type) {
-  const auto is = [type](uint8_t code, uint8_t bits) {
-    return type.code == code && type.bits == bits && type.lanes == 1;
-  };
-  if (is(dlpack::kFloat, 32)) return DType::f32;
-  if (is(dlpack::kFloat, 64)) return DType::f64;
-  if (is(dlpack::kBFloat, 16)) return DType::bf16;
-  if (is(dlpack::kFloat, 16)) return DType::f16;
-  return std::nullopt;
+  switch (word_of(type)) {
+    case word_of({dlpack::kFloat, 32, 1}):
+      return DType::f32;
+    case word_of({dlpack::kFloat, 64, 1}):
+      return DType::f64;
+    case word_of({dlpack::kBFloat, 16, 1}):
+      return DType::bf16;
+    case word_of({dlpack::kFloat, 16, 1}):
+      return DType::f16;
+    default:
+      return std::nullopt;
+  }
 }
 
 // Zeros that autograd never wrote, and storages that were freed, have no memory: their data is null, and that of a view
