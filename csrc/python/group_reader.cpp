@@ -177,7 +177,17 @@ bool GroupReader::average(double& weight) const {
   return true;
 }
 
+// Without owning anything on the way: zero_grad and the fast path ask every group.
+PyObject* GroupReader::list_of_dict() const {
+  static PyObject* const key = key_of("params");
+  PyObject* const found = is_transparent_ ? PyDict_GetItemWithError(group_.ptr(), key) : nullptr;
+  if (found != nullptr && PyList_CheckExact(found)) return found;
+  if (found == nullptr && PyErr_Occurred()) throw py::error_already_set();
+  return nullptr;
+}
+
 py::object GroupReader::params() const {
+  if (PyObject* const list = list_of_dict()) return py::reinterpret_borrow<py::object>(list);
   py::object found = item("params");
   if (PyList_CheckExact(found.ptr())) return found;
   py::object list = py::reinterpret_steal<py::object>(PySequence_List(found.ptr()));
@@ -185,7 +195,7 @@ py::object GroupReader::params() const {
   return list;
 }
 
-bool GroupReader::has_list() const { return PyList_CheckExact(item("params").ptr()); }
+bool GroupReader::has_list() const { return list_of_dict() != nullptr || PyList_CheckExact(item("params").ptr()); }
 
 bool GroupReader::asks_for_torch() const {
   const py::object fused = find("fused");

@@ -43,6 +43,7 @@ class GroupReader {
  private:
   pybind11::object find(const char* name) const;  // null where the group lacks it
   pybind11::object item(const char* name) const;
+  PyObject* list_of_dict() const;  // of parameters, borrowed; null where the group is no dict with a list of them
   pybind11::object setting(const char* name) const;  // as find, but no dict makes what it lacks
   double number(pybind11::handle value, const char* name, const double* place, bool may_stay) const;
   void pair(const char* name, double& first, double& second, bool may_stay) const;

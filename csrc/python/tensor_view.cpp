@@ -9,13 +9,23 @@
 namespace fusedoptim::python {
 namespace {
 
+constexpr uint32_t word_of(dlpack::DataType type) {
+  return uint32_t(type.code) | uint32_t(type.bits) << 8 | uint32_t(type.lanes) << 16;
+}
+
 std::optional<DType> dtype_of(dlpack::DataType type) {
-  if (type.lanes != 1) return std::nullopt;
-  if (type.code == dlpack::kFloat && type.bits == 32) return DType::f32;
-  if (type.code == dlpack::kFloat && type.bits == 64) return DType::f64;
-  if (type.code == dlpack::kBFloat && type.bits == 16) return DType::bf16;
-  if (type.code == dlpack::kFloat && type.bits == 16) return DType::f16;
-  return std::nullopt;
+  switch (word_of(type)) {
+    case word_of({dlpack::kFloat, 32, 1}):
+      return DType::f32;
+    case word_of({dlpack::kFloat, 64, 1}):
+      return DType::f64;
+    case word_of({dlpack::kBFloat, 16, 1}):
+      return DType::bf16;
+    case word_of({dlpack::kFloat, 16, 1}):
+      return DType::f16;
+    default:
+      return std::nullopt;
+  }
 }
 
 // Zeros that autograd never wrote, and storages that were freed, have no memory: their data is null, and that of a view
@@ -48,11 +58,12 @@ bool are_disjoint(int ndim, const int64_t* sizes, const int64_t* strides) {
   return true;
 }
 
-bool TensorView::read(PyObject* plain) { return read_layout(plain) || read_dlpack(plain); }
+bool TensorView::read(PyObject* plain) {
+  return (TensorLayout::get() != nullptr && read_layout(plain)) || read_dlpack(plain);
+}
 
 bool TensorView::read_layout(PyObject* plain) {
   const TensorLayout* const layout = TensorLayout::get();
-  if (layout == nullptr) return false;
   const TensorImplRef impl = layout->impl(plain);
   DType known;
   if (!layout->is_plain_strided(impl) || !layout->dtype(impl, known)) return false;
@@ -85,14 +96,13 @@ bool TensorView::read_dlpack(PyObject* plain) {
 }
 
 void TensorView::measure() {
-  if (std::find(sizes, sizes + ndim, 0) != sizes + ndim) {  // then the other sizes and strides may be any
-    end = data;
-    count = 0;
-    row_major = true;
-    return;
+  end = data;
+  count = 0;
+  row_major = true;
+  for (int d = 0; d < ndim; ++d) {
+    if (sizes[d] == 0) return;  // the other sizes and strides may be any
   }
   count = 1;
-  row_major = true;
   int64_t last = 0;
   for (int d = ndim - 1; d >= 0; --d) {
     row_major = row_major && (sizes[d] == 1 || strides[d] == count);
