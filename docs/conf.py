@@ -17,7 +17,7 @@ exclude_patterns = ["build", ".*"]
 NAVIGATION = {
     "Optimizers": ["sgd", "adam", "adamw", "from_torch", "api"],
     "Training": ["amp", "clipping", "averages", "schedulers", "in_backward", "checkpoints", "trainers", "scaling"],
-    "What to expect": ["inputs", "exact_classes", "robustness", "memory", "verify", "benchmarks"],
+    "What to expect": ["inputs", "exact_classes", "robustness", "memory", "verify", "torch_versions", "benchmarks"],
     "The project": [
         "design",
         "measurements",
