@@ -17,7 +17,7 @@ def test_a_line_every_half_minute() -> None:
         report: Any = SimpleNamespace(when="teardown", failed=done == 20)
         progress.pytest_runtest_logreport(report)
     assert lines[:2] == [
-        "15 of 100 tests after 30 s, about 170 s left",
+        "15 of 100 tests after 30 s",
         "30 of 100 tests, 1 failed after 60 s, about 140 s left",
     ]
     assert len(lines) == 6

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import pytest
 
 SECONDS = 30.0  # between two lines
+FEWEST = 0.2  # of the tests, before the time left is told: the longest come first
 
 
 class Progress:
@@ -37,6 +38,8 @@ class Progress:
         if now - self._last < SECONDS or not 0 < self._done < self._total:
             return
         self._last, passed = now, now - self._begin
-        left = passed / self._done * (self._total - self._done)
         failed = f", {self._failed} failed" if self._failed else ""
-        self._say(f"{self._done:,} of {self._total:,} tests{failed} after {passed:.0f} s, about {left:.0f} s left")
+        line = f"{self._done:,} of {self._total:,} tests{failed} after {passed:.0f} s"
+        if self._done >= FEWEST * self._total:
+            line += f", about {passed / self._done * (self._total - self._done):.0f} s left"
+        self._say(line)
