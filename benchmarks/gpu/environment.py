@@ -34,7 +34,7 @@ def stand_ins() -> Iterator[None]:
 
 def from_tests(name: str) -> Any:
     """A module of the tests, which hold the checks of bits and the table of cases."""
-    folder = str(ROOT / "tests" / "tools")
-    if folder not in sys.path:
-        sys.path.append(folder)
+    for folder in map(str, (ROOT / "tests", ROOT / "tests" / "tools")):
+        if folder not in sys.path:
+            sys.path.append(folder)
     return importlib.import_module(name)

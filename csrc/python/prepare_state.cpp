@@ -73,7 +73,7 @@ const char* GeneralPath::prepare_step_count(PyObject* tensor, const TensorView& 
   add_range(view, false);  // one count may serve several parameters
   out.read();
   out.next = out.seen;
-  if (out.next > 0) return nullptr;
+  if (!(out.next <= 0)) return nullptr;  // NaN makes NaN
   const std::string count = py::str(py::float_(out.next - 1));
   throw ParamError{PyExc_RuntimeError,
                    "step must be at least 0, got " + count + ": set it right in the state of this parameter,"};

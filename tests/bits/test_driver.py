@@ -265,6 +265,17 @@ def test_a_step_count_that_is_nan_makes_nan_whatever_bits(case: Case, dtype: tor
     assert param.isnan().all()
 
 
+@of_cases([case for case in one_per_class() if "SGD" not in case.id])
+def test_a_step_count_that_is_nan_on_the_general_path(case: Case) -> None:
+    param = Parameter(torch.ones(67, 2)[:, 0])
+    optimizer = case.make([param])
+    for _ in range(2):
+        param.grad = torch.ones(67)
+        optimizer.step()
+        optimizer.state[param]["step"].fill_(torch.nan)
+    assert param.isnan().all()
+
+
 @of_cases(one_per_class())
 @pytest.mark.parametrize("found_inf", [1.0, 2.0])
 @pytest.mark.parametrize("scale", [None, 65536.0])
