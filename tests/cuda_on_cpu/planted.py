@@ -372,7 +372,7 @@ END_TO_END = [
     _host("groups that share what they must not", BUCKETS,
           "std::memcmp(task.constants, first.constants, kMaxRuleBytes) == 0", "true", "test_one_launch_per_bucket"),
     _host("kernels of another dtype", RUN, "step_kernel(task.rule, task.variant, task.dtype)",
-          "step_kernel(task.rule, task.variant, DType::f32)", "test_bits_of_the_host"),
+          "step_kernel(task.rule, task.variant, DType::bf16)", "test_bits_of_the_host"),
     _host("found_inf not handed on", RUN, "step.found_inf = bucket.run->found_inf;", "", "test_found_inf"),
     _host("found_inf of the first device", RUN, "buckets.push_back({&task, &*run, {}, {}});",
           "buckets.push_back({&task, &runs[0], {}, {}});", "test_two_devices"),
