@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import signal
 import sys
@@ -46,6 +47,7 @@ def interrupted(step: Callable[[], Any], at: int) -> bool:
                 raise Stop
         return trace
 
+    gc.disable()  # what others have registered to be called by the collector would be stopped, and Python pass it over
     sys.settrace(trace)
     try:
         step()
@@ -53,6 +55,7 @@ def interrupted(step: Callable[[], Any], at: int) -> bool:
         return True
     finally:
         sys.settrace(None)
+        gc.enable()
     return False
 
 
