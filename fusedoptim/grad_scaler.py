@@ -52,7 +52,7 @@ class GradScaler(torch.amp.GradScaler):
 
     def step(self, optimizer: Any, *args: Any, **kwargs: Any) -> Any:
         """As torch's; a step of this package that divides by itself also looks for infinity and NaN by itself."""
-        has_closure = args or kwargs.get("closure") is not None  # which may write gradients
+        has_closure = args or "closure" in kwargs  # which torch refuses, or which may write gradients
         can_check = self._enabled and not has_closure and _is_plain_step(optimizer)
         check = self._check_in_step(optimizer) if can_check else None
         if check is None:

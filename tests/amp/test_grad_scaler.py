@@ -484,6 +484,7 @@ def test_errors_are_torchs(fused: bool | None) -> None:
         found = [message_of(lambda: scaler.step(optimizer))]  # noqa: B023  # before any scale
         scale_gradients(scaler, optimizer, 1)
         found.append(message_of(lambda: scaler.step(optimizer, closure=lambda: 0)))  # noqa: B023
+        found.append(message_of(lambda: scaler.step(optimizer, closure=None)))  # noqa: B023
         scaler.unscale_(optimizer)
         before = everything_of(optimizer)
         found.append(message_of(lambda: scaler.unscale_(optimizer)))  # noqa: B023
