@@ -14,14 +14,16 @@ struct Half {
   uint16_t bits;
 };
 
-enum class DType : uint8_t { f64, f32, bf16, f16 };
-constexpr int kDTypes = 4;
+enum class DType : uint8_t { f64, f32, bf16, f16, u8 };
+constexpr int kDTypes = 4;  // that are numbers; u8 is what states in 8 bits are stored in
 
-constexpr size_t size_of(DType dtype) { return dtype == DType::f64 ? 8 : dtype == DType::f32 ? 4 : 2; }
+constexpr size_t size_of(DType dtype) {
+  return dtype == DType::f64 ? 8 : dtype == DType::f32 ? 4 : dtype == DType::u8 ? 1 : 2;
+}
 
 // As torch calls it.
 constexpr const char* torch_name(DType dtype) {
-  constexpr const char* kNames[kDTypes] = {"float64", "float32", "bfloat16", "float16"};
+  constexpr const char* kNames[] = {"float64", "float32", "bfloat16", "float16", "uint8"};
   return kNames[int(dtype)];
 }
 

@@ -4,11 +4,13 @@
 #include <cstdint>
 
 #include "core/dtype.h"
+#include "core/storage.h"
 #include "rules/all.h"
 
 namespace fusedoptim {
 
-constexpr int kMaxOwned = kMaxStates + 1;    // tensors that are a parameter's own: the rule's states, and its average
+// Tensors that are a parameter's own and have its shape: the rule's states, its average and its companion.
+constexpr int kMaxOwned = kMaxStates + 2;
 constexpr int kMaxOperands = 2 + kMaxOwned;  // param, grad, and those
 constexpr int kMaxDims = 64;
 
@@ -42,7 +44,18 @@ constexpr int kHost = -1;
 struct Task {
   int rule = 0;  // index in AllRules
   int variant = 0;
-  DType dtype = DType::f32;
+  DType dtype = DType::f32;  // of param, and of all operands unless `mixed`
+  // Whether operands differ in dtype, or are not simply stored in theirs. Then the arithmetic is in float32, and what
+  // follows counts.
+  bool mixed = false;
+  DType dtypes[kMaxOperands] = {};
+  Coding codings[kMaxOperands] = {};      // of param and the states
+  float* scales[kMaxOperands] = {};       // of states in 8 bits, one for each block
+  Blocks blocks{};                        // of these, or none
+  Companion companion = Companion::none;  // the last operand, if there is one
+  uint64_t seed = 0;                      // of random bits, as is the number of the parameter: core/philox.h
+  uint32_t parameter = 0;
+  int64_t first_element = 0;  // the place of the first element in the whole tensor, for the same
   int operand_count = 0;
   const void* constants = nullptr;  // kMaxRuleBytes with an instance of the rule for the dtype's arithmetic type
   void* operands[kMaxOperands] = {};
@@ -54,7 +67,8 @@ struct Task {
   // Not null: the norm of the gradients, on the device, and `factor` is multiplied by what clips these to `max_norm`.
   const double* norm = nullptr;
   double max_norm = 0;
-  // The last operand is an average of param, which moves by `average_weight` once param is written, or becomes it.
+  // The operand behind the rule's is an average of param, which moves by `average_weight` once param is written, or
+  // becomes it.
   bool averages = false, average_is_new = false;
   double average_weight = 0;
   int device = kHost;  // or the number of a CUDA device, on which everything below may lie
@@ -62,6 +76,13 @@ struct Task {
   const DeviceOptions* device_options = nullptr;
   DeviceNumber step{};   // the count before the step, to be raised there; at null: it lies on the host
   double next_step = 1;  // the host's count after the step
+
+  DType dtype_of(int operand) const { return mixed ? dtypes[operand] : dtype; }
+  // How many of `n` elements from `begin` on can be taken at once, so that no block of 8 bits is taken in two parts.
+  int64_t cut(int64_t begin, int64_t n) const {
+    if (blocks.columns == 0 || begin + n >= count) return n;
+    return blocks.begin(blocks.of(begin + n)) - begin;
+  }
 };
 
 struct RunOptions {

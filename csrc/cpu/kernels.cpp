@@ -4,6 +4,7 @@
 #include "core/average.h"
 #include "cpu/instruction_set.h"
 #include "cpu/squares.h"
+#include "cpu/storage_kernels.h"
 
 namespace fusedoptim {
 namespace FUSEDOPTIM_ISA {
@@ -124,7 +125,8 @@ constexpr InstructionSet fill(const char* name, RuleList<Rules...>) {
       {unscale<double>, unscale<float>, unscale<BFloat16>, unscale<Half>},
       {scale<double>, scale<float>, scale<BFloat16>, scale<Half>},
       {squares<double>, squares<float>, squares<BFloat16>, squares<Half>},
-      {squares_abreast<double>, squares_abreast<float>, squares_abreast<BFloat16>, squares_abreast<Half>}};
+      {squares_abreast<double>, squares_abreast<float>, squares_abreast<BFloat16>, squares_abreast<Half>},
+      kStorage};
   int rule = 0;
   (fill_rule<Rules, false>(set.kernels[rule++], std::make_integer_sequence<int, Rules<float>::kVariants>()), ...);
   rule = 0;

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "cpu/mixed.h"
 #include "cpu/pool/parallel_for.h"
 #include "cpu/strided.h"
 
@@ -21,45 +22,53 @@ class Runner {
   void operator()(const Chunk& chunk) const {
     const Task& task = *chunk.task;
     if (task.layout != nullptr) {
-      for_blocks(chunk, kStridedBlock, [&](int64_t at, int64_t n) {
-        task.dtype == DType::f64   ? strided<uint64_t>(task, at, n)
-        : task.dtype == DType::f32 ? strided<uint32_t>(task, at, n)
-                                   : strided<uint16_t>(task, at, n);
+      for_blocks(chunk, kStridedBlock, [&](int64_t at, int64_t n) { strided(task, at, n); });
+    } else if (task.mixed) {
+      for_blocks(chunk, MixedBlock::kElements, [&](int64_t at, int64_t n) {
+        void* operands[kMaxOperands];
+        for (int k = 0; k < task.operand_count; ++k) {
+          operands[k] = static_cast<char*>(task.operands[k]) + at * int64_t(size_of(task.dtype_of(k)));
+        }
+        update(task, operands, 0, at, n);
       });
     } else {
       // With a second pass over grad the chunk is walked in blocks, so that this pass finds it in the cache.
       const bool passes = options_.unscale || options_.zero_grad || clips_in_buffer(task) || task.average_is_new;
-      for_blocks(chunk, passes ? kBlock : kChunk, [&](int64_t at, int64_t n) { update(task, task.operands, at, n); });
+      for_blocks(chunk, passes ? kBlock : kChunk,
+                 [&](int64_t at, int64_t n) { update(task, task.operands, at, at, n); });
     }
   }
 
  private:
+  // For a task with 8 bits: blocks end where one of its does.
   template <class Work>
   static void for_blocks(const Chunk& chunk, int64_t block, Work work) {
-    for (int64_t done = 0; done < chunk.count; done += block) {
-      work(chunk.begin + done, std::min(block, chunk.count - done));
+    const int64_t end = chunk.begin + chunk.count;
+    for (int64_t at = chunk.begin; at < end;) {
+      const int64_t n = chunk.task->cut(at, std::min(block, end - at));
+      work(at, n);
+      at += n;
     }
   }
 
-  void update(const Task& task, void* const* operands, int64_t begin, int64_t count) const {
-    if (options_.unscale) {
-      char* const grad = static_cast<char*>(operands[1]) + size_t(begin) * size_of(task.dtype);
-      set_.unscale[int(task.dtype)](grad, grad, count, options_.grad_scale);
-    }
-    if (clips_in_buffer(task)) {
+  // Updates elements from `begin` of the operands on, of which the first is number `first` of the task.
+  void update(const Task& task, void* const* operands, int64_t begin, int64_t first, int64_t count) const {
+    const DType grad_dtype = task.dtype_of(1);
+    char* const grad = static_cast<char*>(operands[1]) + begin * int64_t(size_of(grad_dtype));
+    if (options_.unscale) set_.unscale[int(grad_dtype)](grad, grad, count, options_.grad_scale);
+    if (task.mixed) {
+      MixedBlock(task, set_).update(operands, first, count, task.factor);
+    } else if (clips_in_buffer(task)) {
       apply_clipped(task, operands, begin, count);
     } else {
       apply(task, operands, begin, count, task.factor);
     }
-    if (task.average_is_new) {
+    if (task.average_is_new && !task.mixed) {
       const size_t size = size_of(task.dtype), from = size_t(begin) * size;
       char* const average = static_cast<char*>(operands[task.operand_count - 1]) + from;
       std::memcpy(average, static_cast<const char*>(operands[0]) + from, size_t(count) * size);
     }
-    if (options_.zero_grad) {
-      const size_t size = size_of(task.dtype);
-      std::memset(static_cast<char*>(operands[1]) + begin * size, 0, count * size);
-    }
+    if (options_.zero_grad) std::memset(grad, 0, size_t(count) * size_of(grad_dtype));
   }
 
   void apply(const Task& task, void* const* operands, int64_t begin, int64_t count, double factor) const {
@@ -80,19 +89,30 @@ class Runner {
     apply(task, at, 0, count, 1);
   }
 
-  template <class Element>
   void strided(const Task& task, int64_t begin, int64_t count) const {
-    Element scratch[kMaxOperands][kStridedBlock];
+    alignas(64) char scratch[kMaxOperands][kStridedBlock * sizeof(double)];
     void* operands[kMaxOperands];
     for (int k = 0; k < task.operand_count; ++k) {
       operands[k] = scratch[k];
-      gather(*task.layout, k, static_cast<const Element*>(task.operands[k]), begin, count, scratch[k]);
+      as_integers(size_of(task.dtype_of(k)), [&](auto integer) {
+        const auto* from = static_cast<const decltype(integer)*>(task.operands[k]);
+        gather(*task.layout, k, from, begin, count, static_cast<decltype(integer)*>(operands[k]));
+      });
     }
-    update(task, operands, 0, count);
+    update(task, operands, 0, begin, count);
     for (int k = 0; k < task.operand_count; ++k) {
-      const bool written = k != 1 || options_.zero_grad || options_.unscale;
-      if (written) scatter(*task.layout, k, static_cast<Element*>(task.operands[k]), begin, count, scratch[k]);
+      if (k == 1 && !options_.zero_grad && !options_.unscale) continue;
+      as_integers(size_of(task.dtype_of(k)), [&](auto integer) {
+        auto* const to = static_cast<decltype(integer)*>(task.operands[k]);
+        scatter(*task.layout, k, to, begin, count, static_cast<const decltype(integer)*>(operands[k]));
+      });
     }
+  }
+
+  // Calls `work` with an integer of this size.
+  template <class Work>
+  static void as_integers(size_t size, Work work) {
+    size == 8 ? work(uint64_t()) : size == 4 ? work(uint32_t()) : size == 2 ? work(uint16_t()) : work(uint8_t());
   }
 
   const RunOptions& options_;
@@ -109,12 +129,13 @@ void Schedule::plan(const Task* tasks, size_t count, const RunOptions& options) 
   int64_t in_unit = kChunk;
   for (const Task* task = tasks; task != tasks + count; ++task) {
     elements_ += task->count;
-    for (int64_t at = 0; at < task->count; at += kChunk) {
+    for (int64_t at = 0, n = 0; at < task->count; at += n) {
       if (in_unit >= kChunk) {
         units_.push_back(chunks_.size());
         in_unit = 0;
       }
-      chunks_.push_back({task, at, std::min(kChunk, task->count - at)});
+      n = task->cut(at, std::min(kChunk, task->count - at));
+      chunks_.push_back({task, at, n});
       in_unit += chunks_.back().count;
     }
   }
@@ -132,7 +153,7 @@ void Schedule::run(const InstructionSet& set) const noexcept {
 void zero_grads(const std::vector<Task>& tasks) noexcept {
   for (const Task& task : tasks) {
     if (task.count == 0) continue;  // its gradient may have no memory at all
-    const size_t size = size_of(task.dtype);
+    const size_t size = size_of(task.dtype_of(1));
     if (task.layout == nullptr) {
       std::memset(task.operands[1], 0, size_t(task.count) * size);
     } else {
