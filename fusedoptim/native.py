@@ -164,13 +164,14 @@ class NativePlan:
         return bool(self._plan.zero_grads(groups, _get_num_threads(), even_if_watched))
 
 
-def zeros_like(param: torch.Tensor) -> torch.Tensor:
+def zeros_like(param: torch.Tensor, dtype: torch.dtype | None = None, is_row_major: bool = False) -> torch.Tensor:
     """``torch.zeros_like`` in the layout of the parameter, on our thread pool: torch's hangs in a forked child."""
+    layout = torch.contiguous_format if is_row_major else torch.preserve_format
     if _C is not None and param.device.type == "cpu" and type(param) in (torch.Tensor, torch.nn.Parameter):
-        made = torch.empty_like(param, requires_grad=False, memory_format=torch.preserve_format)
+        made = torch.empty_like(param, dtype=dtype, requires_grad=False, memory_format=layout)
         if _C.zero(made, _get_num_threads()):
             return made
-    return torch.zeros_like(param, requires_grad=False, memory_format=torch.preserve_format)
+    return torch.zeros_like(param, dtype=dtype, requires_grad=False, memory_format=layout)
 
 
 class _Grads:

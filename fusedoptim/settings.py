@@ -1,4 +1,4 @@
-"""Settings beyond torch's options: clipping, skipping and averages, from the constructor or the param groups."""
+"""Settings beyond torch's options: clipping, averages and storage, from the constructor or the param groups."""
 
 from __future__ import annotations
 
@@ -8,10 +8,26 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
 from fusedoptim.clipping.sharding_engines import refuse_settings
+from fusedoptim.reference.parameters import flag_for_torch, name_of
+from fusedoptim.reference.rules import RULES
 
 # Defaults. A setting is in the groups only where it differs, so that other state dicts have torch's format.
-DEFAULTS: dict[str, Any] = {"max_grad_norm": None, "skip_nonfinite": False, "ema_decay": None}
+DEFAULTS: dict[str, Any] = {
+    "max_grad_norm": None,
+    "skip_nonfinite": False,
+    "ema_decay": None,
+    "state_dtype": None,
+    "master_weights": False,
+    "kahan_sum": False,
+    "stochastic_rounding": False,
+    "seed": 0,
+}
+_ALL_STATES = {"momentum": 1.0, "amsgrad": True}  # options with which a rule keeps all states that it has
+STORAGE = ("state_dtype", "master_weights", "kahan_sum", "stochastic_rounding")
+_STATE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, "8bit")
 
 _DOC = """        max_grad_norm (float, optional): clip the gradients of each step by their global norm: that of
             all parameters whose groups have a limit. The step clips as it reads; ``p.grad`` stays as
@@ -20,7 +36,21 @@ _DOC = """        max_grad_norm (float, optional): clip the gradients of each st
             count them in ``skipped_steps`` (default: False)
         ema_decay (float, optional): after each step, ``ema = lerp(ema, param, 1 - ema_decay)``, for
             ``averaged_parameters`` and ``copy_averages_to``; at first the parameter after its first
-            step (default: None, no averages)"""
+            step (default: None, no averages)
+        state_dtype (torch.dtype, str or dict, optional): how state is stored: torch.float32,
+            torch.bfloat16 (second moments are rounded stochastically), torch.float16, ``"8bit"`` (in
+            blocks of 256; tensors below 4,096 elements in float32), or a dict of these by the names of
+            the states (default: None, in the dtype of the parameter)
+        master_weights (bool or str, optional): keep a copy of bfloat16 and float16 parameters in float32,
+            which the step updates and rounds into the parameter; ``"remainder"``: the 16 bits that a
+            bfloat16 parameter lacks of it, to the same results. State is in float32 then, unless
+            ``state_dtype`` says otherwise (default: False)
+        kahan_sum (bool, optional): keep what bfloat16 and float16 parameters lose by rounding, in their
+            own dtype, and add it in the next step (default: False)
+        stochastic_rounding (bool, optional): round bfloat16 parameters, and second moments in bfloat16,
+            up or down at random, so that small updates count in the mean (default: False)
+        seed (int, optional): of the random bits, which depend on nothing else but the step, the parameter's
+            number and the place of the element (default: 0)"""
 
 
 def constructor(cls: type[Any], torchs: type[Any]) -> Callable[..., None]:
@@ -52,6 +82,7 @@ def set_up(optimizer: Any, **settings: Any) -> None:
         for name, value in asked.items():
             group.setdefault(name, value)
     check(optimizer.param_groups)
+    check_storage(optimizer, optimizer.param_groups)
 
 
 def check(groups: list[Any]) -> None:
@@ -60,6 +91,7 @@ def check(groups: list[Any]) -> None:
         for name in DEFAULTS:
             if name in group:
                 _check_one(name, group[name], f" in parameter group {index}")
+        _check_together(group, f" in parameter group {index}")
     if has_settings(groups):
         refuse_settings(groups)
 
@@ -72,8 +104,17 @@ def _check_one(name: str, value: Any, where: str) -> None:
 
 def problem_of(name: str, value: Any) -> str | None:
     """What a setting must be, if ``value`` is not valid; else None."""
-    if name == "skip_nonfinite":
+    if name in ("skip_nonfinite", "kahan_sum", "stochastic_rounding"):
         return None if isinstance(value, bool) else "True or False"
+    if name == "master_weights":
+        return None if isinstance(value, bool) or value == "remainder" else 'True, False or "remainder"'
+    if name == "seed":
+        is_whole = isinstance(value, int) and not isinstance(value, bool)
+        return None if is_whole and 0 <= value < 2**64 - 1 else "an integer from 0 to 2**64 - 2"
+    if name == "state_dtype":
+        values = value.values() if isinstance(value, dict) else [value]
+        fits = all(x is None or any(x is y or (isinstance(x, str) and x == y) for y in _STATE_DTYPES) for x in values)
+        return None if fits else 'None, torch.float32, torch.bfloat16, torch.float16, "8bit" or a dict of these'
     most = 1.0 if name == "ema_decay" else math.inf
     try:
         fits = value is None or (not isinstance(value, (str, bytes)) and 0 <= float(value) <= most)
@@ -82,6 +123,34 @@ def problem_of(name: str, value: Any) -> str | None:
     if fits:
         return None
     return "None or a number of at least 0" if most == math.inf else f"None or a number from 0 to {most:g}"
+
+
+def _check_together(group: Any, where: str) -> None:
+    asked = [name for name in ("master_weights", "kahan_sum", "stochastic_rounding") if group.get(name)]
+    if len(asked) > 1:
+        raise ValueError(f"{asked[0]} and {asked[1]} exclude each other, got both{where}: leave one out")
+
+
+def check_storage(optimizer: Any, groups: list[Any]) -> None:
+    """Raise if groups ask for a storage that their parameters, or the rule's states, cannot have."""
+    rule = RULES[optimizer._rule]
+    for index, group in enumerate(groups):
+        asked = group.get("state_dtype")
+        known = [name for name in rule.own_state({**group, **_ALL_STATES}) if name != "step"]
+        unknown = [name for name in asked if name not in known] if isinstance(asked, dict) else []
+        if unknown:
+            raise ValueError(f"state_dtype must name states of {known}, got {unknown[0]!r} in parameter group {index}")
+        for position, param in enumerate(group["params"]):
+            if param.dtype == torch.float64 and asked is not None:
+                what = f"state_dtype must be None for float64 parameters, got {asked!r}"
+            elif param.dtype == torch.float16 and group.get("master_weights") == "remainder":
+                what = 'master_weights="remainder" is for bfloat16 parameters only; True is for float16 as well'
+            else:
+                continue
+            raise ValueError(f"{what}, in {name_of(param, group, index, position)}")
+        if any(group.get(name) for name in STORAGE) and (flag := flag_for_torch(group)) is not None:
+            name = next(name for name in STORAGE if group.get(name))
+            raise ValueError(f"{name} needs this package's own step, but parameter group {index} has {flag}: leave it out")
 
 
 def has_settings(groups: list[Any]) -> bool:

@@ -45,16 +45,10 @@ class FusedStep(Update):
             names = inspect.unwrap(torchs.step).__code__.co_names
             cls._torch_parts = tuple((x, getattr(torchs, x)) for x in names if callable(getattr(torchs, x, None)))
 
-    def __init__(
-        self,
-        *args: Any,
-        max_grad_norm: float | None = None,
-        skip_nonfinite: bool = False,
-        ema_decay: float | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        asked = {name: kwargs.pop(name) for name in settings.DEFAULTS if name in kwargs}
         super().__init__(*args, **kwargs)
-        settings.set_up(self, max_grad_norm=max_grad_norm, skip_nonfinite=skip_nonfinite, ema_decay=ema_decay)
+        settings.set_up(self, **asked)
 
     @property
     def skipped_steps(self) -> int:

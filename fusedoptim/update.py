@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import ChainMap
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -16,6 +17,7 @@ from fusedoptim.averages import averages_to_move, move_averages
 from fusedoptim.clipping import step_clips
 from fusedoptim.clipping.device_clips import DeviceClips
 from fusedoptim.clipping.norm import clipped
+from fusedoptim.storage import new_tensors, refuse_torch
 from fusedoptim.torch_internals import modes
 from fusedoptim.torch_internals.mappings import is_transparent
 
@@ -169,19 +171,19 @@ class Update(Optimizer):
         """The state of a parameter that has none, as torch makes it."""
         on_device = group.get("fused") or group.get("capturable")
         wide = torch.get_default_dtype() == torch.float64 and not group.get("fused")
-        return {
-            name: torch.zeros(
-                (),
-                dtype=torch.float64 if wide else torch.float32,
-                device=param.device if on_device else "cpu",
-            )
-            if name == "step"
-            else native.zeros_like(param)
-            for name in reference.RULES[self._rule].state_names(group)
-        }
+        count = partial(torch.zeros, (), dtype=torch.float64 if wide else torch.float32)
+        rule = reference.RULES[self._rule]
+        state: dict[str, Any] = {}
+        for name in rule.state_names(group, param):
+            if name == "step":
+                state[name] = count(device=param.device if on_device else "cpu")
+            else:
+                state.update(new_tensors(name, group, param, name in rule.own_state(group)))
+        return state
 
     def _torch_step(self, params: list[list[Tensor]] | None, clips: Sequence[Any] | DeviceClips = ()) -> None:
         """Let torch's own implementation step the given parameters of each group, or all."""
+        refuse_torch(self.param_groups, params)
         step: Any = self._torch_class.step
         if getattr(step, "hooked", False):  # torch wraps it to call the hooks, which our own step has called
             step = step.__wrapped__

@@ -14,8 +14,11 @@ struct Half {
   uint16_t bits;
 };
 
-enum class DType : uint8_t { f64, f32, bf16, f16, u8 };
-constexpr int kDTypes = 4;  // that are numbers; u8 is what states in 8 bits are stored in
+enum class DType : uint8_t { f64, f32, bf16, f16, u8, i16 };
+constexpr int kDTypes = 4;        // those of numbers, which come first
+constexpr int kStoredDTypes = 6;  // and of codes of 8 bits, and remainders
+
+constexpr bool is_number(DType dtype) { return int(dtype) < kDTypes; }
 
 constexpr size_t size_of(DType dtype) {
   return dtype == DType::f64 ? 8 : dtype == DType::f32 ? 4 : dtype == DType::u8 ? 1 : 2;
@@ -23,7 +26,7 @@ constexpr size_t size_of(DType dtype) {
 
 // As torch calls it.
 constexpr const char* torch_name(DType dtype) {
-  constexpr const char* kNames[] = {"float64", "float32", "bfloat16", "float16", "uint8"};
+  constexpr const char* kNames[] = {"float64", "float32", "bfloat16", "float16", "uint8", "int16"};
   return kNames[int(dtype)];
 }
 

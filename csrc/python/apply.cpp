@@ -94,19 +94,25 @@ bool GeneralPath::is_as_seen(PyObject* state) {
   }
   for (PreparedParam& row : rows_) {
     if (Torch::get().is_plain(row.param.ptr()) && !Torch::get().grad(row.param).is(row.grad)) return false;
-    if (row.states == 0 && !rule_.counts_steps) continue;
+    const Owned& owned = row.owned;
+    if (owned.named() == 0) continue;
     PyObject* const own = find_by_hash(state, row.param.ptr(), row.hash);
-    PyObject* entries[kMaxOwned + 1] = {};
+    PyObject* entries[kMaxEntries] = {};
     if (own != nullptr && (!PyDict_Check(own) || !is_transparent(own))) return false;
-    if (own != nullptr) find_named(own, *row.group, row.states, entries);
+    if (own != nullptr) find_named(own, *row.group, owned, entries);
     for (PyObject*& entry : entries) entry = entry == Py_None ? nullptr : entry;
-    const int wanted = row.states + (rule_.counts_steps ? 1 : 0), average = row.states - 1;
-    if (row.average_is_new) {
-      if (entries[average] != nullptr) return false;
-      entries[average] = row.entries[average];
+    for (int k = 0; k < owned.named(); ++k) {
+      if (!row.is_late[k]) continue;
+      if (entries[k] != nullptr) return false;
+      entries[k] = row.entries[k];
     }
-    if (row.is_new ? !is_new(*row.group, entries, row.states) : !std::equal(entries, entries + wanted, row.entries))
-      return false;
+    if (row.is_new && !is_new(owned, entries)) return false;
+    int wanted = row.is_new ? 0 : owned.named();
+    if (!row.is_new && row.in_8bit != 0) {
+      if (own == nullptr || !find_scales(own, owned, row.in_8bit, entries)) return false;
+      for (unsigned bits = row.in_8bit; bits != 0; bits &= bits - 1) ++wanted;
+    }
+    if (!std::equal(entries, entries + wanted, row.entries)) return false;
     if (!row.step.is_on_host() || !row.step.read()) continue;
     if (!device_tasks_.empty()) return false;  // what goes to the device has been uploaded
     row.step.next = row.step.seen;

@@ -89,7 +89,7 @@ void DeviceGrads::with_torchs_memory(bool capturing, const std::function<void()>
 void DeviceGrads::measure(cuda::NormDriver& driver, py::object scratch, py::object rounded, py::object grad_scale,
                           bool store, py::object found_before, py::object found, py::object skipped) {
   const TensorView norm = view_of(rounded);
-  if (!norm.dtype) throw py::type_error("the norm must be of a floating-point dtype");
+  if (!norm.is_number()) throw py::type_error("the norm must be of a floating-point dtype");
   cuda::Measurement measurement{};
   measurement.grad_scale = number(grad_scale);
   measurement.store = store;

@@ -8,7 +8,7 @@
 namespace fusedoptim::dlpack {
 
 enum DeviceType : int32_t { kCpu = 1, kCuda = 2, kCudaHost = 3 };
-enum TypeCode : uint8_t { kFloat = 2, kBFloat = 4 };
+enum TypeCode : uint8_t { kInt = 0, kUInt = 1, kFloat = 2, kBFloat = 4 };
 constexpr uint32_t kMajorVersion = 1;
 
 struct Device {

@@ -69,6 +69,21 @@ bool DTensor::same_sharding(const DTensor& other) const {
                py::getattr(other.spec_, names.shard_order, py::none()));
 }
 
+bool DTensor::first_element(int ndim, const int64_t* sizes, int64_t& out) const {
+  const Names& names = Names::get();
+  const py::object whole = spec_.attr("shape");
+  const py::tuple offsets = py::tuple(py::module_::import("torch.distributed.tensor._utils")
+                                          .attr("compute_local_shape_and_global_offset")(
+                                              whole, spec_.attr(names.mesh), spec_.attr(names.placements)))[1];
+  int64_t row = 1;
+  for (int d = 1; d < ndim; ++d) {
+    if (py::cast<int64_t>(whole[py::int_(d)]) != sizes[d]) return false;
+    row *= sizes[d];
+  }
+  out = ndim == 0 ? 0 : py::cast<int64_t>(offsets[0]) * row;
+  return true;
+}
+
 bool DTensor::is_partial() const {
   static LateType shard("torch.distributed.tensor", "Shard"), replicate("torch.distributed.tensor", "Replicate");
   for (const py::handle placement : spec_.attr(Names::get().placements)) {

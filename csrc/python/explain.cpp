@@ -34,7 +34,7 @@ py::list GeneralPath::explain(py::iterable groups, py::object state, py::object 
         row.grad = layout->grad(row.param);
         dict_cache_.begin();
         fast_count_ = 0;
-        why_not_fast = look_at(*group, row, task, state.ptr(), false);
+        why_not_fast = look_at(*group, each.index, row, task, state.ptr(), false);
         if (why_not_fast == nullptr && is_shared) why_not_fast = "tensors of the step share memory";
       }
     }

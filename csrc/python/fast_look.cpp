@@ -62,7 +62,7 @@ bool FastPath::look(PyObject* state, bool zero_grad) {
       row.object = items[i];
       row.param = param;
       row.grad = grad;
-      if (look_at(group, row, fast_tasks_[fast_count_], state, zero_grad) == nullptr) {
+      if (look_at(group, i, row, fast_tasks_[fast_count_], state, zero_grad) == nullptr) {
         ++fast_count_;
       } else {
         found.push_back(position);
@@ -89,13 +89,13 @@ void FastPath::fetch_ahead(size_t row) const {
   __builtin_prefetch(then.object);
   layout.prefetch(then.param);
   layout.prefetch(then.grad);
-  for (int k = 0; k <= kMaxStates; ++k) {
+  for (int k = 0; k < then.entry_count; ++k) {
     __builtin_prefetch(then.entries[k]);
     layout.prefetch(then.impls[k]);
   }
 }
 
-const char* FastPath::look_at(Group& group, Row& row, Task& task, PyObject* state, bool zero_grad) {
+const char* FastPath::look_at(Group& group, Py_ssize_t index, Row& row, Task& task, PyObject* state, bool zero_grad) {
   const Torch& torch = Torch::get();
   const TensorLayout& layout = *TensorLayout::get();
   DType dtype;
@@ -103,50 +103,102 @@ const char* FastPath::look_at(Group& group, Row& row, Task& task, PyObject* stat
   if (!layout.is_plain_strided(row.grad))
     return "its gradient is not a plain strided CPU tensor of up to five dimensions";
   if (!layout.dtype(row.param, dtype)) return "its dtype is not float64, float32, bfloat16 or float16";
-  if (!layout.same_geometry(row.param, row.grad)) return "its gradient has another shape, dtype or strides";
+  if (!layout.same_geometry(row.param, row.grad)) return "its gradient has another shape or strides";
   if (PyObject* seen = layout.object(row.grad); seen != nullptr && !torch.is_plain(seen))
     return "its gradient is a tensor subclass";
   if (zero_grad && layout.may_require_grad(row.grad) && grad_requires_grad(row.object, layout.object(row.grad)))
     return "autograd follows its gradient";
   if (!layout.is_row_major(row.param) && !is_dense(row.param)) return "its elements do not fill one stretch of memory";
 
-  const int variant = rule_.variant(group.options, dtype, false), states = states_of(group, variant);
-  const int64_t count = layout.count(row.param), item_size = int64_t(size_of(dtype)), bytes = count * item_size;
+  const int variant = rule_.variant(group.options, dtype, false);
+  const Owned owned = owned_by(group, variant, dtype);
+  const int64_t count = layout.count(row.param);
   task.rule = rule_.index;
   task.variant = variant;
-  task.dtype = dtype;
-  task.operand_count = 2 + states;
+  task.dtype = task.dtypes[0] = dtype;
+  task.operand_count = 2 + owned.tensors();
   task.count = count;
   task.layout = nullptr;
   task.factor = group.factor;
   task.averages = group.averages;
   task.average_weight = group.average_weight;
+  bool is_uniform = true;
   const auto add = [&](int k, TensorImplRef tensor) {
-    char* data = layout.data(tensor, item_size);
-    if (data == nullptr && bytes > 0) return false;
+    DType own = dtype;
+    if (!layout.same_dtype(row.param, tensor)) {
+      is_uniform = false;
+      if (!layout.dtype(tensor, own)) return false;
+    }
+    const int64_t size = int64_t(size_of(own));
+    char* data = layout.data(tensor, size);
+    if (data == nullptr && count > 0) return false;
+    task.dtypes[k] = own;
     task.operands[k] = data;
-    ranges_.add(data, data + bytes, k == 1);
+    ranges_.add(data, data + count * size, k == 1);
     return true;
   };
   if (!add(0, row.param) || !add(1, row.grad)) return "its memory or its gradient's is not plainly there";
-  if (states > 0 || rule_.counts_steps) {
-    PyObject* own = dict_cache_.find(state, fast_count_, row.object);
+  PyObject* own = nullptr;
+  row.step = {};
+  row.entry_count = owned.named();
+  if (owned.named() > 0) {
+    own = dict_cache_.find(state, fast_count_, row.object);
     if (own == nullptr) return "it has no state yet";
     if (!is_known_dict(own)) return "its state is not a dict";
-    if (!find_named(own, group, states, row.entries)) return "its state is not complete";
-    for (int k = 0; k < states; ++k) {
+    if (!find_named(own, group, owned, row.entries)) return "its state is not complete";
+    for (int k = 0; k < owned.tensors(); ++k) {
       if (!torch.is_plain(row.entries[k])) return "its state is not a plain tensor";
       const TensorImplRef tensor = row.impls[k] = layout.impl(row.entries[k]);
       if (!layout.is_plain_strided(tensor)) return "its state is not a plain strided CPU tensor";
-      if (!layout.same_geometry(row.param, tensor)) return "its state has another shape, dtype or strides";
+      if (!layout.same_geometry(row.param, tensor)) return "its state has another shape or strides";
       if (!add(2 + k, tensor)) return "the memory of its state is not plainly there";
     }
-    if (rule_.counts_steps) {
-      if (const char* reason = look_at_step_count(row.entries[states], row.impls[states], row.step)) return reason;
+    if (owned.counts) {
+      const int k = owned.step_at();
+      if (const char* reason = look_at_step_count(row.entries[k], row.impls[k], row.step)) return reason;
+    }
+  }
+  task.mixed = false;
+  if (!is_uniform || owned.companion != Companion::none || group.storage.is_any()) {
+    if (const char* reason = check_dtypes(task.dtypes, owned)) return reason;
+    const bool is_numbered = describe_storage(task, owned, group.storage, rule_);
+    if (is_numbered && !layout.is_row_major(row.param))
+      return "random bits or scales are numbered in the order of rows";
+    task.parameter = group.first_param + uint32_t(index);
+    task.first_element = 0;
+    task.next_step = row.step.next;
+    task.blocks = {};
+    unsigned in_8bit = 0;
+    for (int k = 0; k < owned.states; ++k) in_8bit |= unsigned(is_8bit(task.codings[2 + k])) << k;
+    if (in_8bit != 0) {
+      if (const char* reason = look_at_scales(own, owned, in_8bit, row, task)) return reason;
     }
   }
   task.constants = constants_for(group, row.step.next, dtype);
   return task.constants == nullptr ? "its options are too large for its arithmetic" : nullptr;
+}
+
+const char* FastPath::look_at_scales(PyObject* own, const Owned& owned, unsigned states, Row& row, Task& task) {
+  const TensorLayout& layout = *TensorLayout::get();
+  const int ndim = int(layout.ndim(row.param));
+  if (task.count == 0) return "it has no elements";
+  task.blocks = blocks_of(ndim, layout.sizes(row.param), task.count);
+  if (!find_scales(own, owned, states, row.entries)) return "its state is not complete";
+  for (int k = 0; k < owned.states; ++k) {
+    if ((states >> k & 1) == 0) continue;
+    const int at = row.entry_count++;
+    if (!Torch::get().is_plain(row.entries[at])) return "a scale of its state is not a plain tensor";
+    const TensorImplRef tensor = row.impls[at] = layout.impl(row.entries[at]);
+    DType dtype;
+    if (!layout.is_plain_strided(tensor) || !layout.dtype(tensor, dtype) || dtype != DType::f32 ||
+        layout.count(tensor) != task.blocks.of(task.count) || !layout.is_row_major(tensor))
+      return "a scale of its state is not float32 in the order of rows, one for each block";
+    char* const data = layout.data(tensor, sizeof(float));
+    if (data == nullptr && task.count > 0) return "the memory of a scale is not plainly there";
+    task.scales[2 + k] = reinterpret_cast<float*>(data);
+    ranges_.add(data, data + layout.count(tensor) * int64_t(sizeof(float)), false);
+  }
+  return nullptr;
 }
 
 const char* FastPath::look_at_step_count(PyObject* object, TensorImplRef& tensor, StepCount& out) {
@@ -174,12 +226,12 @@ void FastPath::forget_odd(PyObject* state, bool zero_grad) {
   Row row;
   Task task;
   size_t next = 0;
-  const auto is_plain = [&](Group& group, PyObject* param) {
+  const auto is_plain = [&](Group& group, Py_ssize_t index, PyObject* param) {
     if (!Torch::get().is_plain(param)) return false;
     row.object = param;
     row.param = layout.impl(param);
     row.grad = layout.grad(row.param);
-    return row.grad && look_at(group, row, task, state, zero_grad) == nullptr;
+    return row.grad && look_at(group, index, row, task, state, zero_grad) == nullptr;
   };
   std::vector<Position> left;
   for (const Position& position : odd_) {
@@ -188,7 +240,7 @@ void FastPath::forget_odd(PyObject* state, bool zero_grad) {
     PyObject* const params = has_group ? groups_[next].params.ptr() : nullptr;
     if (params == nullptr || position.index >= PyList_GET_SIZE(params)) continue;
     PyObject* const param = PyList_GET_ITEM(params, position.index);
-    if (param == position.param && !is_plain(groups_[next], param)) left.push_back(position);
+    if (param == position.param && !is_plain(groups_[next], position.index, param)) left.push_back(position);
   }
   odd_.swap(left);
 }

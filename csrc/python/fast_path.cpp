@@ -61,6 +61,7 @@ bool FastPath::fast_step(py::handle optimizer, const cpu::InstructionSet& set, b
 
 // Only this part may run Python code, as reading a learning rate from a tensor does; no tensor has been looked at yet.
 bool FastPath::read_groups(py::handle groups, const std::vector<double>* clips, bool may_measure) {
+  uint32_t first_param = 0;
   for (Py_ssize_t g = 0; g < PyList_GET_SIZE(groups.ptr()); ++g) {
     const py::object dict = py::reinterpret_borrow<py::object>(PyList_GET_ITEM(groups.ptr(), g));
     const GroupReader reader(dict, int(g));
@@ -77,6 +78,9 @@ bool FastPath::read_groups(py::handle groups, const std::vector<double>* clips, 
     group.factor = reader.flag("maximize") ? -1 : 1;
     if (clips != nullptr) group.factor *= clip_of(*clips, g);
     group.averages = has_settings && reader.average(group.average_weight);
+    if (has_settings) reader.storage(rule_, group.storage);
+    group.first_param = first_param;
+    first_param += uint32_t(PyList_GET_SIZE(group.params.ptr()));
     rule_.read(GroupReader(dict, int(g), &group.on_device), group.options);
     if (!group.on_device.empty()) return false;
   }
@@ -96,12 +100,7 @@ bool FastPath::own_fast_rows() {
     kept_.push_back(torch.grad(row.object));
     if (!torch.is_plain(kept_.back().ptr()) || !(layout.impl(kept_.back().ptr()) == row.grad))
       return !(all_general_ = true);
-    for (int k = 0; k < fast_tasks_[i].operand_count - 2; ++k) {
-      kept_.push_back(py::reinterpret_borrow<py::object>(row.entries[k]));
-    }
-    if (rule_.counts_steps) {
-      kept_.push_back(py::reinterpret_borrow<py::object>(row.entries[fast_tasks_[i].operand_count - 2]));
-    }
+    for (int k = 0; k < row.entry_count; ++k) kept_.push_back(py::reinterpret_borrow<py::object>(row.entries[k]));
   }
   return true;
 }
@@ -121,8 +120,8 @@ bool FastPath::clip_fast_rows(const RunOptions& options, const cpu::InstructionS
       for (size_t i = group.fast_begin; i < group.fast_end; ++i) {
         const Task& task = fast_tasks_[i];
         if (!layout.is_row_major(fast_rows_[i].grad)) return false;  // elements are added in the order of rows
-        grads.push_back({task.operands[1], task.count, task.dtype, nullptr});
-        if (has_limit) measured.dtypes[size_t(task.dtype)] = true;
+        grads.push_back({task.operands[1], task.count, task.dtypes[1], nullptr});
+        if (has_limit) measured.dtypes[size_t(task.dtypes[1])] = true;
       }
     }
     if (has_limit) limited = grads.size();

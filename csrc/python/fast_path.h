@@ -38,8 +38,9 @@ class FastPath : public StepBase {
   struct Row {  // borrowed: nothing lets go of it between the look and the last write
     PyObject* object;
     TensorImplRef param, grad;
-    PyObject* entries[kMaxOwned + 1] = {};  // of its state, and its step behind them
-    TensorImplRef impls[kMaxOwned + 1];
+    PyObject* entries[kMaxEntries] = {};  // of its state, as `Owned` has them
+    TensorImplRef impls[kMaxEntries];
+    int entry_count = 0;
     StepCount step;
   };
 
@@ -48,7 +49,8 @@ class FastPath : public StepBase {
   // Whether it has found no other that is odd; it notes those.
   bool look(PyObject* state, bool zero_grad);
   // At one parameter; returns why it is not for the fast path, or null.
-  const char* look_at(Group& group, Row& row, Task& task, PyObject* state, bool zero_grad);
+  const char* look_at(Group& group, Py_ssize_t index, Row& row, Task& task, PyObject* state, bool zero_grad);
+  const char* look_at_scales(PyObject* own, const Owned& owned, unsigned states, Row& row, Task& task);
   bool is_odd(const Position& position, size_t& next) const;  // `next`: in odd_, as positions come in their order
   // After a step, those that have become plain by it, as a parameter is after its first, are odd no more.
   void forget_odd(PyObject* state, bool zero_grad);

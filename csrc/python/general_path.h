@@ -63,11 +63,13 @@ class GeneralPath final : public FastPath {
   struct PreparedParam {
     Group* group;
     py::object param, grad;
-    Py_hash_t hash;                    // of the parameter
-    py::object new_state;              // entries that the optimizer's state does not have yet; null if it has them all
-    PyObject* entries[kMaxOwned + 1];  // as found in the state, its step behind them; kept_ owns them
-    int states = 0;                    // of them, the average included
-    bool is_new = false, average_is_new = false;  // all but its average; the average
+    Py_hash_t hash;        // of the parameter
+    py::object new_state;  // entries that the optimizer's state does not have yet; null if it has them all
+    Owned owned;
+    PyObject* entries[kMaxEntries] = {};               // as found in the state; kept_ owns them
+    unsigned in_8bit = 0;                              // which states have scales
+    bool is_new = false, is_late[kMaxOwned + 1] = {};  // all but what may come later; what comes now
+    bool average_is_new() const { return owned.averages && is_late[owned.average_at()]; }
     StepCount step;
     bool on_device;
     size_t task;  // its number in device_tasks_ or tasks_
@@ -90,18 +92,23 @@ class GeneralPath final : public FastPath {
   bool prepare_param(Group* group, py::handle dict, const Position& position, py::object grad, py::handle state,
                      py::handle new_state, bool write_grads);
   // Returns why the kernels cannot take the parameter, or null.
-  const char* add(Group& group, py::handle param, py::object grad, PyObject* state, py::handle new_state,
+  const char* add(Group& group, const Position& position, py::object grad, PyObject* state, py::handle new_state,
                   bool write_grads);
 
   // ---- its state (prepare_state.cpp) --------------------------------------------------------------------------------
   // Has the state made where all of it is missing, or the average. Whether Python code ran.
   bool find_or_make_state(PreparedParam& row, PyObject* state, py::handle new_state, DType dtype, int& variant);
-  void find_entries(PyObject* state, Group& group, int count, PyObject** entries);
-  bool is_new(const Group& group, PyObject* const* entries, int count) const;  // but for its average
+  void find_entries(PyObject* state, Group& group, const Owned& owned, PyObject** entries);
+  // Whether an entry may be missing beside others: what a group asks for only since later steps.
+  bool may_be_late(const Owned& owned, int entry) const;
+  bool is_new(const Owned& owned, PyObject* const* entries) const;  // but for those
+  // Of states in 8 bits; returns why the kernels cannot take them, or null.
+  const char* read_scales(PreparedParam& row, PyObject* state, const LocalPair& local, const Views& views);
   const char* prepare_step_count(PyObject* tensor, const TensorView& param, StepCount& out);
 
   // ---- its task (tasks.cpp) -----------------------------------------------------------------------------------------
-  void add_task(PreparedParam& row, const Views& views, int variant, int operands);
+  // Returns why the kernels cannot take it, or null.
+  const char* add_task(PreparedParam& row, const LocalPair& local, const Views& views, int variant, uint32_t number);
   void add_range(const TensorView& view, bool is_grad);
   const void* checked_constants(Group& group, double step, DType dtype);
   void count_shared_steps();
@@ -128,6 +135,7 @@ class GeneralPath final : public FastPath {
   std::vector<Task> device_tasks_;
   std::deque<DeviceOptions> device_options_;
   LayoutStore layouts_;
+  TensorView scale_views_[kMaxStates];  // of the parameter that is being prepared
   std::vector<PointerSnapshot> snapshots_;
   bool skipped_by_host_ = false, prepared_ = false, left_for_fast_path_ = false;
   std::vector<Reason>* reasons_ = nullptr;  // where `prepare` notes them, in place of raising; null in a step

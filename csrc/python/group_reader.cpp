@@ -144,7 +144,9 @@ bool GroupReader::flag(const char* name) const {
 }
 
 bool GroupReader::may_have_settings() const {
-  static PyObject* const names[] = {key_of("max_grad_norm"), key_of("skip_nonfinite"), key_of("ema_decay")};
+  static PyObject* const names[] = {key_of("max_grad_norm"),  key_of("skip_nonfinite"), key_of("ema_decay"),
+                                    key_of("master_weights"), key_of("kahan_sum"),      key_of("stochastic_rounding"),
+                                    key_of("state_dtype")};
   for (PyObject* const name : names) {
     if (PyDict_GetItemWithError(group_.ptr(), name) != nullptr) return true;
     if (PyErr_Occurred()) throw py::error_already_set();
@@ -175,6 +177,46 @@ bool GroupReader::average(double& weight) const {
   }
   weight = 1 - decay;
   return true;
+}
+
+void GroupReader::storage(const RuleEntry& rule, StorageSettings& out) const {
+  const auto invalid = [&](const char* name, const char* wanted, const py::object& value) {
+    return py::value_error(std::string(name) + " of parameter group " + std::to_string(index_) + " must be " + wanted +
+                           ", got " + std::string(py::repr(value)));
+  };
+  const auto is_set = [&](const char* name) {
+    const py::object value = setting(name);
+    if (!value || value.is_none() || value.is(py::handle(Py_False))) return false;
+    if (!value.is(py::handle(Py_True))) throw invalid(name, "True or False", value);
+    return true;
+  };
+  const py::object master = setting("master_weights");
+  if (master && PyUnicode_Check(master.ptr())) {
+    if (PyUnicode_CompareWithASCIIString(master.ptr(), "remainder") != 0)
+      throw invalid("master_weights", "True, False or 'remainder'", master);
+    out.companion = Companion::remainder;
+  } else if (is_set("master_weights")) {
+    out.companion = Companion::master;
+  }
+  if (is_set("kahan_sum")) {
+    if (out.companion != Companion::none)
+      throw invalid("kahan_sum", "False where master_weights is set", py::bool_(true));
+    out.companion = Companion::compensation;
+  }
+  out.stochastic = is_set("stochastic_rounding");
+  if (const py::object dtype = setting("state_dtype"); dtype && !dtype.is_none()) {
+    const py::object bf16 = Torch::get().bfloat16();
+    for (int k = 0; k < rule.max_states; ++k) {
+      py::object own = dtype;
+      if (PyDict_Check(dtype.ptr())) own = py::dict(dtype).attr("get")(rule.states[k]);
+      if (own.is(bf16)) out.stochastic_states |= 1u << k;
+    }
+  }
+  if (const py::object seed = setting("seed"); seed && !seed.is_none()) {
+    out.seed = PyLong_Check(seed.ptr()) ? PyLong_AsUnsignedLongLong(seed.ptr()) : uint64_t(-1);
+    if (PyErr_Occurred()) PyErr_Clear(), out.seed = uint64_t(-1);
+    if (out.seed == uint64_t(-1)) throw invalid("seed", "an integer from 0 to 2**64 - 2", seed);
+  }
 }
 
 // Without owning anything on the way: zero_grad and the fast path ask every group.

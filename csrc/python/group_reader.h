@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "python/mappings.h"
+#include "python/storage.h"
 #include "rules/rule.h"
 
 namespace fusedoptim::python {
@@ -34,10 +35,11 @@ class GroupReader {
   // Reads max_grad_norm and skip_nonfinite; false where one is not simply a number, or not in its range.
   bool clipping(std::optional<double>& max_norm, bool& skips) const;
   bool average(double& weight) const;  // whether the group asks for averages, and 1 - ema_decay
-  bool flag(const char* name) const;   // false where the group lacks it
-  pybind11::object params() const;     // a list, of what any other iterable yields
-  bool has_list() const;               // of parameters, exactly
-  bool asks_for_torch() const;         // the user asked for torch's own implementation
+  void storage(const RuleEntry& rule, StorageSettings& out) const;
+  bool flag(const char* name) const;  // false where the group lacks it
+  pybind11::object params() const;    // a list, of what any other iterable yields
+  bool has_list() const;              // of parameters, exactly
+  bool asks_for_torch() const;        // the user asked for torch's own implementation
   bool is_transparent() const { return is_transparent_; }
 
  private:

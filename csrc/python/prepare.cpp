@@ -40,12 +40,15 @@ py::object GeneralPath::prepare(py::iterable groups, py::object state, py::objec
   check_dict(state);
   py::list left_to_torch;
   bool any_left = false;
+  uint32_t first_param = 0;
   int g = -1;
   for (const py::handle each : groups) {
     const py::object dict = py::reinterpret_borrow<py::object>(each);
     const GroupReader reader(dict, ++g);
     const py::object params = reader.params();
     Group* const group = reader.asks_for_torch() ? nullptr : &read_group(reader, dict, params, g, clips, limits);
+    if (group != nullptr) group->first_param = first_param;
+    first_param += uint32_t(PyList_GET_SIZE(params.ptr()));
     const bool all = all_general_ || group == nullptr || !group->on_device.empty() || !reader.has_list();
     if (group != nullptr) group->all_general = all;
     py::list left;
@@ -82,6 +85,7 @@ Group& GeneralPath::read_group(const GroupReader& reader, const py::object& dict
     group.norm_device = limits.device;
   }
   group.averages = reader.average(group.average_weight);
+  reader.storage(rule_, group.storage);
   group.strict = reader.flag("fused");
   rule_.read(GroupReader(dict, index, &group.on_device), group.options);
   return group;
@@ -98,7 +102,7 @@ bool GeneralPath::prepare_param(Group* group, py::handle dict, const Position& p
   const char* reason;
   try {
     const py::object own = py::reinterpret_borrow<py::object>(find_by_identity(state.ptr(), param.ptr()));
-    reason = add(*group, param, std::move(grad), own.ptr(), new_state, write_grads);
+    reason = add(*group, position, std::move(grad), own.ptr(), new_state, write_grads);
   } catch (const ParamError& error) {
     if (reasons_ != nullptr) return note(nullptr, error.text);
     const std::string where = describe(dict, position.group, position.index, param);
@@ -111,8 +115,9 @@ bool GeneralPath::prepare_param(Group* group, py::handle dict, const Position& p
   return reason == nullptr;
 }
 
-const char* GeneralPath::add(Group& group, py::handle param, py::object grad, PyObject* state, py::handle new_state,
-                             bool write_grads) {
+const char* GeneralPath::add(Group& group, const Position& position, py::object grad, PyObject* state,
+                             py::handle new_state, bool write_grads) {
+  const py::handle param = position.param;
   LocalPair local;
   if (const char* reason = local.open(param, grad)) return reason;
   if (local.is_sharded) kept_.insert(kept_.end(), {local.param, local.grad});
@@ -124,25 +129,28 @@ const char* GeneralPath::add(Group& group, py::handle param, py::object grad, Py
   row.group = &group;
   row.param = py::reinterpret_borrow<py::object>(param);
   int variant = rule_.variant(group.options, dtype, false);
-  const int states = states_of(group, variant);
-  if (states > 0 || rule_.counts_steps) {
+  const Owned& owned = row.owned = owned_by(group, variant, dtype);
+  if (owned.named() > 0) {
     if (state != nullptr && !is_transparent(state) && PyObject_HasAttrString(state, "keys")) return kStateOfItsOwn;
-    row.states = states;
     const bool python_ran = find_or_make_state(row, state, new_state, dtype, variant) || local.is_sharded;
-    PyObject* entries[kMaxOwned + 1];
-    std::copy(row.entries, row.entries + states + (rule_.counts_steps ? 1 : 0), entries);
-    PyObject* const* const names = names_of(group, states);
-    if (const char* reason = open_states(local, names, states, entries, kept_)) return reason;
+    PyObject* entries[kMaxEntries];
+    std::copy(row.entries, row.entries + owned.named(), entries);
+    PyObject* const* const names = names_of(group, owned);
+    if (const char* reason = open_states(local, names, owned.tensors(), entries, kept_)) return reason;
     if (python_ran) {  // it may have changed what the views borrow
       if (const char* reason = read_param_and_grad(local, driver_, views)) return reason;
       if (views[0].dtype != dtype)
         throw ParamError{PyExc_RuntimeError, "the dtype was changed while the step was being prepared"};
     }
-    if (const char* reason = read_states(names, states, entries, views)) return reason;
-    if (rule_.counts_steps) {
-      if (const char* reason = prepare_step_count(entries[states], views[0], row.step)) return reason;
+    if (const char* reason = read_states(names, owned.tensors(), entries, views)) return reason;
+    if (const char* reason = read_scales(row, state, local, views)) return reason;
+    if (owned.counts) {
+      if (const char* reason = prepare_step_count(entries[owned.step_at()], views[0], row.step)) return reason;
     }
   }
+  DType dtypes[kMaxOperands];
+  for (int k = 0; k < 2 + owned.tensors(); ++k) dtypes[k] = *views[k].dtype;
+  if (const char* reason = check_dtypes(dtypes, owned)) return reason;
   if (write_grads && views[1].count > 0 && !views[1].dense() && !views[1].disjoint()) {
     throw ParamError{
         PyExc_RuntimeError,
@@ -154,7 +162,8 @@ const char* GeneralPath::add(Group& group, py::handle param, py::object grad, Py
     throw ParamError{PyExc_RuntimeError, "the gradient was moved to another device since its norm was measured"};
   row.hash = hash_of(param.ptr());
   row.grad = std::move(grad);
-  add_task(row, views, variant, 2 + states);
+  if (const char* reason = add_task(row, local, views, variant, group.first_param + uint32_t(position.index)))
+    return reason;
   rows_.push_back(std::move(row));
   return nullptr;
 }

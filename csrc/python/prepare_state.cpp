@@ -8,58 +8,98 @@ namespace fusedoptim::python {
 bool GeneralPath::find_or_make_state(PreparedParam& row, PyObject* state, py::handle new_state, DType dtype,
                                      int& variant) {
   Group& group = *row.group;
+  const Owned& owned = row.owned;
   PyObject** const entries = row.entries;
-  const int average = row.states - 1;
-  find_entries(state, group, row.states, entries);
-  row.average_is_new = group.averages && entries[average] == nullptr;
-  row.is_new = is_new(group, entries, row.states);
-  if (!row.is_new && !row.average_is_new) return false;
+  find_entries(state, group, owned, entries);
+  row.is_new = is_new(owned, entries);
+  bool any_late = false;
+  for (int k = 0; k < owned.named(); ++k) {
+    row.is_late[k] = may_be_late(owned, k) && entries[k] == nullptr;
+    any_late = any_late || row.is_late[k];
+  }
+  if (any_late) skipped_by_host_ = true;
+  if (!row.is_new && !any_late) return false;
   py::object& made = new_state_[row.param.ptr()];
   const bool python_ran = !made;
   if (!made) made = new_state(row.param, group.dict);
-  if (row.is_new) {
-    PyObject* const old_average = group.averages ? entries[average] : nullptr;
-    row.new_state = made;
-    find_entries(row.new_state.ptr(), group, row.states, entries);
-    if (old_average != nullptr) {  // which goes on
-      row.new_state = made.attr("copy")();
-      row.new_state.attr("pop")(average_name_);
-      entries[average] = old_average;
+  PyObject* const* const names = names_of(group, owned);
+  if (!row.is_new) {
+    py::dict late;
+    for (int k = 0; k < owned.named(); ++k) {
+      if (!row.is_late[k]) continue;
+      late[names[k]] = kept_.emplace_back(made[py::handle(names[k])]);
+      entries[k] = kept_.back().ptr();
     }
-    const int next_variant = variant;  // of as many states
-    variant = rule_.variant(group.options, dtype, true);
-    if (variant != next_variant) skipped_by_host_ = true;  // one that is skipped must be the first again
-  } else {
-    py::dict alone;
-    alone[average_name_] = kept_.emplace_back(made[average_name_]);
-    row.new_state = alone;
-    entries[average] = kept_.back().ptr();
+    row.new_state = late;
+    return python_ran;
   }
-  if (row.average_is_new) skipped_by_host_ = true;
+  row.new_state = made;
+  PyObject* before[kMaxEntries];
+  std::copy(entries, entries + owned.named(), before);
+  find_entries(made.ptr(), group, owned, entries);
+  for (int k = 0; k < owned.named(); ++k) {
+    if (before[k] == nullptr) continue;  // else it goes on
+    if (row.new_state.is(made)) row.new_state = made.attr("copy")();
+    row.new_state.attr("pop")(py::handle(names[k]));
+    entries[k] = before[k];
+  }
+  const int next_variant = variant;  // of as many states
+  variant = rule_.variant(group.options, dtype, true);
+  if (variant != next_variant) skipped_by_host_ = true;  // one that is skipped must be the first again
   return python_ran;
 }
 
-void GeneralPath::find_entries(PyObject* state, Group& group, int count, PyObject** entries) {
+void GeneralPath::find_entries(PyObject* state, Group& group, const Owned& owned, PyObject** entries) {
   if (state != nullptr && !PyDict_Check(state)) throw ParamError{PyExc_TypeError, "the state must be a dict"};
-  PyObject* const* const names = names_of(group, count);
-  const auto find = [&](PyObject* name) -> PyObject* {
-    PyObject* found = state == nullptr ? nullptr : PyDict_GetItemWithError(state, name);
+  PyObject* const* const names = names_of(group, owned);
+  for (int k = 0; k < owned.named(); ++k) {
+    PyObject* found = state == nullptr ? nullptr : PyDict_GetItemWithError(state, names[k]);
     if (found == nullptr && PyErr_Occurred()) throw py::error_already_set();
-    if (found == nullptr || found == Py_None) return nullptr;
-    kept_.push_back(py::reinterpret_borrow<py::object>(found));  // Python code or another thread may take it out
-    return found;
-  };
-  for (int k = 0; k < count; ++k) entries[k] = find(names[k]);
-  if (rule_.counts_steps) entries[count] = find(names[count]);
+    entries[k] = found == Py_None ? nullptr : found;
+    // Python code or another thread may take it out.
+    if (entries[k] != nullptr) kept_.push_back(py::reinterpret_borrow<py::object>(found));
+  }
 }
 
-bool GeneralPath::is_new(const Group& group, PyObject* const* entries, int count) const {
-  const int all = count + (rule_.counts_steps ? 1 : 0), average = group.averages ? count - 1 : -1;
-  if (all == (average >= 0 ? 1 : 0)) return false;  // there is nothing else
-  for (int k = 0; k < all; ++k) {
-    if (k != average && entries[k] != nullptr) return false;
+bool GeneralPath::may_be_late(const Owned& owned, int entry) const {
+  return (entry >= owned.states && entry < owned.tensors()) ||
+         (owned.counts && !rule_.counts_steps && entry == owned.step_at());
+}
+
+bool GeneralPath::is_new(const Owned& owned, PyObject* const* entries) const {
+  bool is_any = false;
+  for (int k = 0; k < owned.named(); ++k) {
+    if (may_be_late(owned, k)) continue;
+    if (entries[k] != nullptr) return false;
+    is_any = true;
   }
-  return true;
+  return is_any;
+}
+
+const char* GeneralPath::read_scales(PreparedParam& row, PyObject* state, const LocalPair& local, const Views& views) {
+  for (int k = 0; k < row.owned.states; ++k) row.in_8bit |= unsigned(views[2 + k].dtype == DType::u8) << k;
+  if (row.in_8bit == 0) return nullptr;
+  PyObject* const own = row.is_new ? row.new_state.ptr() : state;
+  if (!find_scales(own, row.owned, row.in_8bit, row.entries))
+    throw ParamError{PyExc_KeyError, "a state in 8 bits has no scale"};
+  const TensorView& param = views[0];
+  const int64_t blocks = param.count == 0 ? 0 : blocks_of(param.ndim, param.sizes, param.count).of(param.count);
+  int at = row.owned.named();
+  for (int k = 0; k < row.owned.states; ++k) {
+    if ((row.in_8bit >> k & 1) == 0) continue;
+    PyObject* entry = row.entries[at++];
+    kept_.push_back(py::reinterpret_borrow<py::object>(entry));
+    PyObject* const name = scale_names_[size_t(k)].ptr();
+    if (const char* reason = open_states(local, &name, 1, &entry, kept_)) return reason;
+    TensorView& view = scale_views_[k];
+    if (!view.read(entry) || view.dtype != DType::f32 || !view.row_major || view.count != blocks ||
+        !view.same_device(param))
+      return "a scale of its state is not float32 in the order of rows, one for each block";
+    for (int other = 0; other < 2 + row.owned.tensors(); ++other) {
+      if (view.overlaps(views[other])) return "a scale of its state shares memory with it, its gradient or other state";
+    }
+  }
+  return nullptr;
 }
 
 const char* GeneralPath::prepare_step_count(PyObject* tensor, const TensorView& param, StepCount& out) {

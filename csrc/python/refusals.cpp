@@ -47,9 +47,9 @@ const char* read_param_and_grad(const LocalPair& local, cuda::Driver& driver, Vi
   } else if (!param.is_on_cpu()) {
     return "its device is not supported";
   }
-  if (!param.dtype) return "its dtype is not float64, float32, bfloat16 or float16";
+  if (!param.is_number()) return "its dtype is not float64, float32, bfloat16 or float16";
   if (!param.same_device(grad)) return "its gradient is on another device";
-  if (param.dtype != grad.dtype) return "its gradient has another dtype";
+  if (!grad.is_number()) return "its gradient is not of a floating dtype that kernels know";
   if (!param.same_sizes(grad)) return "its gradient has another shape";
   if (!param.dense()) {
     if (param.count > 0 && param.expanded()) throw ParamError{PyExc_RuntimeError, kSharedElements};
@@ -86,7 +86,7 @@ const char* read_states(PyObject* const* names, int count, PyObject* const* entr
       throw ParamError{PyExc_RuntimeError, what + ", which does not fit"};
     }
     if (!state.same_device(param)) return "its state is on another device";
-    if (state.dtype != param.dtype) return "its state has another dtype";
+    if (!state.dtype) return "its state has a dtype that the kernels do not know";
     if (!state.dense() && !state.disjoint()) return "elements of its state may share memory";
     if (state.is_negated()) return "its state is a lazily negated view";
     for (int other = 0; other < 2 + k; ++other) {
@@ -106,7 +106,7 @@ const char* read_step_count(PyObject* tensor, const TensorView& param, TensorVie
 }
 
 bool read_gradient(py::handle grad, TensorView& view) {
-  return Torch::get().is_plain(grad.ptr()) && view.read(grad.ptr()) && view.dtype && !view.is_negated() &&
+  return Torch::get().is_plain(grad.ptr()) && view.read(grad.ptr()) && view.is_number() && !view.is_negated() &&
          (view.row_major || view.disjoint());
 }
 

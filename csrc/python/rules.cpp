@@ -52,7 +52,7 @@ struct Erased {
   }
   static RuleEntry entry(int index) {
     using R = Rule<float>;
-    return {index,   R::kName,  R::kStates,    int(std::size(R::kStates)), R::kCountsSteps, read,
+    return {index,   R::kName,  R::kStates,    int(std::size(R::kStates)), R::kNonNegative, R::kCountsSteps, read,
             variant, states_of, make_constants};
   }
 };

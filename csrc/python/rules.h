@@ -22,6 +22,7 @@ struct RuleEntry {
   const char* name;
   const char* const* states;
   int max_states;
+  unsigned non_negative;  // a bit for each state
   bool counts_steps;
   void (*read)(const GroupReader&, Options&);
   int (*variant)(const Options&, DType, bool first);

@@ -29,9 +29,15 @@ void StepCount::write() const {
 }
 
 StepBase::StepBase(const std::string& rule, TorchParts torch_parts)
-    : rule_(find_rule(rule)), torch_parts_(std::move(torch_parts)), average_name_(intern("ema")) {
-  for (int k = 0; k < rule_.max_states; ++k) names_.push_back(intern(rule_.states[k]));
-  if (rule_.counts_steps) names_.push_back(intern("step"));
+    : rule_(find_rule(rule)),
+      torch_parts_(std::move(torch_parts)),
+      average_name_(intern("ema")),
+      step_name_(intern("step")) {
+  for (int k = 0; k < rule_.max_states; ++k) {
+    names_.push_back(intern(rule_.states[k]));
+    scale_names_.push_back(intern((std::string(rule_.states[k]) + "_scale").c_str()));
+  }
+  for (int i = 0; i < kCompanions; ++i) companion_names_[i] = intern(name_of(Companion(i)));
 }
 
 void StepBase::forget() {
@@ -41,20 +47,25 @@ void StepBase::forget() {
   constants_group_ = nullptr;
 }
 
-PyObject* const* StepBase::names_of(Group& group, int states) const {
-  if (group.named != states) {
-    for (int k = 0; k < states; ++k) group.names[k] = names_[size_t(k)].ptr();
-    if (group.averages) group.names[states - 1] = average_name_.ptr();
-    if (rule_.counts_steps) group.names[states] = names_.back().ptr();
-    group.named = states;
+Owned StepBase::owned_by(const Group& group, int variant, DType param) const {
+  const bool rounds = group.storage.stochastic && param == DType::bf16;
+  return {rule_.states_of(variant), group.averages, rule_.counts_steps || rounds, group.storage.companion_of(param)};
+}
+
+PyObject* const* StepBase::names_of(Group& group, const Owned& owned) const {
+  if (!group.named || !(*group.named == owned)) {
+    for (int k = 0; k < owned.states; ++k) group.names[k] = names_[size_t(k)].ptr();
+    if (owned.averages) group.names[owned.average_at()] = average_name_.ptr();
+    if (owned.companion != Companion::none)
+      group.names[owned.companion_at()] = companion_names_[int(owned.companion)].ptr();
+    if (owned.counts) group.names[owned.step_at()] = step_name_.ptr();
+    group.named = owned;
   }
   return group.names;
 }
 
 // The dict is walked and not asked, since what compares its keys may be Python code.
-bool StepBase::find_named(PyObject* own, Group& group, int states, PyObject** entries) const {
-  const int wanted = states + (rule_.counts_steps ? 1 : 0);
-  PyObject* const* const names = names_of(group, states);
+static bool find_each(PyObject* own, PyObject* const* names, int wanted, PyObject** entries) {
   std::fill(entries, entries + wanted, nullptr);
   int found = 0;
   PyObject *key, *value;
@@ -69,6 +80,19 @@ bool StepBase::find_named(PyObject* own, Group& group, int states, PyObject** en
     if (++found == wanted) return true;
   }
   return false;
+}
+
+bool StepBase::find_named(PyObject* own, Group& group, const Owned& owned, PyObject** entries) const {
+  return find_each(own, names_of(group, owned), owned.named(), entries);
+}
+
+bool StepBase::find_scales(PyObject* own, const Owned& owned, unsigned states, PyObject** entries) const {
+  PyObject* names[kMaxStates];
+  int count = 0;
+  for (int k = 0; k < owned.states; ++k) {
+    if ((states >> k & 1) != 0) names[count++] = scale_names_[size_t(k)].ptr();
+  }
+  return find_each(own, names, count, entries + owned.named());
 }
 
 const void* StepBase::constants_for(Group& group, double step, DType dtype) {

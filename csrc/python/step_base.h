@@ -38,7 +38,9 @@ struct Group {
   std::optional<double> limit;
   bool skips = false;
   size_t fast_begin = 0, fast_end = 0;
-  int named = -1;  // so many of a parameter's own tensors are called as follows, borrowed
+  StorageSettings storage;
+  uint32_t first_param = 0;    // its number among those of all groups
+  std::optional<Owned> named;  // which of a parameter's own tensors are called as follows, borrowed
   PyObject* names[kMaxOwned + 1];
   bool strict, all_general = false;
   Options options;
@@ -97,20 +99,21 @@ class StepBase {
   // All that was found for one step, since nothing that the user may change is remembered.
   virtual void forget();
 
-  // What a parameter's own tensors are called, of which there are `states`, and its step: the average follows the
-  // rule's.
-  PyObject* const* names_of(Group& group, int states) const;
-  int states_of(const Group& group, int variant) const { return rule_.states_of(variant) + (group.averages ? 1 : 0); }
-  // Finds a parameter's own tensors in its state, a dict, and its step behind them; null where it has none. False
-  // unless all are there. Runs no Python code.
-  bool find_named(PyObject* own, Group& group, int states, PyObject** entries) const;
+  Owned owned_by(const Group& group, int variant, DType param) const;
+  // What they are called, but for scales.
+  PyObject* const* names_of(Group& group, const Owned& owned) const;
+  // Finds them in a parameter's state, a dict, but for scales; null where it has none. False unless all are there. Runs
+  // no Python code.
+  bool find_named(PyObject* own, Group& group, const Owned& owned, PyObject** entries) const;
+  // Finds the scales of states, which have a bit each; they are put behind the others. Runs no Python code.
+  bool find_scales(PyObject* own, const Owned& owned, unsigned states, PyObject** entries) const;
 
   const void* constants_for(Group& group, double step, DType dtype);  // null if too large for the arithmetic
 
   const RuleEntry& rule_;
   const TorchParts torch_parts_;
-  std::vector<py::object> names_;  // of the states, and "step" behind them where the rule counts steps
-  py::object average_name_;
+  std::vector<py::object> names_, scale_names_;  // of the states
+  py::object average_name_, step_name_, companion_names_[kCompanions];
 
   std::deque<Group> groups_;
   std::vector<py::object> kept_;  // tensors that other threads may take out of the state, or of a DTensor, meanwhile

@@ -27,24 +27,34 @@ void GeneralPath::add_range(const TensorView& view, bool is_grad) {
   snapshots_.emplace_back(view);
 }
 
-void GeneralPath::add_task(PreparedParam& row, const Views& views, int variant, int operands) {
+const char* GeneralPath::add_task(PreparedParam& row, const LocalPair& local, const Views& views, int variant,
+                                  uint32_t number) {
   const TensorView& param = views[0];
   Group& group = *row.group;
-  std::vector<Task>& tasks = row.on_device ? device_tasks_ : tasks_;
-  row.task = tasks.size();
-  Task& task = tasks.emplace_back();
+  Task task;
   task.rule = rule_.index;
   task.variant = variant;
   task.dtype = *param.dtype;
-  task.operand_count = operands;
+  task.operand_count = 2 + row.owned.tensors();
   task.count = param.count;
   task.factor = group.factor;
   task.norm = group.norm;
   task.max_norm = group.max_norm;
   task.averages = group.averages;
-  task.average_is_new = row.average_is_new;
+  task.average_is_new = row.average_is_new();
   task.average_weight = group.average_weight;
   task.next_step = row.step.next;
+  for (int k = 0; k < task.operand_count; ++k) task.dtypes[k] = *views[k].dtype;
+  const bool is_numbered = describe_storage(task, row.owned, group.storage, rule_);
+  if (is_numbered) {
+    task.parameter = number;
+    if (row.in_8bit != 0) task.blocks = blocks_of(param.ndim, param.sizes, param.count);
+    if (local.is_sharded) {
+      if (!local.whole.first_element(param.ndim, param.sizes, task.first_element))
+        return "random bits are numbered in the whole tensor, of which this process has more than some rows";
+    }
+  }
+  if (row.on_device && task.mixed) return "its storage is not one of the CUDA kernels'";
   if (row.on_device) task.device = param.device.index;
   if (row.step.on_device) task.step = {row.step.at, row.step.is_double, 0};
   if (row.step.on_device || (row.on_device && !group.on_device.empty())) {
@@ -52,13 +62,22 @@ void GeneralPath::add_task(PreparedParam& row, const Views& views, int variant, 
   } else {
     task.constants = checked_constants(group, row.step.next, task.dtype);
   }
-  bool flat = param.dense();
-  for (int k = 0; k < operands; ++k) {
+  bool flat = param.dense() && (param.row_major || !is_numbered);
+  for (int k = 0; k < task.operand_count; ++k) {
     task.operands[k] = views[k].data;
     flat = flat && views[k].same_strides(param);
     add_range(views[k], k == 1);
   }
-  if (!flat) task.layout = layouts_.add(views, operands);
+  for (int k = 0; k < row.owned.states; ++k) {
+    if ((row.in_8bit >> k & 1) == 0) continue;
+    task.scales[2 + k] = reinterpret_cast<float*>(scale_views_[k].data);
+    add_range(scale_views_[k], false);
+  }
+  if (!flat) task.layout = layouts_.add(views, task.operand_count);
+  std::vector<Task>& tasks = row.on_device ? device_tasks_ : tasks_;
+  row.task = tasks.size();
+  tasks.push_back(task);
+  return nullptr;
 }
 
 const void* GeneralPath::checked_constants(Group& group, double step, DType dtype) {

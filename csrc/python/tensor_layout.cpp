@@ -132,7 +132,7 @@ void TensorLayout::probe_places(py::handle torch) {
 }
 
 void TensorLayout::probe_types() {
-  for (int i = 0; i < kDTypes; ++i) {
+  for (int i = 0; i < kStoredDTypes; ++i) {
     types_[i] = type(cdata(zeros(py::int_(1), torch_name(DType(i)))));
     for (int k = 0; k < i; ++k) expect(types_[k] != types_[i], "a tensor's dtype");
   }

@@ -78,7 +78,7 @@ class TensorLayout {
   int64_t count(TensorImplRef tensor) const { return tensor.read<int64_t>(offset() + 8); }
   bool same_geometry(TensorImplRef a, TensorImplRef b) const {
     const uint64_t dims = ndim(a);
-    if (ndim(b) != dims || type(a) != type(b)) return false;
+    if (ndim(b) != dims) return false;
     for (uint64_t d = 0; d < dims; ++d) {
       if (sizes(a)[d] != sizes(b)[d] || (strides(a)[d] != strides(b)[d] && sizes(a)[d] > 1)) return false;
     }
@@ -95,10 +95,11 @@ class TensorLayout {
     return true;
   }
 
-  // False for any type but the four that the kernels know.
+  bool same_dtype(TensorImplRef a, TensorImplRef b) const { return type(a) == type(b); }
+  // False for any type but those that the kernels know.
   bool dtype(TensorImplRef tensor, DType& out) const {
     const uint16_t known = type(tensor);
-    for (int i = 0; i < kDTypes; ++i) {
+    for (int i = 0; i < kStoredDTypes; ++i) {
       if (types_[i] == known) return out = DType(i), true;
     }
     return false;
@@ -165,7 +166,7 @@ class TensorLayout {
 
   int impl_ = 0, storage_ = 0, autograd_ = 0, version_ = 0, object_ = 0, grad_ = 0, data_ = 0;
   uint64_t plain_keys_ = 0, negative_key_ = 0;
-  uint16_t types_[kDTypes] = {};
+  uint16_t types_[kStoredDTypes] = {};
   TensorImplRef undefined_;  // what stands for no gradient
 };
 

@@ -23,6 +23,10 @@ std::optional<DType> dtype_of(dlpack::DataType type) {
       return DType::bf16;
     case word_of({dlpack::kFloat, 16, 1}):
       return DType::f16;
+    case word_of({dlpack::kUInt, 8, 1}):
+      return DType::u8;
+    case word_of({dlpack::kInt, 16, 1}):
+      return DType::i16;
     default:
       return std::nullopt;
   }
@@ -180,8 +184,8 @@ PointerSnapshot::Place PointerSnapshot::find(PyObject* tensor) {
 }
 
 PointerSnapshot::Place PointerSnapshot::place_of(const TensorView& view) {
-  return {view.data,
-          geometry_of(view.dtype ? uint64_t(*view.dtype) : uint64_t(kDTypes), view.ndim, view.sizes, view.strides)};
+  return {view.data, geometry_of(view.dtype ? uint64_t(*view.dtype) : uint64_t(kStoredDTypes), view.ndim, view.sizes,
+                                 view.strides)};
 }
 
 }  // namespace fusedoptim::python

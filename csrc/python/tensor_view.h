@@ -27,7 +27,7 @@ struct TensorView {
   const int64_t* sizes;    // borrowed from the tensor, as are the strides
   const int64_t* strides;  // in elements
   dlpack::Device device;
-  std::optional<DType> dtype;  // none but those that the kernels know
+  std::optional<DType> dtype;  // none but those that the kernels know, of numbers or not
   int64_t item_size;           // in bytes
   bool row_major;              // contiguous in the order of its dimensions, as most tensors are, or without elements
   PyObject* tensor;            // borrowed
@@ -35,6 +35,7 @@ struct TensorView {
   // Of a plain tensor; false where its memory cannot be shown (sparse, meta, wrapped by torch.func, without memory, …).
   bool read(PyObject* plain);
 
+  bool is_number() const { return dtype && fusedoptim::is_number(*dtype); }
   bool is_on_cpu() const { return device.type == dlpack::kCpu; }
   bool is_on_cuda() const { return device.type == dlpack::kCuda; }
   bool same_device(const TensorView& other) const {

@@ -41,6 +41,7 @@ Torch::Torch() {
   full_ = torch.attr("full");
   float32_ = torch.attr("float32");
   float64_ = torch.attr("float64");
+  bfloat16_ = torch.attr("bfloat16");
   const py::object is_neg = base.attr("is_neg");
   PyMethodDef* const method = Py_TYPE(is_neg.ptr()) == &PyMethodDescr_Type
                                   ? reinterpret_cast<PyMethodDescrObject*>(is_neg.ptr())->d_method

@@ -33,6 +33,7 @@ class Torch {
   py::object number_beside(py::handle param, py::handle number, bool wide) const;
   void* current_stream(dlpack::Device device) const;
   void give_back_cached_memory() const;  // that torch's CUDA allocator holds and does not use
+  const py::object& bfloat16() const { return bfloat16_; }
   void bump_versions(py::handle tensors) const { increment_version_(tensors); }
 
  private:
@@ -44,7 +45,7 @@ class Torch {
   PyGetSetDef* requires_grad_;
   PyGetSetDef* version_;
   PyCFunction is_neg_;
-  py::object storage_offset_, full_, float32_, float64_, runs_function_modes_, get_num_threads_;
+  py::object storage_offset_, full_, float32_, float64_, bfloat16_, runs_function_modes_, get_num_threads_;
   py::object increment_version_;
 };
 

@@ -27,6 +27,7 @@ struct Adam {
   using Options = AdamOptions;
   static constexpr const char* kName = "adam";
   static constexpr const char* kStates[] = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq"};
+  static constexpr unsigned kNonNegative = 0b110;
   static constexpr bool kCountsSteps = true;
 
   // A variant is weight decay (none, coupled, decoupled) x amsgrad.

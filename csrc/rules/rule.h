@@ -13,6 +13,7 @@
 //     };
 //     static constexpr const char* kName;                // "example"
 //     static constexpr const char* kStates[];            // names in the state dict, in the order of `state`
+//     static constexpr unsigned kNonNegative;            // a bit for each state that is never negative
 //     static constexpr bool kCountsSteps;                // whether the state holds `step`
 //     static constexpr int kVariants;                    // choices made at compile time, numbered from 0
 //     static int variant(const Options&, bool first);    // `first`: this parameter has no state yet

@@ -26,6 +26,7 @@ struct Sgd {
   using Options = SgdOptions;
   static constexpr const char* kName = "sgd";
   static constexpr const char* kStates[] = {"momentum_buffer"};
+  static constexpr unsigned kNonNegative = 0;
   static constexpr bool kCountsSteps = false;
 
   // A variant is a Velocity, plus one with weight decay: none of it is decided per element.

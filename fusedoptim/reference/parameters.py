@@ -11,7 +11,7 @@ from torch import Tensor
 from fusedoptim.torch_internals.dtensor import local_of, refusal_of_sharding
 
 PLAIN = (Tensor, torch.nn.Parameter)
-_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 SPARSE_GRAD = "its gradient is sparse"
 
 
@@ -106,10 +106,10 @@ def _refusal_of_plain(param: Tensor, grad: Tensor) -> str | None:
         return "it or its gradient is sparse"
     if param.device.type not in ("cpu", "cuda"):
         return "its device is not supported"
-    if param.dtype not in _DTYPES:
+    if param.dtype not in DTYPES:
         return "its dtype is not float64, float32, bfloat16 or float16"
     if not is_expanded(param) and shares_elements(param):
         return "its elements may share memory"
-    if grad.dtype != param.dtype or grad.device != param.device or grad.shape != param.shape:
-        return "its gradient has another dtype, device or shape"
+    if grad.device != param.device or grad.shape != param.shape:
+        return "its gradient has another device or shape"
     return None

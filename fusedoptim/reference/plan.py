@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -12,8 +12,10 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from fusedoptim import reference
+from fusedoptim.reference import storage
 from fusedoptim.reference.ieee import OutOfRangeError
 from fusedoptim.reference.parameters import (
+    DTYPES,
     PLAIN,
     SPARSE_GRAD,
     as_numbers,
@@ -24,9 +26,10 @@ from fusedoptim.reference.parameters import (
     refusal,
     shares_elements,
 )
+from fusedoptim.reference.storage import Storage
 from fusedoptim.reference.transaction import Transaction
 from fusedoptim.torch_internals import modes
-from fusedoptim.torch_internals.dtensor import is_dtensor, local_of, refusal_of_sharding
+from fusedoptim.torch_internals.dtensor import first_element, is_dtensor, local_of, refusal_of_sharding
 from fusedoptim.torch_internals.mappings import is_transparent
 from fusedoptim.torch_internals.private import private
 
@@ -50,11 +53,14 @@ class _Prepared:
     grad: Tensor
     state: dict[str, Any]  # of DTensors where the parameter is one
     is_new: bool  # the state
+    late: list[str]  # entries that it has not had yet, beside others
+    existing: dict[str, Any]  # the state before
     options: dict[str, Any]
     maximize: bool
     average: Tensor | None  # of a DTensor where the parameter is one; None if there is none
-    average_is_new: bool
     decay: float
+    storage: Storage
+    companion: str | None  # its name in the state
     clip: float = 1.0
 
 
@@ -105,6 +111,7 @@ class ReferencePlan:
         """
         self.clear()
         for_torch: list[list[Tensor]] = []
+        first_number = 0
         for index, group in enumerate(groups):
             left: list[Tensor] = []
             params, options = self._read(group, index)
@@ -119,7 +126,8 @@ class ReferencePlan:
                     if write_grads and shares_elements(local_of(param.grad)):
                         what = 'a gradient to be zeroed (zero_grad="to_none" can drop it) or unscaled'
                         raise RuntimeError(f"{_SHARED} {what} in {name}")
-                    reason = self._add(param, group, options, state.get(param, {}), new_state, name)
+                    number = first_number + position
+                    reason = self._add(param, group, options, state.get(param, {}), new_state, name, number)
                     if reason is None and clips:
                         self._prepared[-1].clip = clips[index]
                 if reason is None:
@@ -134,6 +142,7 @@ class ReferencePlan:
                     )
                 left.append(param)
             for_torch.append(left)
+            first_number += len(params)
         return for_torch if any(for_torch) else None
 
     def _read(self, group: dict[str, Any], index: int) -> tuple[Any, dict[str, Any] | None]:
@@ -146,37 +155,27 @@ class ReferencePlan:
             raise KeyError(f"parameter group {index} has no {key!r}; {hint}") from None
 
     def _add(
-        self, param: Tensor, group: Any, options: Any, existing: dict[str, Any], new_state: Any, name: str
+        self, param: Tensor, group: Any, options: Any, existing: dict[str, Any], new_state: Any, name: str, number: int
     ) -> str | None:
         """Note a parameter for ``commit``, or return why its state cannot be taken."""
         decay = average_decay(group)
-        own_names, names = self._rule.own_state(options), self._rule.state_names({**options, "ema_decay": decay})
+        asked = {**group, **options, "ema_decay": decay}
+        own_names, names = self._rule.own_state(options), self._rule.state_names(asked, local_of(param))
         if names and isinstance(existing, Mapping) and not is_transparent(existing):
             return _STATE_OF_ITS_OWN
         if names and not isinstance(existing, dict):
             raise TypeError(f"the state must be a dict in {name}")
-        is_new = all(existing.get(key) is None for key in own_names)
-        average_is_new = decay is not None and existing.get("ema") is None
-        if (is_new or average_is_new) and param not in self._new_states:
+        is_new = bool(own_names) and all(existing.get(key) is None for key in own_names)
+        late = [key for key in names if storage.is_late(key, own_names) and existing.get(key) is None]
+        if (is_new or late) and param not in self._new_states:
             self._new_states[param] = new_state(param, group)
-        state = dict(self._new_states[param] if is_new else existing)
-        average = None
-        if decay is not None:
-            average = state["ema"] = self._new_states[param]["ema"] if average_is_new else existing["ema"]
+        state = {**self._new_states[param], **{k: v for k, v in existing.items() if v is not None}} if is_new else dict(existing)
+        state.update({key: self._new_states[param][key] for key in late})
         for key in names:
             if state.get(key) is None:
                 raise KeyError(f"the state has no '{key}' in {name}")
-            if key != "step" and state[key].shape != param.shape:
-                raise RuntimeError(f"{key} has shape {tuple(state[key].shape)}, which does not fit in {name}")
-            if key != "step" and (reason := refusal_of_sharding(param, "state", state[key])):
+            if reason := self._refusal_of_state(param, key, state, name):
                 return reason
-            if type(local_of(state[key])) not in PLAIN or (key != "step" and state[key].dtype != param.dtype):
-                return "its state has another dtype, or is a tensor subclass"
-            if shares_elements(local_of(state[key])):
-                return "elements of its state may share memory"
-            if key == "step" and float(state[key]) <= -1:
-                hint = "set it right in the state of this parameter"
-                raise RuntimeError(f"step must be at least 0, got {float(state[key])}: {hint}, in {name}")
         step = float(state["step"]) + 1 if "step" in names else 1.0
         try:  # on one element, since the numbers that the arithmetic cannot hold are the same for all
             zero = torch.zeros((), dtype=param.dtype)
@@ -185,11 +184,42 @@ class ReferencePlan:
             raise OutOfRangeError(f"{error}, in {name} with {options}") from None
         grad = param.grad
         assert grad is not None
-        state = self._new_states[param] if is_new else existing
+        stored = self._rule.storage_of(asked, local_of(param), state, number)
+        if stored.stochastic or stored.signs:
+            first = first_element(param)
+            if first is None:
+                return "random bits are numbered in the whole tensor, of which this process has more than some rows"
+            stored = replace(stored, first_element=first)
+        companion = None if stored.companion is None else storage.COMPANION_NAMES[stored.companion]
+        if (reason := _refusal_of_dtypes(param, grad, state, own_names, stored)) is not None:
+            return reason
         maximize = bool(group.get("maximize"))
+        average = state["ema"] if decay is not None else None
         self._prepared.append(
-            _Prepared(param, grad, state, is_new, options, maximize, average, average_is_new, decay or 0.0)
+            _Prepared(param, grad, state, is_new, late, existing, options, maximize, average, decay or 0.0, stored, companion)
         )
+        return None
+
+    def _refusal_of_state(self, param: Tensor, key: str, state: dict[str, Any], name: str) -> str | None:
+        value = state[key]
+        if key != "step":
+            if value.shape != param.shape:
+                raise RuntimeError(f"{key} has shape {tuple(value.shape)}, which does not fit in {name}")
+            if reason := refusal_of_sharding(param, "state", value):
+                return reason
+        if type(local_of(value)) not in PLAIN:
+            return "its state is a tensor subclass"
+        if shares_elements(local_of(value)):
+            return "elements of its state may share memory"
+        if key == "step" and float(value) <= -1:
+            hint = "set it right in the state of this parameter"
+            raise RuntimeError(f"step must be at least 0, got {float(value)}: {hint}, in {name}")
+        if value.dtype == torch.uint8:
+            scale = state.get(f"{key}_scale")
+            if scale is None:
+                raise KeyError(f"a state in 8 bits has no scale in {name}")
+            if local_of(scale).shape != storage.scale_shape(local_of(param).shape) or scale.dtype != torch.float32:
+                return "a scale of its state is not float32 in the order of rows, one for each block"
         return None
 
     def explain(
@@ -280,40 +310,42 @@ class ReferencePlan:
         """Whether gradients and state are still those that were gathered: reading options may have run user code."""
         for entry in self._prepared:
             own = state.get(entry.param, {})
-            others = [own.get(key) for key in entry.state if key != "ema"]
-            taken = any(x is not None for x in others) if entry.is_new else own is not entry.state
-            if taken or entry.param.grad is not entry.grad:
+            if own is not entry.existing and not (entry.is_new or not entry.existing):
+                return False
+            made = [key for key, value in entry.state.items() if entry.existing.get(key) is None]
+            if any(own.get(key) is not None for key in made) or entry.param.grad is not entry.grad:
+                return False
+            if any(own.get(key) is not value for key, value in entry.state.items() if key not in made):
                 return False
             if "step" in entry.state and float(entry.state["step"]) <= -1:
-                return False
-            if entry.average is not None and own.get("ema") is not (None if entry.average_is_new else entry.average):
                 return False
         return True
 
     def _install_state(self, state: dict[Tensor, dict[str, Any]], transaction: Transaction) -> None:
         """Put new state into the optimizer's. Where another step has put some there meanwhile, that is used."""
         for entry in self._prepared:
-            if entry.average_is_new and not entry.is_new:
-                transaction.add(partial(entry.state.pop, "ema", None))
-                entry.state["ema"] = entry.average
-            if not entry.is_new or not entry.state:
+            made = {key: value for key, value in entry.state.items() if entry.existing.get(key) is None}
+            if not made:
                 continue
             if entry.param not in state:
                 transaction.add(partial(state.pop, entry.param, None))
-            own = state.setdefault(entry.param, dict(entry.state))  # whole at once: another thread may be looking
-            missing = {key: value for key, value in entry.state.items() if own.get(key) is None}
+            own = state.setdefault(entry.param, dict(made))  # whole at once: another thread may be looking
+            missing = {key: value for key, value in made.items() if own.get(key) is None}
             for key in missing:
                 transaction.add(partial(own.__setitem__, key, None) if key in own else partial(own.pop, key, None))
             own.update(missing)
-            entry.is_new = all(own[key] is value for key, value in entry.state.items() if key != "ema")
+            entry.is_new = entry.is_new and all(own[key] is made[key] for key in made if key not in entry.late)
+            entry.late = [key for key in entry.late if own[key] is made[key]]
             entry.state = own
 
     def _written(self, grads_are_written: bool) -> list[Tensor]:
         tensors: list[Tensor] = []
         for entry in self._prepared:
-            tensors += [entry.param, *(entry.state[name] for name in self._rule.own_state(entry.options))]
+            names = [*self._rule.own_state(entry.options), *entry.storage.operands, *entry.late]
+            names += [f"{name}_scale" for name in entry.storage.signs]
+            names += [name for name in ("step", "ema", entry.companion) if name in entry.state]
+            tensors += [entry.param, *(entry.state[name] for name in dict.fromkeys(names))]
             tensors += [entry.grad] if grads_are_written else []
-            tensors += [entry.average] if entry.average is not None else []
         return [local_of(tensor) for tensor in tensors]
 
     def _write(self, zero_grad: bool, grad_scale: float | None) -> None:
@@ -322,19 +354,25 @@ class ReferencePlan:
             own_state = {name: local_of(value) for name, value in entry.state.items()}
             if grad_scale is not None:
                 own_grad.copy_(reference.prepare_grad(own_grad, grad_scale=grad_scale))
+            stored, names = entry.storage, self._rule.own_state(entry.options)
+            companion = own_state.get(entry.companion or "") if entry.companion else None
+            scales = {name: own_state.get(f"{name}_scale") for name in stored.operands}
+            param = stored.read_param(own_param, companion)
             grad = reference.prepare_grad(own_grad, maximize=entry.maximize, clip=entry.clip)
-            old = {} if entry.is_new and "step" not in entry.state else own_state  # a new momentum buffer is not read
+            old = {name: stored.read_state(name, own_state[name], scales[name]) for name in stored.operands}
+            old = {} if entry.is_new and "step" not in names else old  # a new momentum buffer is not read
             step = 1.0
-            if "step" in entry.state:
+            if "step" in own_state and ("step" in names or "" in stored.stochastic):
                 entry.state["step"] += 1
                 step = float(entry.state["step"])
-            new_param, new_state = self._rule.update(own_param, grad, old, step, **entry.options)
-            own_param.copy_(new_param)
+            new_param, new_state = self._rule.update(param, grad, old, step, **entry.options)
+            stored.write_param(new_param, own_param, companion, step)
             for name, value in new_state.items():
-                own_state[name].copy_(value)
+                stored.write_state(name, value, own_state[name], scales[name], step)
             if entry.average is not None:
-                average = local_of(entry.average)
-                average.copy_(reference.average(None if entry.average_is_new else average, own_param, entry.decay))
+                average = own_state["ema"]
+                is_new = "ema" in entry.late or (entry.is_new and entry.existing.get("ema") is None)
+                average.copy_(reference.average(None if is_new else average, own_param, entry.decay))
             if is_dtensor(entry.param):  # its own version counter is what autograd looks at
                 increment_version([entry.param] if grad_scale is None else [entry.param, entry.grad])
         if zero_grad:
@@ -345,6 +383,30 @@ class ReferencePlan:
         """Forget what was gathered."""
         self._prepared.clear()
         self._new_states.clear()
+
+
+def _refusal_of_dtypes(
+    param: Tensor, grad: Tensor, state: dict[str, Any], own_names: tuple[str, ...], stored: Storage
+) -> str | None:
+    """Why tensors of these dtypes are not stepped together, or None."""
+    if grad.dtype not in DTYPES:
+        return "its gradient has a dtype of integers"
+    names = [name for name in (*own_names, "ema") if name != "step" and name in state]
+    for name in names:
+        if state[name].dtype not in DTYPES and (state[name].dtype != torch.uint8 or name == "ema"):
+            return "its state has a dtype that is not supported"
+    wide = param.dtype == torch.float64
+    if (grad.dtype == torch.float64) != wide:
+        return "its gradient has another dtype, and float64 is not mixed with others"
+    if any((state[name].dtype == torch.float64) != wide for name in names):
+        return "its state has another dtype, and float64 is not mixed with others"
+    if stored.companion is not None:
+        wanted = {"master": torch.float32, "remainder": torch.int16}.get(stored.companion, param.dtype)
+        if state[storage.COMPANION_NAMES[stored.companion]].dtype != wanted:
+            return "its master_param or kahan_comp has another dtype than its group asks for"
+        if stored.companion == "remainder" and param.dtype != torch.bfloat16:
+            return "only bfloat16 parameters have remainders"
+    return None
 
 
 def _detach_grad(grad: Tensor) -> None:

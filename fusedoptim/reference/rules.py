@@ -22,10 +22,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from fusedoptim.reference import storage
 from fusedoptim.reference.arithmetic import arithmetic_dtype, lerp, load, maximum, or_zeros, store
 from fusedoptim.reference.ieee import as_scalar, fma, power, sqrt
+from fusedoptim.reference.storage import Storage
 
 State = Mapping[str, Tensor | None]
 
@@ -173,11 +176,42 @@ class Rule:
 
     update: Callable[..., tuple[Tensor, dict[str, Tensor]]]
     own_state: Callable[[Mapping[str, Any]], tuple[str, ...]]
+    non_negative: frozenset[str] = frozenset()
+    """States that are never negative."""
 
-    def state_names(self, group: Mapping[str, Any]) -> tuple[str, ...]:
-        """What a parameter's state holds: what the rule keeps, and its average if the group asks for one."""
+    def state_names(self, group: Mapping[str, Any], param: Tensor | None = None) -> tuple[str, ...]:
+        """What a parameter's state holds, but for scales: what the rule keeps, and then what the group asks for."""
         names = self.own_state(group)
-        return names if group.get("ema_decay") is None else (*names, "ema")
+        if group.get("ema_decay") is not None:
+            names = (*names, "ema")
+        if param is None:
+            return names
+        if (companion := storage.companion_of(group, param)) is not None:
+            names = (*names, storage.COMPANION_NAMES[companion])
+        counts = group.get("stochastic_rounding") and param.dtype == torch.bfloat16 and "step" not in names
+        return (*names, "step") if counts else names
+
+    def storage_of(self, group: Mapping[str, Any], param: Tensor, state: Mapping[str, Any], number: int) -> Storage:
+        """How a parameter and its state are stored; ``number``: its own, among those of all groups."""
+        names = [name for name in self.own_state(group) if name != "step"]
+        dtypes = {name: state[name].dtype for name in names}
+        rounds = bool(group.get("stochastic_rounding"))
+        companion = storage.companion_of(group, param)
+        stochastic = {
+            name
+            for name in names
+            if dtypes[name] == torch.bfloat16
+            and name in self.non_negative
+            and (storage.dtype_asked(name, group) == torch.bfloat16 or (rounds and param.dtype == torch.bfloat16))
+        }
+        return Storage(
+            companion,
+            {name: name not in self.non_negative for name in names if dtypes[name] == torch.uint8},
+            frozenset(stochastic | ({""} if rounds and param.dtype == torch.bfloat16 and not companion else set())),
+            {name: index + 2 for index, name in enumerate(names)},
+            int(group.get("seed") or 0),
+            number,
+        )
 
     def options(self, group: Mapping[str, Any]) -> dict[str, Any]:
         """Return the entries of a parameter group that are options of this rule, as bools those annotated so.
@@ -189,7 +223,10 @@ class Rule:
         return {name: bool(group[name]) if kind is bool else group[name] for name, kind in kinds}
 
 
-RULES: dict[str, Rule] = {"sgd": Rule(sgd, _sgd_state), "adam": Rule(adam, _adam_state)}
+RULES: dict[str, Rule] = {
+    "sgd": Rule(sgd, _sgd_state),
+    "adam": Rule(adam, _adam_state, frozenset({"exp_avg_sq", "max_exp_avg_sq"})),
+}
 
 
 @functools.cache

@@ -5,6 +5,7 @@ As ``csrc/python/dtensor.cpp`` for the kernels.
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterable
 from typing import Any
@@ -44,6 +45,19 @@ def refusal_of_sharding(param: Tensor, what: str, other: Tensor) -> str | None:
     if not is_dtensor(other):
         return f"its {what} is not a DTensor of a plain tensor, as it is"
     return None if _same_sharding(other, param) else f"its {what} is a DTensor on another mesh or with other placements"
+
+
+def first_element(param: Tensor) -> int | None:
+    """The place of this process's first element in the whole tensor; None if it does not hold whole rows of it."""
+    if not is_dtensor(param):
+        return 0
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    spec: Any = param._spec  # type: ignore[attr-defined]
+    shape, offset = compute_local_shape_and_global_offset(spec.shape, spec.mesh, spec.placements)
+    rows_are_whole = tuple(local_of(param).shape[1:]) == tuple(spec.shape[1:])
+    row = math.prod(spec.shape[1:])
+    return (offset[0] * row if offset else 0) if rows_are_whole else None
 
 
 def _same_sharding(a: Any, b: Any) -> bool:
