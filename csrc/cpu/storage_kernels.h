@@ -8,9 +8,6 @@
 
 namespace fusedoptim::FUSEDOPTIM_ISA {
 
-template <class E>
-using Lanes32 = Raw<E, kFloats>;  // of elements that are as many as a vector has floats
-
 // How many elements of a vector are there: all, or the first few, beside which no byte is touched.
 struct Whole {
   template <class S>
@@ -24,14 +21,11 @@ struct Whole {
   }
   template <class E>
   FUSEDOPTIM_SIMD FloatBits bits(const E* from) const {
-    Lanes32<E> raw;
-    std::memcpy(&raw, from, sizeof(raw));
-    return __builtin_convertvector(raw, FloatBits);
+    return load_bits(from);
   }
   template <class E>
   FUSEDOPTIM_SIMD void put_bits(E* to, FloatBits bits) const {
-    const auto raw = __builtin_convertvector(bits, Lanes32<E>);
-    std::memcpy(to, &raw, sizeof(raw));
+    store_bits(to, bits);
   }
 };
 struct Part {
@@ -100,6 +94,17 @@ static void write_stochastic(const float* from, void* to, int64_t count, const u
 }
 
 // ---- a parameter and its companion --------------------------------------------------------------------------------
+template <class S>
+FUSEDOPTIM_SIMD FloatVec nearest_even(FloatVec v) {
+  if constexpr (std::is_same_v<S, BFloat16>) {
+    return from_bits(nearest_bf16(v) & 0xffff0000);
+  } else {
+    S stored[kFloats];
+    store(stored, v);
+    return load(stored);
+  }
+}
+
 // The nearest number that S holds. Of bf16 ties are rounded away from zero: then the remainder tells by its sign which
 // way the number was rounded, so that parameters with a master and with a remainder have the same bits.
 template <class S>
@@ -107,9 +112,7 @@ FUSEDOPTIM_SIMD FloatVec nearest(FloatVec v) {
   if constexpr (std::is_same_v<S, BFloat16>) {
     return from_bits(unless_nan(v, (bits_of(v) + 0x8000) & 0xffff0000));
   } else {
-    S stored[kFloats];
-    store(stored, v);
-    return load(stored);
+    return nearest_even<S>(v);
   }
 }
 
@@ -156,7 +159,7 @@ static void read_remainder(const void* param, const void* remainder, float* to, 
 
 static void write_remainder(const float* from, void* param, void* remainder, int64_t count) {
   uint16_t* const p = static_cast<uint16_t*>(param);
-  int16_t* const r = static_cast<int16_t*>(remainder);
+  uint16_t* const r = static_cast<uint16_t*>(remainder);
   for_vectors(count, [=](int64_t i, auto whole) {
     const FloatVec v = whole.get(from + i);
     const FloatBits bits = unless_nan(v, bits_of(v));
@@ -182,10 +185,8 @@ void write_compensated(const float* from, void* param, void* compensation, int64
   S* const c = static_cast<S*>(compensation);
   for_vectors(count, [=](int64_t i, auto whole) {
     const FloatVec v = without_nan_bits(whole.get(from + i));
-    S stored[kFloats];
-    store(stored, v);
-    const FloatVec rounded = load(stored);
-    whole.put(p + i, v);
+    const FloatVec rounded = nearest_even<S>(v);
+    whole.put(p + i, rounded);
     whole.put(c + i, without_nan_bits(v - rounded));
   });
 }
@@ -205,14 +206,15 @@ void read_8bit(const uint8_t* codes, float scale, float* to, int64_t count) {
 }
 
 static uint32_t largest_magnitude(const float* from, int64_t count) {
-  FloatBits largest{};
+  using Signed = Raw<int32_t, kFloats>;
+  Signed largest{};
   for_vectors(count, [&](int64_t i, auto whole) {
-    const FloatBits magnitude = bits_of(whole.get(from + i)) & 0x7fffffff;
-    largest = choose((FloatBits)(magnitude > largest), magnitude, largest);
+    const Signed magnitude = Signed(bits_of(whole.get(from + i)) & 0x7fffffff);
+    largest = magnitude > largest ? magnitude : largest;
   });
-  uint32_t result = 0;
+  int32_t result = 0;
   for (int i = 0; i < kFloats; ++i) result = largest[i] > result ? largest[i] : result;
-  return result;
+  return uint32_t(result);
 }
 
 template <Coding coding>
@@ -234,11 +236,10 @@ float write_8bit(const float* from, uint8_t* codes, int64_t count, const uint16_
       const FloatBits bits = bits_of(v * FloatVec(factor)), magnitude = bits & 0x7fffffff;
       Signed code = Signed((magnitude + random_of(magnitude, i, whole)) >> kQuantumBits) - int32_t(kBias);
       if (has_sign) {
-        code &= code > 0;
-        code |= Signed((bits >> 24) & 0x80) & (code > 0);
+        code = code > 0 ? code | Signed((bits >> 24) & 0x80) : Signed{};
       } else {  // what is positive stays so
         const Signed least = (bits_of(v) != 0) & 1;
-        code = Signed(choose((FloatBits)(code > least), (FloatBits)code, (FloatBits)least));
+        code = code > least ? code : least;
       }
       whole.put_bits(codes + i, FloatBits(code));
     });

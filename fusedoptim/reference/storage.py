@@ -165,7 +165,7 @@ class Storage:
 def random_bits(seed: int, step: int, parameter: int, operand: int, first: int, count: int) -> Tensor:
     """16 random bits for each of ``count`` elements, of which ``first`` is the place of the first, as int64.
 
-    Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"): its key is the seed, and one
+    Philox4x32-7 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"): its key is the seed, and one
     counter serves 8 elements.
     """
     mask = 0xFFFFFFFF
@@ -177,7 +177,7 @@ def random_bits(seed: int, step: int, parameter: int, operand: int, first: int, 
         torch.full_like(counters, step & mask),
     ]
     k0, k1 = seed & mask, seed >> 32 & mask
-    for _ in range(10):
+    for _ in range(7):
         a, b = words[0] * 0xD2511F53, words[2] * 0xCD9E8D57  # modulo 2^64, of which all bits are right
         words = [(b >> 32 & mask) ^ words[1] ^ k0, b & mask, (a >> 32 & mask) ^ words[3] ^ k1, a & mask]
         k0, k1 = (k0 + 0x9E3779B9) & mask, (k1 + 0xBB67AE85) & mask
