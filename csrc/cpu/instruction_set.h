@@ -4,10 +4,7 @@
 #include <cmath>
 #include <cstdint>
 
-#include "core/dtype.h"
-#include "core/philox.h"
-#include "core/storage.h"
-#include "rules/all.h"
+#include "core/task.h"
 
 namespace fusedoptim::cpu {
 
@@ -38,21 +35,9 @@ using SquaresKernel = double (*)(const void* grad, int64_t count);
 constexpr int kAbreast = 4;
 using AbreastKernel = void (*)(const void* const* grads, double factor, double* sums);
 
-// Between what is stored and float32 in a buffer, for operands of other dtypes than the arithmetic's (cpu/mixed.h).
-// `random`: 16 bits for each element.
-struct StorageKernels {
-  void (*read[kDTypes])(const void* from, float* to, int64_t count);  // of 16 bits
-  void (*write[kDTypes])(const float* from, void* to, int64_t count);
-  void (*write_stochastic)(const float* from, void* to, int64_t count, const uint16_t* random);  // in bf16
-  // A parameter with its companion.
-  void (*read_pair[kCompanions][kDTypes])(const void* param, const void* companion, float* to, int64_t count);
-  void (*write_pair[kCompanions][kDTypes])(const float* from, void* param, void* companion, int64_t count);
-  // A block of 8 bits, or the part of one. Writing returns its scale; without `random` it rounds to nearest.
-  void (*read_8bit[2])(const uint8_t* codes, float scale, float* to, int64_t count);  // magnitude, sign
-  float (*write_8bit[2])(const float* from, uint8_t* codes, int64_t count, const uint16_t* random);
-  void (*random)(const RandomKey& key, uint64_t counter, int64_t counters, uint16_t* to);
-  void (*move_average)(float* average, const float* param, int64_t count, double weight);
-};
+// Applies the task's rule to `count` elements whose operands, of several storages, begin at `at`; the first of them is
+// number `first` of the task.
+using MixedKernel = void (*)(const Task& task, void* const* at, int64_t first, int64_t count, double factor);
 
 struct InstructionSet {
   const char* name;
@@ -62,7 +47,7 @@ struct InstructionSet {
   ScaleKernel scale[kDTypes];
   SquaresKernel squares[kDTypes];
   AbreastKernel squares_abreast[kDTypes];
-  StorageKernels storage;
+  MixedKernel mixed[AllRules::kCount][kMaxVariants];
 };
 
 // Null where it is not built for this architecture.

@@ -3,8 +3,8 @@
 
 #include "core/average.h"
 #include "cpu/instruction_set.h"
+#include "cpu/mixed_loop.h"
 #include "cpu/squares.h"
-#include "cpu/storage_kernels.h"
 
 namespace fusedoptim {
 namespace FUSEDOPTIM_ISA {
@@ -116,6 +116,11 @@ constexpr void fill_rule(Kernel (&kernels)[kMaxVariants][kDTypes], std::integer_
   ((kernels[variants][int(DType::f16)] = Loop<Rule, Half, variants, averages>::run), ...);
 }
 
+template <template <class> class Rule, int... variants>
+constexpr void fill_mixed(cpu::MixedKernel (&kernels)[kMaxVariants], std::integer_sequence<int, variants...>) {
+  ((kernels[variants] = MixedLoop<Rule, variants>::run), ...);
+}
+
 template <template <class> class... Rules>
 constexpr InstructionSet fill(const char* name, RuleList<Rules...>) {
   InstructionSet set{
@@ -126,11 +131,13 @@ constexpr InstructionSet fill(const char* name, RuleList<Rules...>) {
       {scale<double>, scale<float>, scale<BFloat16>, scale<Half>},
       {squares<double>, squares<float>, squares<BFloat16>, squares<Half>},
       {squares_abreast<double>, squares_abreast<float>, squares_abreast<BFloat16>, squares_abreast<Half>},
-      kStorage};
+      {}};
   int rule = 0;
   (fill_rule<Rules, false>(set.kernels[rule++], std::make_integer_sequence<int, Rules<float>::kVariants>()), ...);
   rule = 0;
   (fill_rule<Rules, true>(set.averaging[rule++], std::make_integer_sequence<int, Rules<float>::kVariants>()), ...);
+  rule = 0;
+  (fill_mixed<Rules>(set.mixed[rule++], std::make_integer_sequence<int, Rules<float>::kVariants>()), ...);
   return set;
 }
 

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 
-#include "cpu/mixed.h"
 #include "cpu/pool/parallel_for.h"
 #include "cpu/strided.h"
 
@@ -23,17 +22,10 @@ class Runner {
     const Task& task = *chunk.task;
     if (task.layout != nullptr) {
       for_blocks(chunk, kStridedBlock, [&](int64_t at, int64_t n) { strided(task, at, n); });
-    } else if (task.mixed) {
-      for_blocks(chunk, MixedBlock::kElements, [&](int64_t at, int64_t n) {
-        void* operands[kMaxOperands];
-        for (int k = 0; k < task.operand_count; ++k) {
-          operands[k] = static_cast<char*>(task.operands[k]) + at * int64_t(size_of(task.dtype_of(k)));
-        }
-        update(task, operands, 0, at, n);
-      });
     } else {
       // With a second pass over grad the chunk is walked in blocks, so that this pass finds it in the cache.
-      const bool passes = options_.unscale || options_.zero_grad || clips_in_buffer(task) || task.average_is_new;
+      const bool passes =
+          options_.unscale || options_.zero_grad || (!task.mixed && (clips_in_buffer(task) || task.average_is_new));
       for_blocks(chunk, passes ? kBlock : kChunk,
                  [&](int64_t at, int64_t n) { update(task, task.operands, at, at, n); });
     }
@@ -57,7 +49,10 @@ class Runner {
     char* const grad = static_cast<char*>(operands[1]) + begin * int64_t(size_of(grad_dtype));
     if (options_.unscale) set_.unscale[int(grad_dtype)](grad, grad, count, options_.grad_scale);
     if (task.mixed) {
-      MixedBlock(task, set_).update(operands, first, count, task.factor);
+      void* at[kMaxOperands];
+      for (int k = 0; k < task.operand_count; ++k)
+        at[k] = static_cast<char*>(operands[k]) + begin * int64_t(size_of(task.dtypes[k]));
+      set_.mixed[task.rule][task.variant](task, at, first, count, task.factor);
     } else if (clips_in_buffer(task)) {
       apply_clipped(task, operands, begin, count);
     } else {
