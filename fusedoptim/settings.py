@@ -150,7 +150,9 @@ def check_storage(optimizer: Any, groups: list[Any]) -> None:
             raise ValueError(f"{what}, in {name_of(param, group, index, position)}")
         if any(group.get(name) for name in STORAGE) and (flag := flag_for_torch(group)) is not None:
             name = next(name for name in STORAGE if group.get(name))
-            raise ValueError(f"{name} needs this package's own step, but parameter group {index} has {flag}: leave it out")
+            raise ValueError(
+                f"{name} needs this package's own step, but parameter group {index} has {flag}: leave it out"
+            )
 
 
 def has_settings(groups: list[Any]) -> bool:

@@ -29,7 +29,11 @@ def new_tensors(name: str, group: Mapping[str, Any], param: Tensor, is_rules: bo
     if not is_rules:
         kind = companion_of(group, local_of(param)) if name != "ema" else None
         return {name: native.zeros_like(param, _COMPANIONS[kind] if kind else None)}
-    dtype = dtype_of_new(name, group, param)
+    return zeros_for(name, dtype_of_new(name, group, param), param)
+
+
+def zeros_for(name: str, dtype: torch.dtype, param: Tensor) -> dict[str, Tensor]:
+    """Zeros for a state in a dtype, and its scales if that is uint8, for 8 bits."""
     made = {name: native.zeros_like(param, dtype, is_row_major=dtype == torch.uint8)}
     if dtype == torch.uint8:
         made[f"{name}_scale"] = _scales_of(param)
@@ -55,6 +59,6 @@ def refuse_torch(groups: Sequence[Mapping[str, Any]], lists: Sequence[Iterable[T
         asked = [name for name in STORAGE if group.get(name)]
         if asked and any(param.grad is not None for param in params):
             raise RuntimeError(
-                f"{asked[0]}={group[asked[0]]!r} of parameter group {index} needs the step of this package, but torch's "
+                f"{asked[0]}={group[asked[0]]!r} of parameter group {index} needs this package's step, but torch's "
                 "must take a parameter of it: fusedoptim.explain_step(optimizer) says why; leave the setting out"
             )

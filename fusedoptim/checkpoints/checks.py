@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fusedoptim.checkpoints.keys import StateError
+from fusedoptim.checkpoints.storage import COMPANIONS, is_in_8bit, problem_of_companion, problem_of_scale
 from fusedoptim.reference.rules import Rule, options_of
 from fusedoptim.settings import DEFAULTS, problem_of
 
@@ -117,13 +118,16 @@ def _with_value(value: Any) -> str:
     return f"{format_value(value)}, {_number(value)}" if isinstance(value, Tensor) else format_value(value)
 
 
-def check_entry(entry: Any, param: Tensor, names: Sequence[str], where: str, name_of: Callable[[], str]) -> None:
+def check_entry(
+    entry: Any, param: Tensor, names: Sequence[str], own_names: Sequence[str], where: str, name_of: Callable[[], str]
+) -> None:
     """Check the state of one parameter, before torch casts it.
 
     Args:
         entry: As in the file.
         param: The parameter.
-        names: What the rule keeps for it.
+        names: What its group keeps for it.
+        own_names: Those of the rule, which must be there; others begin with the next step.
         where: The place in the state dict, for errors.
         name_of: Says which parameter it is, for errors.
 
@@ -140,9 +144,9 @@ def check_entry(entry: Any, param: Tensor, names: Sequence[str], where: str, nam
         problem = None
         if value is None:
             others = [key for key in _OF_OTHERS if key in entry]
-            if name == "ema":  # which then begins with the next step
+            if name not in own_names:
                 continue
-            if len(names) - ("ema" in names) > 1:
+            if len(own_names) > 1:
                 problem = "is missing"
             elif others:
                 problem = f"is missing, but {others[0]!r} is there: convert_state_dict knows what some libraries save"
@@ -152,6 +156,10 @@ def check_entry(entry: Any, param: Tensor, names: Sequence[str], where: str, nam
             problem = f"must be a tensor, got {format_value(value)}"
         elif type(param) in PLAIN:
             problem = _problem_of_tensor(value, param, name)
+            if is_in_8bit(entry, name) and name in own_names:
+                problem = problem_of_scale(entry[f"{name}_scale"], value) if value.shape == param.shape else problem
+                if problem is not None:
+                    name = f"{name}_scale"
         if problem is not None:
             raise StateError(f"{where}[{name!r}], for {name_of()}", problem, _OTHER_MODEL)
 
@@ -176,6 +184,8 @@ def _problem_of_tensor(value: Tensor, param: Tensor, name: str) -> str | None:
         return f"has shape {tuple(value.shape)}, which is not that of the parameter"
     if value.layout != torch.strided and not (value.layout == torch.sparse_coo and name == "momentum_buffer"):
         return f"has layout {value.layout}"  # with sparse gradients, SGD's buffer is sparse
+    if name in COMPANIONS:
+        return problem_of_companion(value, param, name)
     if value.is_meta and not param.is_meta:
         return "is on the device 'meta', which has no numbers"
     if param.is_floating_point() and not value.is_floating_point():

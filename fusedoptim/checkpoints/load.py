@@ -18,6 +18,7 @@ from fusedoptim.checkpoints.groups import KEPT, IncompatibleKeys, by_index, by_n
 from fusedoptim.checkpoints.keys import StateError, check_strays
 from fusedoptim.checkpoints.memory import check_memory, name_of
 from fusedoptim.checkpoints.quick_checks import are_counts, is_usual
+from fusedoptim.checkpoints.storage import restore as restore_storage
 from fusedoptim.settings import DEFAULTS
 
 _COUNTS = (torch.float32, torch.float64)  # the dtypes that the kernels count in
@@ -107,11 +108,12 @@ def _check(
     owners: dict[Hashable, Tensor] = {}
     counts: list[Tensor] = []
     all_usual = True
-    kept: list[tuple[str, ...]] = []  # of each group
+    kept: list[tuple[dict[str, Any], tuple[str, ...]]] = []  # of each group
     for index, (own, saved) in enumerate(zip(optimizer.param_groups, state_dict["param_groups"], strict=True)):
         check_group(saved, rule, len(own["params"]), places[index])
-        names = rule.state_names({"amsgrad": False, "momentum": 0, "ema_decay": own.get("ema_decay"), **saved})
-        kept.append(names)
+        options = {"amsgrad": False, "momentum": 0, **{key: own[key] for key in DEFAULTS if key in own}, **saved}
+        names = rule.state_names(options)
+        kept.append((options, rule.own_state(options)))
         for position, (param, key) in enumerate(zip(own["params"], saved["params"], strict=True)):
             if owners.setdefault(key, param) is not param:
                 name = name_of(optimizer, index, position)
@@ -119,13 +121,15 @@ def _check(
                 raise StateError(f"{places[index]}['params']", what, ENTRY)
             all_usual = all_usual and (key not in state or is_usual(state[key], param, names, counts))
     if not (all_usual and are_counts(counts)):
-        for index, (group, names) in enumerate(zip(state_dict["param_groups"], kept, strict=True)):
+        for index, (group, (options, own_names)) in enumerate(zip(state_dict["param_groups"], kept, strict=True)):
             for position, key in enumerate(group["params"]):
                 if key in state:
                     where = f"state_dict['state'][{reprlib.repr(key)}]"
-                    check_entry(state[key], owners[key], names, where, partial(name_of, optimizer, index, position))
+                    names = rule.state_names(options, owners[key])
+                    find_name = partial(name_of, optimizer, index, position)
+                    check_entry(state[key], owners[key], names, own_names, where, find_name)
     if not state.keys() <= listed_keys:
-        check_strays(state, listed_keys, {name for names in kept for name in names})
+        check_strays(state, listed_keys, {name for options, _ in kept for name in rule.state_names(options)})
 
 
 class _Indices(dict[Any, None]):
@@ -156,6 +160,7 @@ def _replace(optimizer: Optimizer, state_dict: dict[str, Any], torch_load: Calla
         optimizer.__dict__.update(hooks)
     for group, own, asked in zip(optimizer.param_groups, kept, settings, strict=True):
         group.update({**asked, **group, **own})  # a file that knows no such setting does not turn it off
+    restore_storage(optimizer, state_dict)
     optimizer.__dict__.pop(_TAKES_SCALE, None)  # which the flags of the file have set
     optimizer.__dict__.update(scaled)
     _place_steps(optimizer)

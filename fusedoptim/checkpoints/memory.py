@@ -51,13 +51,15 @@ def check_memory(optimizer: Any) -> None:
     by_device: dict[torch.device, list[_MemoryRange]] = {}
     seen: set[int] = set()  # one parameter may be listed twice
     for index, group in enumerate(optimizer.param_groups):
-        names = [name for name in rule.state_names(group) if name != "step"]
         for position, param in enumerate(group["params"]):
             entry = optimizer.state.get(param)
             if not entry or type(param) not in PLAIN or id(param) in seen:
                 continue
             seen.add(id(param))
-            for name, tensor in [("", param), *((name, entry.get(name)) for name in names)]:
+            for name, tensor in [
+                ("", param),
+                *((name, entry.get(name)) for name in rule.tensor_names(group, param, entry)),
+            ]:
                 if type(tensor) in PLAIN and tensor.layout == torch.strided and not tensor.is_meta and tensor.numel():
                     range_ = _memory_range(tensor, (index, position, name))
                     if name:

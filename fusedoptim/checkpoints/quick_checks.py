@@ -13,6 +13,7 @@ from torch import Tensor
 from fusedoptim import reference
 from fusedoptim.checkpoints.checks import MOST_STEPS, PLAIN
 from fusedoptim.reference.parameters import shares_elements
+from fusedoptim.settings import STORAGE
 
 _STRIDED, _FLOAT = torch.strided, torch.float32
 
@@ -63,10 +64,11 @@ def is_apart(optimizer: Any) -> bool:
     tensors: list[Any] = []
     for group in optimizer.param_groups:
         names = [name for name in rule.state_names(group) if name != "step"]
+        asks = any(map(group.get, STORAGE))
         for param in group["params"]:
             if names and (entry := optimizer.state.get(param)):
                 params.append(param)
-                tensors += map(entry.get, names)
+                tensors += map(entry.get, rule.tensor_names(group, param, entry) if asks else names)
     everything = tensors + params
     if not set(map(type, everything)) <= set(PLAIN) or {x.layout for x in everything} - {torch.strided}:
         return False

@@ -169,7 +169,11 @@ class ReferencePlan:
         late = [key for key in names if storage.is_late(key, own_names) and existing.get(key) is None]
         if (is_new or late) and param not in self._new_states:
             self._new_states[param] = new_state(param, group)
-        state = {**self._new_states[param], **{k: v for k, v in existing.items() if v is not None}} if is_new else dict(existing)
+        state = (
+            {**self._new_states[param], **{k: v for k, v in existing.items() if v is not None}}
+            if is_new
+            else dict(existing)
+        )
         state.update({key: self._new_states[param][key] for key in late})
         for key in names:
             if state.get(key) is None:
@@ -196,7 +200,9 @@ class ReferencePlan:
         maximize = bool(group.get("maximize"))
         average = state["ema"] if decay is not None else None
         self._prepared.append(
-            _Prepared(param, grad, state, is_new, late, existing, options, maximize, average, decay or 0.0, stored, companion)
+            _Prepared(
+                param, grad, state, is_new, late, existing, options, maximize, average, decay or 0.0, stored, companion
+            )
         )
         return None
 

@@ -191,6 +191,11 @@ class Rule:
         counts = group.get("stochastic_rounding") and param.dtype == torch.bfloat16 and "step" not in names
         return (*names, "step") if counts else names
 
+    def tensor_names(self, group: Mapping[str, Any], param: Tensor, entry: Mapping[str, Any]) -> list[str]:
+        """Of the tensors of a parameter's state but its step: scales of what is in 8 bits included."""
+        names = [name for name in self.state_names(group, param) if name != "step"]
+        return names + [f"{name}_scale" for name in names if f"{name}_scale" in entry]
+
     def storage_of(self, group: Mapping[str, Any], param: Tensor, state: Mapping[str, Any], number: int) -> Storage:
         """How a parameter and its state are stored; ``number``: its own, among those of all groups."""
         names = [name for name in self.own_state(group) if name != "step"]

@@ -124,10 +124,10 @@ class Storage:
             bits = bits | ((blocks & 0x80) << 24)
         return _out_of_blocks(_from_bits(bits) * scale.reshape(blocks.shape[:-1])[..., None], value.shape)
 
-    def write_state(self, name: str, x: Tensor, value: Tensor, scale: Tensor | None, step: float) -> None:
-        """Round into a state, and its scales."""
+    def write_state(self, name: str, x: Tensor, value: Tensor, scale: Tensor | None, step: float | None) -> None:
+        """Round into a state, and its scales; without a step to nearest."""
         if name not in self.signs:
-            self._write_rounded(name, x, value, step)
+            self._write_rounded(name, x, value, step or 0.0)
             return
         assert scale is not None
         sign, blocks = self.signs[name], _in_blocks(x)
@@ -136,14 +136,15 @@ class Storage:
         inverse = torch.where(scales == 254 << 23, 1 << 22, (254 << 23) - scales)
         bits = _bits(blocks * _from_bits(torch.where(scales == _NAN, 0, inverse))[..., None])
         relative = bits & 0x7FFFFFFF
-        if sign:
+        if sign or step is None:
             up = (1 << (_DROPPED - 1)) - 1 + ((relative >> _DROPPED) & 1)
-            code = ((relative + up) >> _DROPPED) - _BIAS[sign]
-            code = torch.where(code > 0, code | ((bits >> 24) & 0x80), 0)
         else:
             random = _in_blocks(self._random_bits(name, step, x.numel()).reshape(x.shape))
             up = (random << (_DROPPED - 16)) | (1 << (_DROPPED - 17))
-            code = ((relative + up) >> _DROPPED) - _BIAS[sign]
+        code = ((relative + up) >> _DROPPED) - _BIAS[sign]
+        if sign:
+            code = torch.where(code > 0, code | ((bits >> 24) & 0x80), 0)
+        else:
             code = torch.maximum(code, (magnitude != 0).long())  # what is positive stays so
         code = torch.where(scales[..., None] == _NAN, _TOP[sign], code)
         value.copy_(_out_of_blocks(code, value.shape).to(torch.uint8))

@@ -54,7 +54,7 @@ def first_element(param: Tensor) -> int | None:
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
     spec: Any = param._spec  # type: ignore[attr-defined]
-    shape, offset = compute_local_shape_and_global_offset(spec.shape, spec.mesh, spec.placements)
+    _, offset = compute_local_shape_and_global_offset(spec.shape, spec.mesh, spec.placements)
     rows_are_whole = tuple(local_of(param).shape[1:]) == tuple(spec.shape[1:])
     row = math.prod(spec.shape[1:])
     return (offset[0] * row if offset else 0) if rows_are_whole else None
