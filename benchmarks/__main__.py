@@ -48,7 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     sys.argv[0] = f"python -m benchmarks {name}"  # as --help says it
     if name == "bench-step":
-        return int(importlib.import_module("pytest").main([str(path_of(name)), *rest]))
+        module = importlib.import_module(f"benchmarks.{QUESTIONS[name]}")
+        return int(importlib.import_module("pytest").main([str(path_of(name)), *rest], plugins=[module]))
     return int(importlib.import_module(f"benchmarks.{QUESTIONS[name]}").main(rest))
 
 

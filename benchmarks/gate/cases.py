@@ -56,7 +56,6 @@ class Setting:
         self.optimizer = VARIANTS[OURS].build(rule, self.params, 1e-3)
 
     def write_grads(self) -> None:
-        """Gives every parameter its gradient back."""
         for p, g in zip(self.params, self.grads, strict=True):
             p.grad = g
 
@@ -83,7 +82,6 @@ class Case:
     planted: Callable[[], AbstractContextManager[Any]] = nullcontext  # what makes it slower while it is counted
 
     def run(self, times: int) -> Call:
-        """Makes the call several times, with gradients there, and returns it."""
         call = self.setting.calls()[self.call]
         for _ in range(times):
             self.setting.write_grads()
@@ -103,19 +101,16 @@ def plant_step(extra: Callable[[Any], object]) -> AbstractContextManager[Any]:
 
 
 def look_at_params(optimizer: Any) -> None:
-    """A loop in Python over all parameters."""
     for group in optimizer.param_groups:
         for p in group["params"]:
             p.grad  # noqa: B018
 
 
 def pass_over_grads(optimizer: Any) -> None:
-    """A second pass over the memory of the gradients."""
     torch._foreach_mul_([p.grad for group in optimizer.param_groups for p in group["params"]], 1.0)
 
 
 def wrong_kernels() -> AbstractContextManager[Any]:
-    """The kernels of a narrower instruction set than the one asked for."""
     native.set_instruction_set("baseline")
     return nullcontext()
 

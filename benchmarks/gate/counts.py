@@ -7,19 +7,18 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
+from benchmarks import ROOT
 from benchmarks.gate.cases import CALLS
 from benchmarks.shared.probe import compile_shared
-from benchmarks.shared.report import ROOT
 
 OBJECT = re.compile(r"c?ob=\((\d+)\)(?: (.+))?")
 TIME_LIMIT = 600
 
 
-@dataclass(frozen=True)
-class Count:
+class Count(NamedTuple):
     """Instructions of one call."""
 
     total: int  # all of them, Python's and torch's included
@@ -87,17 +86,11 @@ def count_instructions() -> dict[str, Count]:
         client = folder / "gate_client.so"
         compile_shared(Path(__file__).with_name("client.cpp"), client, ("-O1",), "the client of callgrind")
         command = ["valgrind", "--quiet", "--tool=callgrind", "--instr-atstart=no", "--collect-atstart=no"]
-        command += [
-            f"--callgrind-out-file={folder}/out.%p",
-            sys.executable,
-            "-m",
-            "benchmarks.gate.counted",
-            str(client),
-        ]
+        command += [f"--callgrind-out-file={folder}/out.%p", sys.executable, "-m", "benchmarks.gate.counted"]
         kept = {key: value for key, value in os.environ.items() if not key.startswith("FUSEDOPTIM_")}
         fixed = {"PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1"}
         how = {"cwd": ROOT, "env": kept | fixed, "capture_output": True, "text": True, "timeout": TIME_LIMIT}
-        done = subprocess.run(command, check=False, **how)  # type: ignore[call-overload]
+        done = subprocess.run([*command, str(client)], check=False, **how)  # type: ignore[call-overload]
         if done.returncode:
             raise RuntimeError(f"counting failed:\n{done.stdout}{done.stderr}")
         counts = {}

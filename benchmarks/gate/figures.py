@@ -46,7 +46,6 @@ class Figures:
 
     @classmethod
     def load(cls, path: Path = FIGURES) -> "Figures":
-        """Reads what `save` has written."""
         record = json.loads(path.read_text())
         counts = {name: Count(*values) for name, values in record["instructions per call: total, module"].items()}
         loops = {}

@@ -24,8 +24,6 @@ VECTOR_REGISTER = re.compile(r"\b[xyz]mm\d")
 
 @dataclass(frozen=True)
 class Instruction:
-    """One line of a disassembly."""
-
     address: int
     code: bytes
     name: str
@@ -178,10 +176,8 @@ def holds(module: bytes, function: Function) -> bool:
 
 
 def read_kernels(objects: Iterable[Path]) -> dict[str, Function]:
-    """The kernels of several object files."""
     return {name: function for path in objects for name, function in disassemble(path).items()}
 
 
 def measure_kernels(kernels: dict[str, Function]) -> dict[str, Loop | None]:
-    """The loops of every kernel, by its name."""
     return {name: measure(function, REGISTERS[name.split()[0]]) for name, function in sorted(kernels.items())}

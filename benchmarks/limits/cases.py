@@ -12,7 +12,7 @@ from benchmarks.shared.variants import ALL_RULES, DTYPES, LABELS
 MIB = 1 << 20
 TARGETS = {"L2": 0.85, "L3": 0.85, "memory": 0.97}  # shares of the limit
 OTHER_MODELS = ("tutorial-mlp", "resnet50", "400x64")  # the one that takes longest to compile comes last
-STRIDE = 61  # every how manieth element of a large model is checked: no divisor of a vector's length
+STRIDE = 61  # of a large model one in so many elements is checked: no divisor of a vector's length
 LARGE = 4 * MIB  # elements
 
 
@@ -28,7 +28,6 @@ class Case:
 
     @property
     def key(self) -> tuple[str, str]:
-        """What it is called."""
         return self.model_name, f"{LABELS[self.rule]}, {self.dtype}"
 
     @property
@@ -41,16 +40,6 @@ class Case:
         """Bytes of all operands."""
         return self.model.elements * DTYPES[self.dtype].itemsize * ALL_RULES[self.rule].operands
 
-    @property
-    def stride(self) -> int:
-        """Every how manieth element is checked."""
-        return STRIDE if self.model.elements > LARGE else 1
-
-    @property
-    def in_table_of_models(self) -> bool:
-        """Whether the case is one of those that compare with torch.compile on the shapes of known models."""
-        return self.model_name in MODELS and self.rule in ("adam", "sgd") and self.dtype == "fp32"
-
 
 def caches(threads: int, root: Path = CPU) -> dict[str, int]:
     """Bytes of the second- and the third-level caches that so many threads have, each on a core of its own.
@@ -58,11 +47,8 @@ def caches(threads: int, root: Path = CPU) -> dict[str, int]:
     Raises:
         RuntimeError: The system does not tell.
     """
-    found = {
-        name: -(-threads // cpus_in(cache["users"])) * cache["bytes"]
-        for name, cache in cache_levels(root).items()
-        if cache["kind"] == "Unified"
-    }
+    levels = {name: cache for name, cache in cache_levels(root).items() if cache["kind"] == "Unified"}
+    found = {name: -(-threads // cpus_in(cache["users"])) * cache["bytes"] for name, cache in levels.items()}
     if "L2" not in found:
         raise RuntimeError(f"{root} does not tell the size of the second-level cache")
     return found
@@ -73,9 +59,8 @@ def budgets(caches: Mapping[str, int]) -> dict[str, int]:
 
     The third level is left out where that would not be well beyond the second.
     """
-    sizes = {"L2": caches["L2"] * 3 // 4}
     third = min(caches.get("L3", 0) // 4, 64 * MIB)
-    return sizes | {"L3": third} if third >= 2 * caches["L2"] else sizes
+    return {"L2": caches["L2"] * 3 // 4, **({"L3": third} if third >= 2 * caches["L2"] else {})}
 
 
 def make_cases(budgets: Mapping[str, int]) -> Iterator[Case]:

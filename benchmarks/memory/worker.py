@@ -5,7 +5,6 @@ its input, a request in JSON, it forks a child that trains, and prints the outco
 with a fresh heap, and no import is waited for.
 """
 
-import ctypes
 import itertools
 import json
 import os
@@ -23,17 +22,16 @@ from typing import Any
 import torch
 
 import fusedoptim
+from benchmarks import ROOT
 from benchmarks.memory.models import TRAININGS
 from benchmarks.shared.forked import forked
 from benchmarks.shared.measure import CpuClock
-from benchmarks.shared.report import ROOT
 from benchmarks.shared.training import PHASES, Trainer
 from benchmarks.shared.variants import OURS, VARIANTS
 
 WARM_UP = 6  # iterations: the heap has found its size, and losses are compared over them
 FEWEST, MOST = 4, 200  # iterations that are timed
 TIMEOUT = 90.0  # seconds for one training
-TOP_PAD = -2  # M_TOP_PAD in glibc's malloc.h
 MARK = "getppid"  # the system's call that stands before and after iterations whose calls are counted
 
 
@@ -47,7 +45,6 @@ class Way:
 
     zero_grad: str = "none"
     keep: bool = False  # whether `fusedoptim.keep_freed_memory()` is called at the start
-    pad: int = 0  # bytes to set glibc's `M_TOP_PAD` to at the start; 0 leaves it
     environment: Mapping[str, str] = field(default_factory=dict)  # what is set before the process starts
 
 
@@ -62,7 +59,6 @@ class FaultClock(CpuClock):
         self.faults: list[int] = []
 
     def mark(self) -> int:
-        """Reads both."""
         self.counts.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
         return super().mark()
 
@@ -72,13 +68,7 @@ class FaultClock(CpuClock):
         return super().between(marks)
 
 
-def system_seconds() -> float:
-    """What the system has worked for this process."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_stime
-
-
 def make_trainer(training: str, way: Way) -> Trainer:
-    """A training of Adam that clears its gradients in this way."""
     workload = TRAININGS[training]
     mode = "to_zero" if way.zero_grad == "to_zero" else "separate"
     trainer = Trainer(workload.task(torch.device("cpu")), VARIANTS[OURS], "adam", workload.lr["adam"], mode)
@@ -88,7 +78,6 @@ def make_trainer(training: str, way: Way) -> Trainer:
 
 
 def losses_of(trainer: Trainer, iterations: int) -> list[float]:
-    """Trains, and returns the loss of each iteration."""
     losses = []
     for i in range(iterations):
         trainer.begin()
@@ -115,8 +104,6 @@ def measure(training: str, way: Way, seconds: float, threads: int, iterations: i
     """
     torch.set_num_threads(threads)
     kept = way.keep and fusedoptim.keep_freed_memory()
-    if way.pad:
-        ctypes.CDLL(None).mallopt(TOP_PAD, way.pad)
     trainer = make_trainer(training, way)
     losses = losses_of(trainer, WARM_UP)
     checksum = sum(zlib.crc32(p.detach().numpy().data) for p in trainer.model.parameters())
@@ -128,9 +115,9 @@ def measure(training: str, way: Way, seconds: float, threads: int, iterations: i
     begin = time.perf_counter()
     trainer.run(1)
     count = max(FEWEST, min(MOST, int(seconds / (time.perf_counter() - begin))))
-    clock, system = FaultClock(), system_seconds()
+    clock, before = FaultClock(), resource.getrusage(resource.RUSAGE_SELF)
     times = trainer.time_phases(count, clock)
-    system = system_seconds() - system
+    after = resource.getrusage(resource.RUSAGE_SELF)
     faults = {phase: clock.faults[k :: len(PHASES)] for k, phase in enumerate(PHASES)}
     return {
         "kept": kept,
@@ -139,8 +126,8 @@ def measure(training: str, way: Way, seconds: float, threads: int, iterations: i
         "phases": {phase: statistics.median(times[phase]) for phase in PHASES},
         "iteration": statistics.median(map(sum, zip(*times.values(), strict=True))),
         "faults": {phase: statistics.mean(faults[phase]) for phase in PHASES},
-        "system": system * 1e6 / count,
-        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "system": (after.ru_stime - before.ru_stime) * 1e6 / count,
+        "peak_mib": after.ru_maxrss / 1024,
     }
 
 
@@ -165,7 +152,7 @@ class Server:
         Raises:
             RuntimeError: It failed or hung.
         """
-        request = {"training": training, "zero_grad": way.zero_grad, "keep": way.keep, "pad": way.pad, **arguments}
+        request = {"training": training, "zero_grad": way.zero_grad, "keep": way.keep, **arguments}
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.process.stdin.write(json.dumps(request) + "\n")
@@ -176,13 +163,8 @@ class Server:
         return outcome
 
 
-def serve() -> None:
-    """Answers requests until there are no more."""
+if __name__ == "__main__":
     for line in sys.stdin:
         request = json.loads(line)
-        way = Way(request.pop("zero_grad"), request.pop("keep"), request.pop("pad"))
+        way = Way(request.pop("zero_grad"), request.pop("keep"))
         print(json.dumps(forked("os.fork", partial(measure, way=way, **request), None, TIMEOUT)), flush=True)
-
-
-if __name__ == "__main__":
-    serve()

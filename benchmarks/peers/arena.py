@@ -25,7 +25,7 @@ WRONG_FROM = 1e-2  # as a share of the way that float64 went: no rounding is as 
 
 
 class TookTooLongError(Exception):
-    """A step was given up."""
+    pass
 
 
 @contextmanager
@@ -54,11 +54,6 @@ def shortened(text: str) -> str:
     """A message on one line, and not too long for a table."""
     line = " ".join(text.split())
     return line if len(line) <= REASON_LENGTH else line[: REASON_LENGTH - 1] + "…"
-
-
-def reason(error: BaseException) -> str:
-    """What an exception says, and its cause, which may be nearer to the point."""
-    return shortened("; ".join(f"{type(e).__name__}: {e}" for e in (error, error.__cause__) if e is not None))
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
@@ -147,7 +142,8 @@ class PeerArena(Arena):
             self.calls[variant] = timed
             error = super().error(variant, exact, start)
         except Exception as exception:
-            self.failures[variant] = reason(exception)
+            causes = (exception, exception.__cause__)  # the latter may be nearer to the point
+            self.failures[variant] = shortened("; ".join(f"{type(e).__name__}: {e}" for e in causes if e is not None))
             for kept in (self.optimizers, self.calls, self.seconds):
                 kept.pop(variant, None)  # type: ignore[attr-defined]
             return Error(math.nan, math.nan)

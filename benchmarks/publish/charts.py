@@ -17,7 +17,8 @@ from benchmarks.growth.breaks import time_of
 from benchmarks.growth.tables import TITLES
 from benchmarks.loop.run import case_label
 from benchmarks.peers.list import PEERS
-from benchmarks.shared.report import Record, machine_line
+from benchmarks.shared.files import Record
+from benchmarks.shared.report import machine_line
 from benchmarks.shared.shapes import MODELS
 from benchmarks.shared.variants import LIMIT, OURS, RULES
 

@@ -8,22 +8,19 @@ Output: the pages and charts that it has changed; with `--check` it changes noth
 
 import argparse
 import hashlib
-import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 from benchmarks import ROOT
 from benchmarks.publish import charts, sections
-from benchmarks.shared.report import RESULTS
+from benchmarks.shared.files import RESULTS, load_json
 from benchmarks.shared.variants import RULES
 
 Lines = Callable[..., Iterator[str]]
 
 
-@dataclass(frozen=True)
-class Section:
+class Section(NamedTuple):
     """A part of a page."""
 
     page: str
@@ -32,8 +29,7 @@ class Section:
     lines: Lines
 
 
-@dataclass(frozen=True)
-class Chart:
+class Chart(NamedTuple):
     """A chart beside the results."""
 
     name: str
@@ -75,38 +71,28 @@ def replaced(text: str, section: str, lines: Sequence[str]) -> str:
     return "\n".join((before + begin, *lines, end + after))
 
 
-def load(name: str, results: Path) -> Any:
-    """A record of results."""
-    return json.loads((results / f"{name}.json").read_text())
-
-
-def note_of(chart: Chart, results: Path) -> str:
-    """What a chart's PNG says of the results that it was drawn from."""
-    return f"results {hashlib.sha256((results / f'{chart.results}.json').read_bytes()).hexdigest()}"
-
-
 def older(root: Path = ROOT, results: Path = RESULTS, write: bool = False) -> list[str]:
     """The sections and charts that are not as the results have them; they are then, if `write`."""
     found = []
     for section in SECTIONS:
         page = root / section.page
-        text = page.read_text()
-        new = replaced(text, section.name, list(section.lines(*(load(name, results) for name in section.results))))
+        text, records = page.read_text(), (load_json(results / f"{name}.json") for name in section.results)
+        new = replaced(text, section.name, list(section.lines(*records)))
         if new != text:
             found.append(f"{section.page}, {section.name}")
             if write:
                 page.write_text(new)
     for chart in CHARTS:
-        path, note = results / f"{chart.name}.png", note_of(chart, results)
+        path, source = results / f"{chart.name}.png", results / f"{chart.results}.json"
+        note = f"results {hashlib.sha256(source.read_bytes()).hexdigest()}"  # in the PNG: what it was drawn from
         if not path.exists() or note.encode() not in path.read_bytes():
             found.append(path.name)
             if write:
-                chart.draw(load(chart.results, results), path, note)
+                chart.draw(load_json(source), path, note)
     return found
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Writes, or only says, what is older than the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="change nothing; exit status 1 if something is older")
     args = parser.parse_args(arguments)

@@ -8,7 +8,8 @@ from benchmarks.limits import run as limits_run
 from benchmarks.loop import run as loop_run
 from benchmarks.loop import tail as loop_tail
 from benchmarks.peers.tables import section as peers
-from benchmarks.shared.report import Record, Table, about, time_and_ratio
+from benchmarks.shared.files import Record
+from benchmarks.shared.report import Table, about, time_and_ratio
 from benchmarks.shared.variants import OURS, OURS_CALLS, RULES
 from benchmarks.step import cliffs as step_cliffs
 from benchmarks.step import host_costs as step_host_costs

@@ -61,5 +61,4 @@ class CompiledStep:
             raise RuntimeError(f"the step was compiled to {graphs} graphs, not to one")
 
     def __call__(self) -> None:
-        """Takes a step."""
         self.compiled()

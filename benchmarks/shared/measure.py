@@ -26,6 +26,12 @@ def nothing(*_: object) -> None:
     """Stands for a call where there is nothing to do."""
 
 
+def in_turn(*calls: Call) -> None:
+    """Makes one call after the other."""
+    for call in calls:
+        call()
+
+
 def spread(values: Sequence[float]) -> Spread:
     """Summarises `values`, at least one."""
     low, middle, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else [values[0]] * 3
@@ -64,7 +70,6 @@ class CpuClock:
     """`time.perf_counter_ns`: work on the CPU is done when the call returns."""
 
     def mark(self) -> int:
-        """Reads the clock."""
         return time.perf_counter_ns()
 
     def between(self, marks: Sequence[int]) -> list[float]:
@@ -79,7 +84,6 @@ class CudaClock:
     """
 
     def mark(self) -> torch.cuda.Event:
-        """Records an event."""
         event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         event.record()
         return event
@@ -91,7 +95,6 @@ class CudaClock:
 
 
 def clock_for(device: torch.device) -> Clock:
-    """The clock that measures work on `device`."""
     return CudaClock() if device.type == "cuda" else CpuClock()
 
 
@@ -165,7 +168,6 @@ def cache_levels(root: Path = CPU) -> dict[str, dict[str, Any]]:
 
 
 def cpu_name() -> str:
-    """The processor's name for itself, where the system tells."""
     listing = Path("/proc/cpuinfo")
     lines = listing.read_text().splitlines() if listing.exists() else []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))

@@ -58,15 +58,11 @@ Table = np.ndarray[tuple[int, int], np.dtype[np.int64]]
 
 
 class _Way(ctypes.Structure):
-    """As `Way` in `probe.cpp`."""
-
     _fields_ = [(name, ctypes.c_int32) for name in ("threads", "dynamic", "backwards", "ahead")]
 
 
 @dataclass(frozen=True)
 class Way:
-    """One of the ways to move the bytes."""
-
     chunk: int  # bytes of each stream that a thread moves before it turns to the next chunk
     threads: int
     dynamic: bool  # whether whoever is free takes the next chunk; else each thread has its own share
@@ -131,7 +127,6 @@ class Probe:
         return lambda: self.function(*next(turns))
 
     def rank(self, repeats: int, trials: int) -> list[Way]:
-        """The ways, fastest first."""
         each = TRIAL_SECONDS / len(self.calls)
         times = time_rounds(self.calls, trials, repeats, seconds=each, fewest=min(trials, FEWEST_TRIALS))
         return sorted(times, key=lambda way: statistics.median(times[way]))

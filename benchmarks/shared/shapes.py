@@ -23,7 +23,6 @@ class Model:
 
     @property
     def elements(self) -> int:
-        """Number of scalars."""
         return sum(map(prod, self.shapes))
 
 

@@ -81,7 +81,6 @@ class Tail:
         return self.scaler.get_scale() if self.scaler else 1.0
 
     def run(self) -> None:
-        """Makes the calls."""
         for _, call in self.calls:
             call()
 

@@ -61,8 +61,6 @@ class Timings:
 
 @dataclass
 class TimedTraining:
-    """One workload with one optimizer."""
-
     name: str  # a key of `WORKLOADS`
     rule: str  # a key of `RULES`
     variants: Sequence[str]  # those that are timed
@@ -85,7 +83,6 @@ class TimedTraining:
 
     @property
     def units(self) -> int:
-        """Pieces of work, for a progress bar."""
         return 1 + len(self.trained) + 2 * self.rounds * len(self.timings)
 
     def run(self, advance: Call = nothing, first: Callable[[dict[str, Any]], object] = nothing) -> dict[str, Any]:
@@ -119,7 +116,6 @@ class TimedTraining:
         return self.result(check.judge(records))
 
     def result(self, verdicts: dict[str, Verdict]) -> dict[str, Any]:
-        """What is known so far."""
         return {
             "workload": self.name,
             "optimizer": self.rule,

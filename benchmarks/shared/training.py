@@ -48,8 +48,6 @@ def chunks(iterations: int, until: float, now: Now) -> Iterator[range]:
 
 
 class Trainer:
-    """A model in training: its own copy of the task's model, and an optimizer over it."""
-
     def __init__(self, task: Task, variant: Variant, rule: str, lr: float, zero_grad: str, tail: str = PLAIN) -> None:
         self.task = task
         self.model = copy.deepcopy(task.model)
@@ -58,7 +56,6 @@ class Trainer:
         self.scaled = self.tail.scaler.scale if self.tail.scaler else lambda loss: loss
 
     def forward(self, iteration: int) -> Tensor:
-        """The loss on the batch of this iteration."""
         x, y = self.task.batches[iteration % len(self.task.batches)]
         return self.task.criterion(self.model(x), y)
 
@@ -119,8 +116,6 @@ class Trainer:
 
 @dataclass
 class Record:
-    """What one fp32 training left behind."""
-
     rounding: Error  # against the float64 optimizer that took the same gradients
     training: dict[int, float]  # overall error against the float64 training, by number of steps
     losses: dict[int, float]  # by number of steps
@@ -140,7 +135,6 @@ class Verdict:
 
 
 def copies(tensors: Iterable[Tensor]) -> list[Tensor]:
-    """Of their own memory."""
     return [t.detach().clone() for t in tensors]
 
 

@@ -32,7 +32,6 @@ class Rule:
 
     @property
     def bytes_per_element(self) -> int:
-        """Traffic of one fp32 step."""
         return 4 * self.accesses
 
 
@@ -61,19 +60,15 @@ ZERO_GRAD_MODES = ("separate", "to_zero", "to_none")
 
 @dataclass(frozen=True)
 class Variant:
-    """One implementation of the rules."""
-
     name: str  # as in tables and on the command line
     module: ModuleType  # where its classes live
     flags: Mapping[str, bool]  # the constructor arguments that choose the implementation
 
     @property
     def is_ours(self) -> bool:
-        """Whether this is fusedoptim."""
         return self.module is fusedoptim
 
     def build(self, rule: str, params: Iterable[torch.Tensor], lr: float, **settings: Any) -> Any:
-        """Constructs the optimizer `rule`, of `ALL_RULES`, over `params`, with further keyword arguments."""
         kind = ALL_RULES[rule]
         return getattr(self.module, kind.class_name)(params, lr=lr, **{**kind.options, **self.flags, **settings})
 

@@ -37,7 +37,6 @@ class Task:
         return Task(model, self.criterion, batches, move(self.held_out), self.score)
 
     def evaluate(self, model: nn.Module) -> float:
-        """The score of `model` on the held-out batch."""
         x, y = self.held_out
         with torch.no_grad():
             return self.score(model(x), y).item()
@@ -45,8 +44,6 @@ class Task:
 
 @dataclass(frozen=True)
 class Workload:
-    """A named training."""
-
     summary: str  # one line for tables and help
     iterations: int  # of one timed run
     lr: Mapping[str, float]  # by optimizer
@@ -68,7 +65,6 @@ def regression(widths: tuple[int, ...], batch: int, reduction: str) -> Task:
 
 
 def accuracy(logits: Tensor, target: Tensor) -> Tensor:
-    """Share of rows whose greatest logit is the target."""
     return (logits.argmax(dim=-1) == target).float().mean()
 
 
@@ -86,7 +82,6 @@ def digits(model: nn.Module, shape: tuple[int, ...], batch: int = 64, held_out: 
 
 
 def byte_loss(logits: Tensor, target: Tensor) -> Tensor:
-    """Mean cross entropy per byte, in nats."""
     return F.cross_entropy(logits.flatten(0, 1), target.flatten())
 
 

@@ -18,9 +18,10 @@ from torch import Tensor
 
 import fusedoptim
 from benchmarks.shared.correctness import as_near
-from benchmarks.shared.measure import Call, ratio, spread, time_rounds
-from benchmarks.shared.options import Parser, answer
-from benchmarks.shared.report import Record, Table, bold, correct_text, number
+from benchmarks.shared.files import Record
+from benchmarks.shared.measure import Call, in_turn, ratio, spread, time_rounds
+from benchmarks.shared.options import question
+from benchmarks.shared.report import Table, bold, correct_text, number
 from benchmarks.step.cliff_cases import PLAIN, SITUATIONS, Situation
 
 LIMIT = 1.5
@@ -53,17 +54,11 @@ def measure(rounds: int) -> Times:
         calls[title, "ours"] = partial(situation.optimizer(fusedoptim).step, *situation.arguments)
         calls[title, "torch"] = partial(situation.optimizer(torch.optim).step, *situation.arguments)
         if situation.by_torch:
-            both = SITUATIONS[PLAIN].optimizer(fusedoptim), situation.optimizer(torch.optim, alone=True)
-            calls[title, "with"] = partial(step_each, both, *situation.arguments)
+            plain, alone = SITUATIONS[PLAIN].optimizer(fusedoptim), situation.optimizer(torch.optim, alone=True)
+            calls[title, "with"] = partial(in_turn, plain.step, alone.step)
     times = time_rounds(calls, rounds, {key: REPEATS[key[1]] for key in calls})
     del filler
     return times
-
-
-def step_each(optimizers: Sequence[Any], *arguments: Any) -> None:
-    """A step of one after the other."""
-    for optimizer in optimizers:
-        optimizer.step(*arguments)
 
 
 def results_of(times: Times) -> list[dict[str, Any]]:
@@ -81,13 +76,11 @@ def results_of(times: Times) -> list[dict[str, Any]]:
 
 
 def run(args: argparse.Namespace) -> Record:
-    """All situations."""
     results = results_of(measure(args.rounds))
     return {"situations": [{**r, "correct": is_correct(SITUATIONS[r["situation"]])} for r in results]}
 
 
 def tables(record: Record) -> Iterator[Table]:
-    """A row for each situation."""
     rows = (
         (
             bold(r["situation"], r["over"]),
@@ -100,6 +93,4 @@ def tables(record: Record) -> Iterator[Table]:
     yield Table(header, rows, "Adam, 400 tensors of 64 elements")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Measures, checks, prints and keeps."""
-    return answer("cliffs", Parser(__doc__, rounds=(40, 5)).parse(arguments), run, tables)
+main = question(__doc__, "cliffs", run, tables, rounds=(40, 5))

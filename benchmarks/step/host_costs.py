@@ -17,16 +17,16 @@ import torch
 from torch import Tensor, nn
 
 import fusedoptim
+from benchmarks.shared.files import Record
 from benchmarks.shared.measure import Call, CpuClock, interleaved, spread, time_call
-from benchmarks.shared.options import Parser, answer
-from benchmarks.shared.report import Record, Table, spread_text
+from benchmarks.shared.options import question
+from benchmarks.shared.report import Table
 
 FEW, MANY = 100, 400
 REPEATS = 20
 
 
 def parameters(count: int, elements: int, grads: bool = True) -> list[nn.Parameter]:
-    """Parameters of so many elements, with gradients or without."""
     params = [nn.Parameter(torch.full((elements,), 0.5)) for _ in range(count)]
     for p in params if grads else ():
         p.grad = torch.full((elements,), 0.01)
@@ -125,23 +125,16 @@ def parts_of(measured: Mapping[str, Mapping[str, Sequence[float]]]) -> list[dict
 
 
 def run(args: argparse.Namespace) -> Record:
-    """The calls and their parts."""
     measured = measure(args.rounds)
     calls = {name: {key: spread(values) for key, values in figures.items()} for name, figures in measured.items()}
     return {"calls": calls, "parts": parts_of(measured)}
 
 
 def tables(record: Record) -> Iterator[Table]:
-    """The parts, and the calls as a whole."""
     rows = ((part["part"], f"{part['ns']['median']:.0f}") for part in record["parts"])
     yield Table(("part", "ns a tensor"), rows, "parts")
-    calls = (
-        (n, *(spread_text(figures[k]) for k in ("tensor", "call", "all"))) for n, figures in record["calls"].items()
-    )
-    header = ("", "ns a tensor", "ns a call", "ns / tensor")
-    yield Table(header, calls, f"calls; the last column with {MANY} tensors")
+    columns = {"ns a tensor": "tensor", "ns a call": "call", "ns / tensor": "all"}
+    yield Table.of(columns, record["calls"], f"calls; the last column with {MANY} tensors")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Measures, prints and keeps."""
-    return answer("host_costs", Parser(__doc__, rounds=(60, 5), threads=1).parse(arguments), run, tables)
+main = question(__doc__, "host_costs", run, tables, rounds=(60, 5), threads=1)

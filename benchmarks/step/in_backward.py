@@ -11,19 +11,19 @@ Output: a table for each network, `in_backward.json`; exit status 1 if something
 """
 
 import argparse
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 from itertools import product
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.optim import _apply_optimizer_in_backward  # type: ignore[attr-defined]
 
 import fusedoptim
+from benchmarks.shared.files import Record
 from benchmarks.shared.measure import Call, nothing, ratio, spread, time_rounds
-from benchmarks.shared.options import Parser, answer
-from benchmarks.shared.report import Record, Table, number, time_and_ratio, unfinished
+from benchmarks.shared.options import question
+from benchmarks.shared.report import Table, number, time_and_ratio, unfinished
 from benchmarks.shared.variants import OURS, RULES, VARIANTS, Variant
 
 RULE = "adam"
@@ -37,8 +37,7 @@ SAMPLES = 16
 SECONDS = 15.0  # of one kind of training; on a quiet machine the longest takes 2
 
 
-@dataclass(frozen=True)
-class Network:
+class Network(NamedTuple):
     """Layers of equal width, each added to what went in."""
 
     layers: int  # how many, with two parameters each
@@ -98,7 +97,6 @@ class Training:
         self.held = max(self.held, sum(p.grad.nbytes for p in self.params if p.grad is not None))
 
     def run(self) -> None:
-        """Forward, backward, step."""
         self.before()
         self.loss().backward()  # type: ignore[no-untyped-call]
         self.after()
@@ -111,14 +109,11 @@ def _drop(p: Any) -> None:
 def _stepping(optimizers: Mapping[Any, Any], drops: bool) -> Callable[[Any], None]:
     """A hook that takes the step and drops the gradient; `drops`: the step itself can."""
 
-    def step_that_drops(p: Any) -> None:
-        optimizers[p].step(zero_grad="to_none")
-
     def step_and_drop(p: Any) -> None:
         optimizers[p].step()
         p.grad = None
 
-    return step_that_drops if drops else step_and_drop
+    return (lambda p: optimizers[p].step(zero_grad="to_none")) if drops else step_and_drop
 
 
 def check(network: Network, name: str, way: str) -> dict[str, Any]:
@@ -155,7 +150,6 @@ def measure(network: Network, rounds: int) -> list[dict[str, Any]]:
 
 
 def tables(record: Record) -> Iterator[Table]:
-    """One for each network."""
     for name, results in record["results"].items():
         found = {(r["variant"], r["way"]): r for r in results}
         rows = [[variant, *(time_and_ratio(found[variant, way]) for way in WAYS)] for variant in COMPARED]
@@ -168,11 +162,8 @@ def tables(record: Record) -> Iterator[Table]:
 
 
 def run(args: argparse.Namespace) -> Record:
-    """All networks."""
     fusedoptim.keep_freed_memory()
     return {"results": {name: measure(network, args.rounds) for name, network in NETWORKS.items()}}
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Measures, prints and keeps."""
-    return answer("in_backward", Parser(__doc__, rounds=(40, 3)).parse(arguments), run, tables)
+main = question(__doc__, "in_backward", run, tables, rounds=(40, 3))

@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks import ROOT
 from benchmarks.publish import run
-from benchmarks.shared.report import RESULTS
+from benchmarks.shared.files import RESULTS
 
 
 def test_no_page_and_no_chart_is_older_than_its_results() -> None:

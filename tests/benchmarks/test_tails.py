@@ -15,7 +15,7 @@ import fusedoptim
 from benchmarks.loop import run as train_loop
 from benchmarks.publish import charts, sections
 from benchmarks.shared import tails, timed_training, training, variants, workloads
-from benchmarks.shared.report import RESULTS
+from benchmarks.shared.files import RESULTS
 
 pytestmark = need_kernels
 FULL = "clip+amp+ema"
