@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
@@ -19,9 +18,9 @@ from typing import Any
 import torch
 
 from benchmarks.shared.arena import Arena
+from benchmarks.shared.correctness import checksum
 from benchmarks.shared.forked import TIMEOUT, forked
 from benchmarks.shared.measure import Call, CpuClock, interleaved, ratio, spread, time_call
-from benchmarks.shared.report import Claim, check_claims
 from benchmarks.shared.shapes import MODELS
 from benchmarks.shared.variants import OURS
 
@@ -31,7 +30,6 @@ SHORTEST = 3  # steps, even where one takes longer than the limit
 STATES = {"quiet": 0, "1 busy": 1, "2 busy": 2}
 WARM_UP_S = 0.2  # the scheduler has then seen that these threads want a core
 BLOCK = 500  # steps of which the largest is compared with the median
-LARGEST, MIDDLE = "largest step of ours, 1 busy", "its median"
 SETTLE_S = 0.05  # the scheduler moves what runs to where there is room
 # Plain arithmetic, no memory traffic, no library with threads; ends when whoever started it has gone.
 SPIN = """
@@ -126,18 +124,7 @@ def busy_part(model: str, args: argparse.Namespace) -> dict[str, Any]:
         }
         for variant, state in series
     ]
-    # What is aimed at; the mean is what a loop has to wait for, the longest steps included.
-    case, ours, theirs = (model, "adam"), f"{OURS}, 1 busy", "torch-fused, 1 busy"
-    claims = (
-        Claim(case, theirs, ours, 5),
-        Claim(case, f"mean of {theirs}", f"mean of {ours}", 5),
-        Claim(case, ours, f"{OURS}, quiet", 2.2, at_most=True),
-        Claim(case, LARGEST, MIDDLE, 4, at_most=True),
-    )
-    named = {", ".join(key): rounds for key, rounds in times.items()}
-    named |= {f"mean of {', '.join(key)}": rounds for key, rounds in means.items()}
-    named |= {LARGEST: [largest(series[OURS, "1 busy"])["ratio"]["median"]], MIDDLE: [1.0]}
-    return {"results": results, "claims": check_claims(claims, {case: named}), "good": verdicts[OURS].correct}
+    return {"results": results, "good": verdicts[OURS].correct}
 
 
 # ---- more threads than cores ----------------------------------------------------------------------------------------
@@ -177,7 +164,7 @@ def threads_part(model: str, args: argparse.Namespace) -> dict[str, Any]:
         }
         for (variant, n), values in times.items()
     ]
-    return {"results": results, "claims": [], "good": True}
+    return {"results": results, "good": True}
 
 
 # ---- a forked child -------------------------------------------------------------------------------------------------
@@ -196,7 +183,7 @@ def fork_once(model: str, variant: str, way: str, threads: int | None) -> dict[s
         for _ in range(FORK_WARM_UP + 1):  # among other things these copy the pages that the processes shared
             step()
         time = median(time_series(step, FORK_STEPS, at_most=TIMEOUT / 4))
-        return {"time": time, "checksum": sum(zlib.crc32(p.detach().numpy().data) for p in arena.params)}
+        return {"time": time, "checksum": checksum(arena.params)}
 
     return {"parent": work(), "child": forked(way, work, threads), "parent_after": work()}
 
@@ -223,7 +210,7 @@ def fork_part(model: str, args: argparse.Namespace) -> dict[str, Any]:
                 rounds[case].append(pool.submit(fork_once, model, *case).result(6 * TIMEOUT))
     keys = "variant", "way", "child_threads"
     results = [{**dict(zip(keys, case, strict=True)), **summary(found)} for case, found in rounds.items()]
-    return {"results": results, "claims": [], "good": all(r["correct"] for r in results if r["variant"] == OURS)}
+    return {"results": results, "good": all(r["correct"] for r in results if r["variant"] == OURS)}
 
 
 Part = Callable[[str, argparse.Namespace], dict[str, Any]]

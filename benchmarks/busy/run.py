@@ -15,7 +15,7 @@ from itertools import product
 from benchmarks.busy.parts import PARTS
 from benchmarks.shared.files import Record, save_part
 from benchmarks.shared.options import Parser, begin
-from benchmarks.shared.report import Table, number, show_claims
+from benchmarks.shared.report import Table, number
 
 SHAPES = ("tutorial-mlp", "resnet50")
 
@@ -64,12 +64,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         args.steps, args.limit = min(args.steps, 40), 0.2
     console, machine = begin(args)
     settings = {name: getattr(args, name) for name in ("rounds", "steps", "limit", "quick")}
-    good, claims = True, []
+    good = True
     for part, model in product(args.part or PARTS, args.model or SHAPES):
         result = PARTS[part](model, args)
         good &= result["good"]
-        claims += result["claims"]
         save_part(args.output / "busy.json", part, model, {"machine": machine, "settings": settings, **result})
         console.print(table_of(part, model, result, machine["threads"]).rich())
-    show_claims(claims, console)
     return int(not good)

@@ -115,14 +115,10 @@ def wrong_kernels() -> AbstractContextManager[Any]:
     return nullcontext()
 
 
+TORCHS = partial(patch.object, fusedoptim.Adam, "zero_grad", torch.optim.Optimizer.zero_grad)
 PLANTS = (
     ("400x64", "step", "a Python loop over the parameters in step", partial(plant_step, look_at_params)),
-    (
-        "400x64",
-        "zero_grad",
-        "torch's zero_grad, a Python loop over the parameters",
-        partial(patch.object, fusedoptim.Adam, "zero_grad", torch.optim.Optimizer.zero_grad),
-    ),
+    ("400x64", "zero_grad", "torch's zero_grad, a Python loop over the parameters", TORCHS),
     ("tutorial-mlp", "step", "a second pass over the gradients", partial(plant_step, pass_over_grads)),
     ("tutorial-mlp", "step", "kernels of a narrower instruction set", wrong_kernels),
 )
@@ -141,17 +137,10 @@ def cases(planted: bool) -> Iterator[Case]:
 
 
 def count_all(client: Path, path: str) -> None:
-    """Counts everything, each under the name of `path` and its own.
-
-    Args:
-        client: `client.cpp`, compiled.
-        path: "direct" or "ordinary": how this process takes its steps. Slowdowns are planted in the first.
-    """
+    """Counts everything with `client.cpp`, compiled; `path` is how this process steps: "direct" or "ordinary"."""
     direct_error = fusedoptim.build_info()["direct_error"]
-    if path == "direct" and direct_error:
-        raise RuntimeError(f"there are no direct steps: {direct_error}")
-    if path == "ordinary" and not direct_error:
-        raise RuntimeError("FUSEDOPTIM_DIRECT=0 does not turn direct steps off")
+    if (path == "direct") == bool(direct_error):
+        raise RuntimeError(f"FUSEDOPTIM_DIRECT did not choose {path} steps: {direct_error}")
     library = ctypes.PyDLL(str(client))
     library.count.argtypes = [ctypes.py_object, ctypes.py_object, ctypes.c_int, ctypes.c_char_p]
     library.count.restype = library.start_instrumentation.restype = None

@@ -36,11 +36,7 @@ def why_not() -> str | None:
 
 
 def read_dump(lines: Iterable[str]) -> tuple[str, dict[str, int], int]:
-    """Reads one dump of callgrind's.
-
-    Returns:
-        What triggered it, the instructions of each object file's own code, and their sum as callgrind has it.
-    """
+    """Reads a dump of callgrind: its trigger, the instructions of each object file's own code, and their total."""
     names: dict[str, str] = {}
     costs: dict[str, int] = {}
     trigger = ours = ""
@@ -73,14 +69,7 @@ def count_of(costs: dict[str, int]) -> Count:
 
 
 def count_instructions() -> dict[str, Count]:
-    """Runs `counted.py` under callgrind.
-
-    Returns:
-        The counts by name: path, model, rule, instruction set and call.
-
-    Raises:
-        RuntimeError: It failed, or a dump does not add up.
-    """
+    """Runs `counted.py` under callgrind: the counts by path, model, rule, instruction set and call, or RuntimeError."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         client = folder / "gate_client.so"

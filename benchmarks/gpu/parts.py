@@ -45,15 +45,9 @@ def is_broken() -> bool:
 
 
 def run_units(calls: Calls, path: Path, until: float) -> int:
-    """Runs the units of a part that its record does not have, one after the other; in the part's process.
+    """Runs the units of a part, in its process, that the record at `path` does not have; none begins after `until`.
 
-    Args:
-        calls: By name, the most important first.
-        path: The record, which is written after each.
-        until: When to begin no further unit, by `time.time()`.
-
-    Returns:
-        The exit status: 0, or `BROKEN` if another process must go on.
+    The exit status is 0, or `BROKEN` if another process must go on.
     """
     units: dict[str, Any] = load_json(path)
     for name, call in calls.items():
@@ -94,16 +88,9 @@ def run_limited(
 
 
 def run_part(name: str, command: Sequence[str], output: Path, until: float) -> Record:
-    """Runs the processes of a part until all its units are done, or its time is.
+    """Runs processes of a part, begun by `command`, until all its units are done, or its time is (by `time.time()`).
 
-    Args:
-        name: A key of `PARTS`.
-        command: Starts the process, but for the arguments that say which part.
-        output: The record of everything; that of the part lies beside it meanwhile.
-        until: When its time is over, by `time.time()`.
-
-    Returns:
-        The record of the part: `state`, and `why` if it has not passed, and the `units` that were begun.
+    The record of the part, which lies beside `output` meanwhile, has `state`, `why` if it has not passed, and `units`.
     """
     left = max(0.0, until - time.time())
     if left < PARTS[name].least_s:

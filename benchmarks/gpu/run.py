@@ -13,6 +13,7 @@ speed is no failure.
 
 import argparse
 import dataclasses
+import importlib
 import os
 import re
 import subprocess
@@ -28,9 +29,8 @@ from typing import Any
 import torch
 
 from benchmarks import ROOT
-from benchmarks.gpu.build import build, find_sanitizer
+from benchmarks.gpu.build import build, find_sanitizer, missing, stand_ins
 from benchmarks.gpu.device import Device
-from benchmarks.gpu.environment import from_tests, missing, stand_ins
 from benchmarks.gpu.parts import PARTS, Calls, Record, run_limited, run_part, run_units
 from benchmarks.shared.files import QUICK_RESULTS, RESULTS, save_json
 
@@ -68,9 +68,10 @@ def build_calls(args: argparse.Namespace) -> Calls:
 
 
 def bits_calls(args: argparse.Namespace, short: bool = False) -> Calls:
-    """The checks of bits; `short` for the sanitizers."""
+    """The checks of bits, which lie with the tests, as does the table of cases; `short` for the sanitizers."""
+    sys.path += [folder for folder in (str(ROOT / "tests"), str(ROOT / "tests" / "tools")) if folder not in sys.path]
     with stand_ins():
-        bits, checks = from_tests("on_device.bits"), from_tests("on_device.checks")
+        bits, checks = map(importlib.import_module, ("on_device.bits", "on_device.checks"))
     is_small = args.rehearse or short
     sizes = bits.SHORT_SIZES if is_small else bits.SIZES
     settings = bits.Settings(Device("cpu" if args.rehearse else "cuda:0"), sizes, quick=args.quick or is_small)

@@ -49,12 +49,7 @@ def pattern() -> Pattern:
 
 
 class GrowthArena(SharedTensors):
-    """Tensors that hold the pattern.
-
-    Args:
-        model: The shapes, one dimension each: many tensors of up to `PERIOD` elements, or one of any size.
-        pool: Memory of at least that many elements by role, which a single tensor is cut from.
-    """
+    """Tensors of one dimension that hold the pattern; a single one, of any size, may be cut from a pool, by role."""
 
     def __init__(self, model: Model, pool: dict[str, Tensor] | None = None) -> None:
         self.pool = pool

@@ -42,11 +42,7 @@ class Case:
 
 
 def caches(threads: int, root: Path = CPU) -> dict[str, int]:
-    """Bytes of the second- and the third-level caches that so many threads have, each on a core of its own.
-
-    Raises:
-        RuntimeError: The system does not tell.
-    """
+    """Bytes of the unified caches that so many threads have, each on a core of its own; RuntimeError if unknown."""
     levels = {name: cache for name, cache in cache_levels(root).items() if cache["kind"] == "Unified"}
     found = {name: -(-threads // cpus_in(cache["users"])) * cache["bytes"] for name, cache in levels.items()}
     if "L2" not in found:

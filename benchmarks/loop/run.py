@@ -34,7 +34,7 @@ from benchmarks.shared.report import (
 )
 from benchmarks.shared.tails import PLAIN, TAILS
 from benchmarks.shared.timed_training import TimedTraining
-from benchmarks.shared.variants import OURS, RULES, VARIANTS, ZERO_GRAD_MODES, default_variants
+from benchmarks.shared.variants import OURS, RULES, VARIANTS, default_variants
 from benchmarks.shared.workloads import WORKLOADS
 
 CLAIMS = (
@@ -58,9 +58,6 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--iterations", type=positive, help="length of a run (default: the workload's own)")
     parser.add_limit("--seconds", SECONDS, 0.5, "the longest that a run may take")
     parser.add_limit("--minutes", 45.0, 8.0, "when to begin nothing more")
-    text = "separate: zero_grad() at the start of the loop (default); to_zero, to_none: ours clears the gradients "
-    text += "within step(), torch at the start of the loop in the same way"
-    parser.add_argument("--zero-grad", choices=ZERO_GRAD_MODES, default="separate", help=text)
     args = parser.parse(arguments)
     args.iterations = args.iterations or (QUICK_ITERATIONS if args.quick else None)
     args.variants = args.variants or default_variants(torch.device("cpu"))
@@ -68,9 +65,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def make_cases(args: argparse.Namespace) -> list[TimedTraining]:
-    how = {"zero_grad": args.zero_grad, "seconds": args.seconds}
     return [
-        TimedTraining(workload, rule, args.variants, args.rounds, args.iterations, tail, **how)
+        TimedTraining(workload, rule, args.variants, args.rounds, args.iterations, tail, seconds=args.seconds)
         for workload, rule, tail in product(args.workload or WORKLOADS, args.optimizer or RULES, TAILS)
         if (tail in args.tail if args.tail else tail == PLAIN or rule == TAIL_RULE)
     ]
@@ -96,17 +92,6 @@ def case_table(result: Record) -> Table:
     return Table.of(columns, result["variants"], title, ours=OURS)
 
 
-def score_lines(result: Record) -> list[str]:
-    """Losses on the way and the score at the end: one line per distinct outcome."""
-    outcomes: dict[str, list[str]] = {}
-    for name, figures in result["variants"].items():
-        if "losses" in figures:
-            losses = ", ".join(f"{step}: {loss:.5g}" for step, loss in figures["losses"].items())
-            text = f"loss at {losses}; {result['score_name']} {figures['score']:.5g}"
-            outcomes.setdefault(text, []).append(name)
-    return [f"[dim]{', '.join(names)}: {text}[/]" for text, names in outcomes.items()]
-
-
 def summary_table(results: Sequence[Record]) -> Table:
     """One line per workload and optimizer: how much longer the loop takes with each variant of torch."""
     others = [name for name in dict.fromkeys(name for r in results for name in r["variants"]) if name != OURS]
@@ -130,7 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     record: dict[str, Any] = {
         "machine": machine,
         "clock_cost_us": cost,
-        "settings": {"rounds": args.rounds, "zero_grad": args.zero_grad, "quick": args.quick},
+        "settings": {"rounds": args.rounds, "zero_grad": "separate", "quick": args.quick},
         "results": results,
         "left_out": [],
     }
@@ -148,7 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 record["left_out"].append(label)
                 continue
             results.append(case.run(lambda: progress.advance(bar), show_first))
-            console.print(case_table(results[-1]).rich(), *score_lines(results[-1]), "", sep="\n")
+            console.print(case_table(results[-1]).rich())
             save_json(args.output / "train_loop.json", record)  # so that an interrupted run leaves what it has
 
     measured = {(c.name, c.rule): {n: t.loop for n, t in c.timings.items() if t.loop} for c in cases if c.tail == PLAIN}

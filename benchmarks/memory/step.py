@@ -3,7 +3,6 @@
 import copy
 import mmap
 import re
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.shared.arena import Arena
+from benchmarks.shared.correctness import checksum
 from benchmarks.shared.measure import ratio, spread, time_rounds
 from benchmarks.shared.shapes import MODELS
 from benchmarks.shared.variants import OURS
@@ -66,7 +66,7 @@ def huge_page_steps(model: str, rule: str, rounds: int) -> dict[str, Any]:
     checksums = {}
     for name, arena in arenas.items():
         arena.take_steps(arena.step(OURS))  # those of `Arena.check`
-        checksums[name] = sum(zlib.crc32(p.detach().numpy().data) for p in arena.params)
+        checksums[name] = checksum(arena.params)
         arena.reset()
     steps = {name: arena.step(OURS) for name, arena in arenas.items()}
     times = time_rounds(steps, rounds, before=lambda name: arenas[name].write_grads(), warm_up=1)

@@ -13,7 +13,6 @@ import statistics
 import subprocess
 import sys
 import time
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -24,6 +23,7 @@ import torch
 import fusedoptim
 from benchmarks import ROOT
 from benchmarks.memory.models import TRAININGS
+from benchmarks.shared.correctness import checksum
 from benchmarks.shared.forked import forked
 from benchmarks.shared.measure import CpuClock
 from benchmarks.shared.training import PHASES, Trainer
@@ -89,24 +89,15 @@ def losses_of(trainer: Trainer, iterations: int) -> list[float]:
 
 
 def measure(training: str, way: Way, seconds: float, threads: int, iterations: int | None = None) -> dict[str, Any]:
-    """Trains in this process, which must be fresh.
+    """Trains in this process, which must be fresh; for so many seconds, with so many of torch's threads.
 
-    Args:
-        training: A key of `TRAININGS`.
-        way: How gradients are cleared and memory is got, but for the environment.
-        seconds: For which it is timed.
-        threads: torch's.
-        iterations: Counts system calls over so many iterations instead: marks them by calls of `getppid`.
-
-    Returns:
-        The losses and the checksum of the parameters after `WARM_UP` iterations; per phase the median time in µs and
-        the mean number of page faults; µs of the system per iteration; the largest size of the process in MiB.
+    With `iterations`, marks so many by calls of `getppid`, and times nothing.
     """
     torch.set_num_threads(threads)
     kept = way.keep and fusedoptim.keep_freed_memory()
     trainer = make_trainer(training, way)
     losses = losses_of(trainer, WARM_UP)
-    checksum = sum(zlib.crc32(p.detach().numpy().data) for p in trainer.model.parameters())
+    after_warm_up = checksum(trainer.model.parameters())
     if iterations:
         os.getppid()
         trainer.run(iterations)
@@ -122,7 +113,7 @@ def measure(training: str, way: Way, seconds: float, threads: int, iterations: i
     return {
         "kept": kept,
         "losses": losses,
-        "checksum": checksum,
+        "checksum": after_warm_up,
         "phases": {phase: statistics.median(times[phase]) for phase in PHASES},
         "iteration": statistics.median(map(sum, zip(*times.values(), strict=True))),
         "faults": {phase: statistics.mean(faults[phase]) for phase in PHASES},
@@ -147,11 +138,7 @@ class Server:
         self.process.communicate()
 
     def ask(self, training: str, way: Way, **arguments: Any) -> dict[str, Any]:
-        """The outcome of `measure` in a fresh process.
-
-        Raises:
-            RuntimeError: It failed or hung.
-        """
+        """The outcome of `measure` in a fresh process; RuntimeError if it failed or hung."""
         request = {"training": training, "zero_grad": way.zero_grad, "keep": way.keep, **arguments}
         assert self.process.stdin is not None
         assert self.process.stdout is not None

@@ -30,11 +30,7 @@ class TookTooLongError(Exception):
 
 @contextmanager
 def given_up_after(seconds: float) -> Iterator[None]:
-    """Raises `TookTooLongError` within it when the time is over: code that hangs in C is not interrupted.
-
-    Raises:
-        RuntimeError: Not in the main thread, which alone gets signals.
-    """
+    """Raises `TookTooLongError` within it when the time is over; code that hangs in C is not interrupted."""
     if threading.current_thread() is not threading.main_thread():
         raise RuntimeError("only the main thread can be interrupted")
 

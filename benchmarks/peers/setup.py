@@ -51,11 +51,7 @@ def pinned(package: str) -> str:
 
 
 def run(command: Sequence[str], folder: Path) -> float:
-    """Runs a command with empty caches in `folder`, and returns its seconds.
-
-    Raises:
-        RuntimeError: It failed; the message has the end of what it wrote.
-    """
+    """Runs a command with empty caches in `folder`: its seconds, or RuntimeError with the end of what it wrote."""
     fresh = {"TORCH_EXTENSIONS_DIR": str(folder / "extensions"), "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor")}
     settings = {"FUSEDOPTIM_CUDA": "0", "DS_ACCELERATOR": "cpu", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
     path = f"{Path(command[0]).parent}{os.pathsep}{os.environ['PATH']}"

@@ -9,6 +9,7 @@ Output: the pages and charts that it has changed; with `--check` it changes noth
 import argparse
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -50,7 +51,7 @@ SECTIONS = (
     Section("docs/benchmarks.md", "growth", ("growth",), sections.growth),
 )
 CHARTS = (
-    *(Chart(f"train_loop-{rule}", "train_loop", charts.loops(rule)) for rule in RULES),
+    *(Chart(f"train_loop-{rule}", "train_loop", partial(charts.loops, rule)) for rule in RULES),
     Chart("growth", "growth", charts.growth),
     Chart("peers", "peers", charts.peers),
 )

@@ -100,14 +100,9 @@ class SharedTensors:
 class Arena(SharedTensors):
     """Tensors in the shapes of a model, with values that a check starts from and gradients that can be rewritten.
 
-    Args:
-        model: The shapes.
-        rule: A key of `ALL_RULES`.
-        dtype: Of all tensors.
-        stride: Every how manieth element of a tensor the check looks at, beside the first and the last few.
-        yardsticks: The variants whose errors are the measure; those of bfloat16 and float16 must not have torch 2.13's
-            fused SGD among them, which leaves most elements as they are.
-        device: Where they lie.
+    The check looks at one element in `stride`, beside the first and the last few of a tensor. The errors of the
+    variants in `yardsticks` are the measure; those of bfloat16 and float16 must not have torch 2.13's fused SGD among
+    them, which leaves most elements as they are.
     """
 
     def __init__(

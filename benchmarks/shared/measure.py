@@ -57,13 +57,10 @@ def interleaved(items: Sequence[K], rounds: int | Mapping[K, int], seed: int = 0
 
 
 class Clock(Protocol):
-    """Reads marks off a clock; the time between marks is asked for only when all have been read."""
+    """Reads marks off a clock; the microseconds from each mark to the next are asked for when all have been read."""
 
-    def mark(self) -> Any:
-        """Reads the clock."""
-
-    def between(self, marks: Sequence[Any]) -> list[float]:
-        """The time from each mark to the next, in microseconds."""
+    def mark(self) -> Any: ...
+    def between(self, marks: Sequence[Any]) -> list[float]: ...
 
 
 class CpuClock:
@@ -73,7 +70,6 @@ class CpuClock:
         return time.perf_counter_ns()
 
     def between(self, marks: Sequence[int]) -> list[float]:
-        """The time from each mark to the next, in microseconds."""
         return [(b - a) / 1e3 for a, b in itertools.pairwise(marks)]
 
 
@@ -89,7 +85,6 @@ class CudaClock:
         return event
 
     def between(self, marks: Sequence[torch.cuda.Event]) -> list[float]:
-        """Waits for the last event; the time from each mark to the next, in microseconds."""
         torch.cuda.synchronize()
         return [a.elapsed_time(b) * 1e3 for a, b in itertools.pairwise(marks)]
 
@@ -157,11 +152,9 @@ def cpus_in(text: str) -> int:
 def cache_levels(root: Path = CPU) -> dict[str, dict[str, Any]]:
     """The first core's caches for data by level, where the system tells: their bytes, kind and users."""
     units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
-    found = {}
+    found, names = {}, ("type", "level", "size", "shared_cpu_list")
     for place in sorted(root.glob("cpu0/cache/index*")):
-        kind, level, size, users = (
-            (place / name).read_text().strip() for name in ("type", "level", "size", "shared_cpu_list")
-        )
+        kind, level, size, users = ((place / name).read_text().strip() for name in names)
         if kind != "Instruction":
             found[f"L{level}"] = {"bytes": int(size[:-1]) * units[size[-1]], "kind": kind, "users": users}
     return found

@@ -46,6 +46,7 @@ class Parser(argparse.ArgumentParser):
     ) -> None:
         super().__init__(description=doc, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter)
         self.rounds = rounds
+        self.limits: dict[str, tuple[float, float]] = {}
         self.add_argument("--rounds", type=positive, help="how often each variant is measured, interleaved")
         self.add_argument("--threads", type=positive, help="torch's threads (default: torch's choice)")
         self.add_argument("--quick", action="store_true", help="everything, but short: no figures to quote")
@@ -61,24 +62,20 @@ class Parser(argparse.ArgumentParser):
     def add_limit(self, flag: str, full: float, quick: float, text: str) -> None:
         """Adds an option for a time, whose default is another with --quick."""
         self.add_argument(flag, type=seconds, help=f"{text} (default: {full:g}, with --quick {quick:g})")
-        self.limits = {**getattr(self, "limits", {}), flag.removeprefix("--"): (full, quick)}
+        self.limits[flag.removeprefix("--")] = full, quick
 
     def parse(self, arguments: Sequence[str] | None) -> argparse.Namespace:
         """Reads the command line; a quick run keeps away from the published results unless a folder is named."""
         args = self.parse_args(arguments)
         args.output = args.output or (QUICK_RESULTS if args.quick else RESULTS)
         args.rounds = args.rounds or self.rounds[args.quick]
-        for name, limits in getattr(self, "limits", {}).items():
+        for name, limits in self.limits.items():
             setattr(args, name, getattr(args, name) or limits[args.quick])
         return args
 
 
 def begin(args: argparse.Namespace, device: torch.device | str = "cpu") -> tuple[Console, dict[str, Any]]:
-    """Sets the threads that were asked for, and prints the machine and where the results go.
-
-    Returns:
-        The console, and the machine for the results.
-    """
+    """Sets the threads, prints where the results go, and returns the console and the machine for the results."""
     if args.threads:
         torch.set_num_threads(args.threads)
     console = make_console()

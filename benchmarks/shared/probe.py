@@ -30,11 +30,7 @@ TRIAL_SECONDS = 2.0
 
 
 def compile_shared(source: Path, target: Path, flags: Sequence[str], purpose: str) -> None:
-    """Compiles `source` to the shared library `target`, which `purpose` needs.
-
-    Raises:
-        RuntimeError: There is no C++ compiler, or it fails; the message says so.
-    """
+    """Compiles a shared library, which `purpose` needs; RuntimeError without a C++ compiler, or if it fails."""
     names = [os.environ.get("CXX", ""), "c++", "g++", "clang++"]
     compiler = next((path for name in names if name and (path := shutil.which(name))), None)
     if compiler is None:
@@ -96,8 +92,7 @@ class Probe:
         kind: "step", whose last stream is read and all others are read and written; "scan", which reads its only
             stream; or "fill", which writes zeros.
         streams: Contiguous tensors of one dtype, one list per stream; a step leaves their values as they are.
-        repeats: How many calls in a row a trial takes, sharing the caches between them.
-        trials: How many each way has.
+        repeats: Calls in a row of each of the `trials` of a way, sharing the caches between them.
         chosen: The ways; all those of torch's number of threads if None.
     """
 

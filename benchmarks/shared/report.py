@@ -170,18 +170,14 @@ def check_claims(claims: Iterable[Claim], measured: Mapping[Case, Times]) -> lis
 
 def show_claims(outcomes: Sequence[Record], console: Console) -> None:
     """Prints target and measured for each claim, if there are any."""
-    rows = [
-        (
-            " / ".join(claim["case"]),
-            f"{claim['numerator']} / {claim['denominator']}",
-            f"{'<=' if claim['at_most'] else '>='} {claim['target']}",
-            spread_text(claim["reached"]),
-            "reached" if claim["holds"] else "missed",
-        )
-        for claim in outcomes
-    ]
-    if rows:
-        console.print(Table(("case", "ratio of times", "target", "measured", ""), rows, "claims").rich())
+    columns = {
+        "target": lambda claim: f"{'<=' if claim['at_most'] else '>='} {claim['target']}",
+        "measured": "reached",
+        "": lambda claim: "reached" if claim["holds"] else "missed",
+    }
+    named = {f"{' / '.join(c['case'])}: {c['numerator']} / {c['denominator']}": c for c in outcomes}
+    if named:
+        console.print(Table.of(columns, named, "claims: ratios of times").rich())
 
 
 def is_wrong(record: Any) -> bool:

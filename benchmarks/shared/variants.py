@@ -75,10 +75,8 @@ class Variant:
     def loop_calls(self, optimizer: Any, zero_grad: str) -> tuple[Call, Call]:
         """What a training loop calls at the start of an iteration, and for the step.
 
-        Args:
-            optimizer: From `build`.
-            zero_grad: "separate" is `zero_grad()` at the start of the loop; "to_zero" and "to_none" clear
-                the gradients within our step, and at the start of the loop in that way for torch.
+        "separate" is `zero_grad()` at the start of the loop; "to_zero" and "to_none" clear the gradients within our
+        step, and at the start of the loop in that way for torch.
         """
         if zero_grad == "separate":
             return optimizer.zero_grad, optimizer.step

@@ -48,17 +48,19 @@ def is_correct(situation: Situation) -> bool:
 def measure(rounds: int) -> Times:
     """Microseconds of a step, ours and torch's, and where one parameter is left to torch, a plain step with its own."""
     # Fills the gaps that imports have left in memory, in which the first objects made lie scattered and are slower.
-    filler = [SITUATIONS[PLAIN].optimizer(fusedoptim) for _ in range(3)]
+    kept = [SITUATIONS[PLAIN].optimizer(fusedoptim) for _ in range(3)]
+
+    def step_of(situation: Situation, module: Any, alone: bool = False) -> Call:
+        kept.append(situation.optimizer(module, alone=alone))  # a step under a scheduler does not hold its optimizer
+        return partial(kept[-1].step, *situation.arguments)
+
     calls: dict[tuple[str, str], Call] = {}
     for title, situation in SITUATIONS.items():
-        calls[title, "ours"] = partial(situation.optimizer(fusedoptim).step, *situation.arguments)
-        calls[title, "torch"] = partial(situation.optimizer(torch.optim).step, *situation.arguments)
+        calls[title, "ours"], calls[title, "torch"] = step_of(situation, fusedoptim), step_of(situation, torch.optim)
         if situation.by_torch:
-            plain, alone = SITUATIONS[PLAIN].optimizer(fusedoptim), situation.optimizer(torch.optim, alone=True)
-            calls[title, "with"] = partial(in_turn, plain.step, alone.step)
-    times = time_rounds(calls, rounds, {key: REPEATS[key[1]] for key in calls})
-    del filler
-    return times
+            both = step_of(SITUATIONS[PLAIN], fusedoptim), step_of(situation, torch.optim, alone=True)
+            calls[title, "with"] = partial(in_turn, *both)
+    return time_rounds(calls, rounds, {key: REPEATS[key[1]] for key in calls})
 
 
 def results_of(times: Times) -> list[dict[str, Any]]:

@@ -49,14 +49,13 @@ def clearing(kept: bool | None) -> Any:
 
     def make(count: int) -> tuple[Call, Call]:
         params = parameters(count, 64)
-        optimizer = fusedoptim.SGD(params)
         grads: list[Tensor | None] = [p.grad for p in params]
 
         def give() -> None:
             for p, grad in zip(params, grads, strict=True):
                 p.grad = None if kept is None else grad if kept else torch.empty(64)
 
-        return optimizer.zero_grad, give
+        return fusedoptim.SGD(params).zero_grad, give
 
     return make
 
@@ -104,13 +103,13 @@ def measure(rounds: int) -> dict[str, dict[str, list[float]]]:
     made = {(name, count): make(count) for name, make in CALLS.items() for count in (FEW, MANY)}
     times: dict[tuple[str, int], list[float]] = {key: [] for key in made}
     for key in interleaved(list(made), rounds):
-        times[key].append(time_one(made[key], clock))
+        times[key].append(1e3 * time_one(made[key], clock))
     result: dict[str, dict[str, list[float]]] = {}
     for name in CALLS:
-        pairs = list(zip(times[name, FEW], times[name, MANY], strict=True))
-        slopes = [1e3 * (many - few) / (MANY - FEW) for few, many in pairs]
-        fixed = [1e3 * few - FEW * slope for (few, _), slope in zip(pairs, slopes, strict=True)]
-        result[name] = {"tensor": slopes, "call": fixed, "all": [1e3 * many / MANY for _, many in pairs]}
+        few, many = (torch.tensor(times[name, count], dtype=torch.float64) for count in (FEW, MANY))
+        slopes = (many - few) / (MANY - FEW)
+        figures = {"tensor": slopes, "call": few - FEW * slopes, "all": many / MANY}
+        result[name] = {key: values.tolist() for key, values in figures.items()}
     return result
 
 
