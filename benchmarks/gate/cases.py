@@ -137,14 +137,14 @@ def cases(planted: bool) -> Iterator[Case]:
 
 
 def count_all(client: Path, path: str) -> None:
-    """Counts everything with `client.cpp`, compiled; `path` is how this process steps: "direct" or "ordinary"."""
+    """Counts everything with `client.cpp`, compiled; `path` is how this process steps: "fast" or "general"."""
     direct_error = fusedoptim.build_info()["direct_error"]
-    if (path == "direct") == bool(direct_error):
-        raise RuntimeError(f"FUSEDOPTIM_DIRECT did not choose {path} steps: {direct_error}")
+    if (path == "fast") == bool(direct_error):
+        raise RuntimeError(f"FUSEDOPTIM_DIRECT did not choose the {path} path: {direct_error}")
     library = ctypes.PyDLL(str(client))
     library.count.argtypes = [ctypes.py_object, ctypes.py_object, ctypes.c_int, ctypes.c_char_p]
     library.count.restype = library.start_instrumentation.restype = None
-    todo = list(cases(path == "direct"))
+    todo = list(cases(path == "fast"))
     for case in todo:
         native.set_instruction_set(case.instruction_set)
         with case.planted():

@@ -99,7 +99,9 @@ def break_points(record: Record, axis: str) -> Iterator[Table]:
             at_end = [memory(piece["touched"]), ", ".join(piece["outgrown"])]
             stretch = f"{count(piece['first'])} to {count(piece['last'])}"
             rows.append([name, stretch, cost(piece), *(at_end if piece is not curve["pieces"][-1] else ["", ""])])
-    yield Table([f"curve, {axis}", "piece", f"ns per {item}", "touched at its end", "outgrown there"], rows)
+    yield Table(
+        [f"curve, {axis}", "piece", f"ns per {item}", "memory touched at its end", "cache outgrown there"], rows
+    )
     places = "doubled_at", "second_thread_pays_from"
     rows = [[n, number(c["fixed"]), *(count(c[k]) if c[k] else "-" for k in places)] for n, c in curves.items()]
     yield Table([f"curve, {axis}", f"µs with one {item}", "twice that at", "second thread pays from"], rows)
@@ -128,7 +130,9 @@ def fitted(record: Record) -> Iterator[Table]:
         held = record["model"]["held_against"]
         off = sorted(r["off"] for r in held if (r["variant"], r["threads"]) == (name, k))
         rows.append([f"{name}, {threads_text(k)}", *(f"{off[i * (len(off) - 1) // 4]:.2f}" for i in range(5))])
-    yield Table(["model / measured, over all sizes", "least", "quarter", "median", "three quarters", "most"], rows)
+    yield Table(
+        ["model / measured, over all sizes", "minimum", "first quartile", "median", "third quartile", "maximum"], rows
+    )
 
 
 def predictions(record: Record) -> Iterator[str]:

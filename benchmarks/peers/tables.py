@@ -98,7 +98,7 @@ def section(record: Record) -> Iterator[str]:
     yield f"{faster(record)}\n"
     yield f"{compiling(record)}\n"
     yield "![Time of a step beside fusedoptim's](../benchmarks/results/peers.png)\n"
-    yield "Not measured, and why; what is in the words of a Python exception is what the package raised:\n"
+    yield "Not measured, and why (exceptions as the package raised them):\n"
     yield from not_measured(record)
     yield ""
     parts = [*record["results"], *record["setup"].values()]

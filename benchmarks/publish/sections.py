@@ -33,11 +33,11 @@ LOOP_COLUMNS = (OURS, OURS_CALLS, "torch-default", "torch-fused")  # the best an
 FIXED = ("Adam, 64 elements", "zero_grad, nothing there")  # calls whose fixed costs are said
 LIMITS = """\
 The limit is the time in which this machine reads and writes the same bytes with almost no arithmetic: parameter and
-state read and written, the gradient read. It is given the same means as a step: both threads, the widest vectors,
-fetching ahead, every other call backwards so that it begins with what the caches still hold. Of three such ways, all
+state read and written, the gradient read. It uses the same means as a step: both threads, the widest vectors,
+prefetching, every other call backwards so that it begins with what the caches still hold. Of three such ways, all
 measured in the rounds, the fastest counts. In brackets: how many times ours it takes. `torch-compiled` is
 `torch.compile` of the step of `torch.optim` without flags; GPT-2's steps are compiled for two rules in fp32 only, as
-each takes long. WRONG is a result farther from float64 than rounding explains.
+each takes long to compile. WRONG is a result farther from float64 than rounding explains.
 """
 
 
@@ -77,8 +77,8 @@ tail = _plain(loop_tail.tables)
 def host_costs(record: Record) -> Iterator[str]:
     """The parts and the fixed costs."""
     parts = next(step_host_costs.tables(record))
-    calls = (f"{name} {record['calls'][name]['call']['median']:,.0f} ns" for name in FIXED)
-    yield from (*parts.markdown(), "", f"A call costs, beside its tensors: {', '.join(calls)}.", "", about(record))
+    calls = (f"{name}: {record['calls'][name]['call']['median']:,.0f} ns" for name in FIXED)
+    yield from (*parts.markdown(), "", f"Fixed cost of a call: {'; '.join(calls)}.", "", about(record))
 
 
 def cliffs(record: Record) -> Iterator[str]:
@@ -109,9 +109,9 @@ def busy(record: Record) -> Iterator[str]:
     yield f"""\
 ## Beside other processes, with more threads, after a fork
 
-Adam, fp32, steps one after another. Other processes compute without end, one or two of them, on a machine of
-{cores} processors; medians over rounds of the median and of the mean, and the largest of 500 steps (of those
-there are, where fewer fit the time) over their median. `python -m benchmarks busy` measures it.
+Adam, fp32, steps one after another, beside no, one or two processes that spin, on a machine of {cores} processors.
+Medians over rounds of the median and of the mean, and the largest of 500 steps (or of as many as the time allowed)
+over their median. `python -m benchmarks busy` measures it.
 
 {about(first)}
 """

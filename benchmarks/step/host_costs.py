@@ -73,15 +73,19 @@ CALLS: Mapping[str, Any] = {
     "zero_grad, gradients freed": clearing(False),
 }
 PARTS: Sequence[tuple[str, str, str | None]] = (  # what, with it, without it
-    ("to pass a parameter by", "nothing has a gradient", None),
-    ("parameter and gradient: look, task, version; 1 element", "SGD, 1 element", "nothing has a gradient"),
-    ("state: look-up, one tensor; 1 element", "SGD with momentum, 1 element", "SGD, 1 element"),
-    ("a second tensor and the step count", "Adam, 1 element", "SGD with momentum, 1 element"),
-    ("63 elements more", "Adam, 64 elements", "Adam, 1 element"),
-    ("zeroing within the step", "SGD, 64 elements, zeroing", "SGD, 64 elements"),
-    ("zero_grad: to pass a parameter by", "zero_grad, nothing there", None),
-    ("zero_grad: to drop a gradient", "zero_grad, gradients kept elsewhere", "zero_grad, nothing there"),
-    ("zero_grad: that torch frees it", "zero_grad, gradients freed", "zero_grad, gradients kept elsewhere"),
+    ("skip a parameter without a gradient", "nothing has a gradient", None),
+    (
+        "check parameter and gradient, prepare the task, bump the version; 1 element",
+        "SGD, 1 element",
+        "nothing has a gradient",
+    ),
+    ("look up the state, one tensor; 1 element", "SGD with momentum, 1 element", "SGD, 1 element"),
+    ("second state tensor and step count", "Adam, 1 element", "SGD with momentum, 1 element"),
+    ("63 more elements", "Adam, 64 elements", "Adam, 1 element"),
+    ("zero the gradient within the step", "SGD, 64 elements, zeroing", "SGD, 64 elements"),
+    ("zero_grad: skip a parameter without a gradient", "zero_grad, nothing there", None),
+    ("zero_grad: set a gradient to None", "zero_grad, gradients kept elsewhere", "zero_grad, nothing there"),
+    ("zero_grad: torch frees the gradient", "zero_grad, gradients freed", "zero_grad, gradients kept elsewhere"),
 )
 
 
