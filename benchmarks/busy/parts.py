@@ -89,7 +89,6 @@ class Spinners:
 
 
 def largest(rounds: Sequence[Sequence[float]]) -> dict[str, Any]:
-    """The largest step over the median in each block of steps."""
     steps = [step for steps in rounds for step in steps]
     blocks = [steps[i : i + BLOCK] for i in range(0, max(1, len(steps) - BLOCK + 1), BLOCK)]
     return {"of": len(blocks[0]), "ratio": ratio([max(b) for b in blocks], [median(b) for b in blocks])}

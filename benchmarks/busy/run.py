@@ -21,7 +21,6 @@ SHAPES = ("tutorial-mlp", "resnet50")
 
 
 def rows_of(results: Sequence[Record], column: str, *keys: str) -> Iterator[list[str]]:
-    """A row for each variant; for each value of `column` and each key, the median."""
     found = {(r["variant"], r[column]): r for r in results}
     variants, columns = (dict.fromkeys(r[name] for r in results) for name in ("variant", column))
     for variant in variants:

@@ -48,8 +48,6 @@ def shapes_of(model: str) -> list[Shape]:
 
 
 class Setting:
-    """Parameters in the shapes of a model, their gradients and an optimizer over them."""
-
     def __init__(self, model: str, rule: str) -> None:
         self.params = [torch.nn.Parameter(torch.full(shape, 0.5)) for shape in shapes_of(model)]
         self.grads = [torch.full_like(p, 0.25) for p in self.params]
@@ -73,8 +71,6 @@ class Setting:
 
 @dataclass(frozen=True)
 class Case:
-    """One call to count."""
-
     name: str  # model, rule, instruction set and call
     setting: Setting  # what it is called on
     call: str  # the key of `Setting.calls`

@@ -19,8 +19,6 @@ TIME_LIMIT = 600
 
 
 class Count(NamedTuple):
-    """Instructions of one call."""
-
     total: int  # all of them, Python's and torch's included
     module: int  # those of our compiled module alone
 

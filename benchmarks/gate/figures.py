@@ -39,8 +39,6 @@ def key() -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Figures:
-    """Everything that the gate measures."""
-
     key: Mapping[str, str]  # as `key` gives it
     counts: Mapping[str, Count] | None  # by path, model, rule, instruction set and call; None if they were left out
     loops: Mapping[str, Loop | None]  # by instruction set, rule, storage type, variant, and whether it moves averages

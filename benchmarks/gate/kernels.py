@@ -124,7 +124,6 @@ def loops(function: Function) -> Iterator[list[Instruction]]:
 
 
 def measure(function: Function, register: str) -> Loop | None:
-    """The loops that compute or fetch ahead, None if there are none."""
     framed = any(i.name == "mov" and i.operands == "rbp,rsp" for i in function.instructions)
     stack = re.compile(r"\[r[sb]p\b" if framed else r"\[rsp\b")
     measured = []

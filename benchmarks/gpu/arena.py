@@ -31,8 +31,6 @@ def has_apex() -> bool:
 
 
 class DeviceArena(Arena):
-    """An arena that knows apex's optimizers, which keep state of their own."""
-
     def optimizer(self, variant: str, **settings: Any) -> Any:
         """As in an `Arena`, or the optimizer of apex that does the same."""
         if variant != APEX:

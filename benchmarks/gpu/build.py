@@ -57,7 +57,6 @@ def stand_ins() -> Iterator[None]:
 
 
 def run(command: Sequence[str], environment: Mapping[str, str]) -> "subprocess.CompletedProcess[str]":
-    """Runs Python in the repository; its output comes back as one text."""
     to = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     return subprocess.run([sys.executable, *command], cwd=ROOT, env={**os.environ, **environment}, **to)  # type: ignore[call-overload,no-any-return]
 
@@ -104,7 +103,6 @@ def find_nvcc() -> tuple[Path | None, str]:
 
 
 def lacking() -> list[str]:
-    """What the build needs beside nvcc and is not here."""
     found = {name: importlib.util.find_spec(name) for name in ("setuptools", "pybind11", "cmake", "ninja")}
     tools = [name for name, spec in found.items() if not (spec or (name in ("cmake", "ninja") and shutil.which(name)))]
     return tools if any(map(shutil.which, ("c++", "g++", "clang++"))) else [*tools, "a C++ compiler"]
@@ -141,7 +139,6 @@ def build(capability: tuple[int, int], run: Run = run) -> dict[str, Any]:
 
 
 def find_sanitizer() -> Path | None:
-    """`compute-sanitizer`, on PATH or where an nvcc is."""
     nvcc, _ = find_nvcc()
     folders = [os.environ.get("PATH", ""), *([nvcc.parent, nvcc.parent.parent / "compute-sanitizer"] if nvcc else [])]
     found = shutil.which("compute-sanitizer", path=os.pathsep.join(map(str, folders)))

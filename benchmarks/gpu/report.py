@@ -40,7 +40,6 @@ class Target(NamedTuple):
 
     @classmethod
     def of(cls, kind: str, case: str = "", value: float | None = None) -> "Target":
-        """A figure of a kind of `BOUNDS`, in a case."""
         compare, bound = BOUNDS[kind]
         what = f"{kind}, {case}" if case else kind
         return cls(what, f"{SIGNS[compare]} {bound:g}", value, None if value is None else compare(value, bound))
@@ -80,7 +79,6 @@ def lines(record: Record, state: str) -> list[str]:
 
 
 def tables(record: Record) -> Iterator[Table]:
-    """Of every step, graph and loop that was timed; of the bits that were compared; of the targets."""
     for name, unit in timed(record, "step"):
         title = f"step: {name}, {unit['tensors']} tensors, {unit['bytes'] / 1e6:,.1f} MB"
         copy = {"launches": None, **unit["copy"]}
@@ -102,7 +100,6 @@ def tables(record: Record) -> Iterator[Table]:
 
 
 def show(record: Record, console: Console) -> None:
-    """Prints everything: tables, what was left out, what failed."""
     for table in tables(record):
         console.print(table.rich())
     console.print(*(f"[dim]left out: {escape(line)}[/]" for line in lines(record, "skipped")), sep="\n")

@@ -138,7 +138,6 @@ CALLS = {"build": build_calls, "bits": bits_calls, "sanitize": sanitize_calls, "
 
 
 def machine(args: argparse.Namespace) -> dict[str, Any]:
-    """The record of the machine, with the driver's version."""
     from benchmarks.shared.measure import machine_info
 
     info = machine_info(torch.device("cpu" if args.rehearse else "cuda:0"))
@@ -154,7 +153,6 @@ def machine(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def check(args: argparse.Namespace) -> int:
-    """Runs the parts within the budget, writes the record and prints it."""
     begin = time.time()
     end = begin + 60 * args.minutes - RESERVE_S
     settings = {"quick": args.quick, "rehearsal": args.rehearse, "minutes": args.minutes}

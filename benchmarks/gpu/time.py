@@ -37,8 +37,6 @@ Unit = dict[str, Any]
 
 @dataclass(frozen=True)
 class Plan:
-    """How much is timed."""
-
     device: Device
     rounds: int = 15  # of each measurement of a step
     loop_rounds: int = 3  # of each training
@@ -118,7 +116,6 @@ def measure_graph(plan: Plan, name: str, rule: str) -> Unit:
 
 
 def measure_loop(plan: Plan, workload: str, rule: str) -> Unit:
-    """Whole trainings, as `python -m benchmarks loop` measures and judges them."""
     how = workload, rule, LOOP_VARIANTS, plan.loop_rounds, plan.iterations
     result = TimedTraining(*how, device=plan.device.torch).run()
     return {**result, "passed": result["variants"][OURS]["correct"]}

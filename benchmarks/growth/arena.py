@@ -71,7 +71,6 @@ class GrowthArena(SharedTensors):
                 begin = (begin + len(tensor)) % PERIOD
 
     def slices(self) -> list[slice]:
-        """What is compared."""
         begins = range(0, self.model.elements, PERIOD)
         count = min(SLICES, len(begins))
         chosen = [begins[i * (len(begins) - 1) // max(1, count - 1)] for i in range(count)]

@@ -49,7 +49,6 @@ class Piece:
 
 
 def fit(sizes: Sequence[int], medians: Sequence[float], allowed: Sequence[float]) -> Piece:
-    """The line that is closest to the medians, measured in what is allowed."""
     n, t, scale = (np.array(values, dtype=float) for values in (sizes, medians, allowed))
     each, fixed = np.polyfit(n, t, 1, w=1 / scale)
     off = np.abs((fixed + each * n - t) / scale)
@@ -106,7 +105,6 @@ def outgrown(bytes_touched: float, caches: Mapping[str, int]) -> list[str]:
 
 
 def curve(results: Sequence[Result], name: str, caches: Mapping[str, int]) -> dict[str, Any]:
-    """What there is to say of the curve of one variant."""
     results = [result for result in results if name in result["variants"]]
     sizes, times = [result["size"] for result in results], [time_of(result, name) for result in results]
     medians = [time["median"] for time in times]

@@ -90,7 +90,6 @@ def ranges(found: Sequence[Sequence[float]], ends: Sequence[float]) -> str:
 
 
 def break_points(record: Record, axis: str) -> Iterator[Table]:
-    """What was found in the curves of one axis."""
     item, curves = axis.removesuffix("s"), record["breaks"][axis]
     sizes = [result["size"] for result in record["axes"][axis]]
     rows = []
@@ -153,7 +152,6 @@ def predictions(record: Record) -> Iterator[str]:
 
 
 def section(record: Record) -> Iterator[str]:
-    """The lines of the section."""
     axes = [axis for axis in record["axes"] if axis in record["breaks"]]
     yield f"{INTRODUCTION} An empty call takes {number(record['empty_call']['median'])} µs.\n"
     yield f"{about(record)}\n"

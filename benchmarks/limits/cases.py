@@ -18,8 +18,6 @@ LARGE = 4 * MIB  # elements
 
 @dataclass(frozen=True)
 class Case:
-    """One row of the tables."""
-
     place: str  # a key of `TARGETS`, or "shapes" for known models beside torch.compile
     model_name: str  # of `MODELS`; in the caches the place, where there is one parameter
     model: Model
@@ -60,7 +58,6 @@ def budgets(caches: Mapping[str, int]) -> dict[str, int]:
 
 
 def make_cases(budgets: Mapping[str, int]) -> Iterator[Case]:
-    """All cases, in the order in which they are measured."""
     counts = {"L2": (60, 40), "L3": (15, 6)}  # rounds, steps in a row
     for (place, budget), rule, dtype in product(budgets.items(), LABELS, DTYPES):
         elements = budget // (ALL_RULES[rule].operands * DTYPES[dtype].itemsize) // 64 * 64

@@ -51,7 +51,6 @@ class Clerk:
         self.per_tensor = dict(SECONDS_PER_TENSOR)
 
     def left(self) -> float:
-        """Seconds."""
         return self.deadline - time.monotonic()
 
     def wants(self, case: Case) -> bool:

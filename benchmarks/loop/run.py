@@ -93,7 +93,6 @@ def case_table(result: Record) -> Table:
 
 
 def summary_table(results: Sequence[Record]) -> Table:
-    """One line per workload and optimizer: how much longer the loop takes with each variant of torch."""
     others = [name for name in dict.fromkeys(name for r in results for name in r["variants"]) if name != OURS]
     rows = []
     for result in results:

@@ -54,7 +54,6 @@ SECONDS = 20.0  # of one side's rounds
 
 
 def make_params(model: str, dtype: torch.dtype = torch.float32) -> list[nn.Parameter]:
-    """Parameters with gradients, of which no two are equal."""
     torch.manual_seed(0)
     params = []
     for shape in MODELS[model].shapes:

@@ -37,7 +37,6 @@ class Bare(nn.Module):
 
 
 def bare(name: str) -> Callable[[], Task]:
-    """Makes the task of the shapes `name`."""
 
     def make() -> Task:
         data = torch.zeros(1), torch.zeros(())

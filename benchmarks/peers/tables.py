@@ -40,7 +40,6 @@ def rows(record: Record) -> Iterator[list[str]]:
 
 
 def figures_of(record: Record) -> Iterator[tuple[str, str, Record]]:
-    """Every peer, its case, and what was measured of it there."""
     for result in record["results"]:
         yield from ((name, case_name(result), figures) for name, figures in result["variants"].items())
 
@@ -89,7 +88,6 @@ def not_measured(record: Record) -> Iterator[str]:
 
 
 def section(record: Record) -> Iterator[str]:
-    """The lines of the section."""
     models = (f"{name}: {model.elements:,} in {len(model.shapes)}" for name, model in MODELS.items())
     header = ["µs per step (times ours)", *MODELS, "error", "worst", "result", "state, B", "set-up, s"]
     yield ""

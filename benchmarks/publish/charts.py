@@ -79,7 +79,6 @@ def draw_loop(axes: Axes, result: Record) -> None:
 
 @matplotlib.rc_context(STYLE)
 def loops(rule: str, record: Record, path: Path, note: str) -> None:
-    """Draws the loops of one optimizer, a panel per workload."""
     results = [result for result in record["results"] if result["optimizer"] == rule]
     columns = min(3, len(results))
     rows = -(-len(results) // columns)
@@ -147,7 +146,6 @@ def draw_peers(axes: Axes, results: Record, names: list[str]) -> None:
 
 @matplotlib.rc_context(STYLE)
 def peers(record: Record, path: Path, note: str) -> None:
-    """Draws a panel per model."""
     by_model: dict[str, dict[str, Any]] = {}
     for result in record["results"]:
         by_model.setdefault(result["model"], {})[result["optimizer"]] = result

@@ -8,53 +8,28 @@ Output: the pages and charts that it has changed; with `--check` it changes noth
 
 import argparse
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 from benchmarks import ROOT
 from benchmarks.publish import charts, sections
 from benchmarks.shared.files import RESULTS, load_json
 from benchmarks.shared.variants import RULES
 
-Lines = Callable[..., Iterator[str]]
-
-
-class Section(NamedTuple):
-    """A part of a page."""
-
-    page: str
-    name: str
-    results: tuple[str, ...]  # names of the files whose records `lines` is given
-    lines: Lines
-
-
-class Chart(NamedTuple):
-    """A chart beside the results."""
-
-    name: str
-    results: str
-    draw: Callable[..., None]  # given a record, the path and the note for the PNG
-
-
-SECTIONS = (
-    Section("README.md", "figures", ("train_loop", "compare_step"), sections.figures),
-    Section("docs/measurements.md", "host costs", ("host_costs",), sections.host_costs),
-    Section("docs/measurements.md", "kernel costs", ("kernel_costs",), sections.kernel_costs),
-    Section("docs/in_backward.md", "in backward", ("in_backward",), sections.in_backward),
-    Section("docs/benchmarks.md", "peers", ("peers",), sections.peers),
-    Section("docs/benchmarks.md", "busy", ("busy",), sections.busy),
-    Section("docs/benchmarks.md", "cliffs", ("cliffs",), sections.cliffs),
-    Section("docs/benchmarks.md", "tail", ("tail",), sections.tail),
-    Section("docs/benchmarks.md", "limits", ("limits",), sections.limits),
-    Section("docs/benchmarks.md", "growth", ("growth",), sections.growth),
-)
-CHARTS = (
-    *(Chart(f"train_loop-{rule}", "train_loop", partial(charts.loops, rule)) for rule in RULES),
-    Chart("growth", "growth", charts.growth),
-    Chart("peers", "peers", charts.peers),
-)
+PAGES = {
+    "README.md": ("figures",),
+    "docs/measurements.md": ("host costs", "kernel costs"),
+    "docs/in_backward.md": ("in backward",),
+    "docs/benchmarks.md": ("peers", "busy", "cliffs", "tail", "limits", "growth"),
+}
+SECTIONS = [(page, name) for page, names in PAGES.items() for name in names]
+RESULTS_OF = {"figures": ("train_loop", "compare_step")}  # of other sections the one file that is called as they are
+CHARTS: dict[str, tuple[str, Callable[..., None]]] = {  # the file of results, and what draws it
+    **{f"train_loop-{rule}": ("train_loop", partial(charts.loops, rule)) for rule in RULES},
+    "growth": ("growth", charts.growth),
+    "peers": ("peers", charts.peers),
+}
 
 
 def marks(section: str) -> tuple[str, str]:
@@ -75,21 +50,22 @@ def replaced(text: str, section: str, lines: Sequence[str]) -> str:
 def older(root: Path = ROOT, results: Path = RESULTS, write: bool = False) -> list[str]:
     """The sections and charts that are not as the results have them; they are then, if `write`."""
     found = []
-    for section in SECTIONS:
-        page = root / section.page
-        text, records = page.read_text(), (load_json(results / f"{name}.json") for name in section.results)
-        new = replaced(text, section.name, list(section.lines(*records)))
+    for name, section in SECTIONS:
+        page, function = root / name, section.replace(" ", "_")
+        text, files = page.read_text(), RESULTS_OF.get(section, (function,))
+        lines = getattr(sections, function)(*(load_json(results / f"{file}.json") for file in files))
+        new = replaced(text, section, list(lines))
         if new != text:
-            found.append(f"{section.page}, {section.name}")
+            found.append(f"{name}, {section}")
             if write:
                 page.write_text(new)
-    for chart in CHARTS:
-        path, source = results / f"{chart.name}.png", results / f"{chart.results}.json"
+    for name, (file, draw) in CHARTS.items():
+        path, source = results / f"{name}.png", results / f"{file}.json"
         note = f"results {hashlib.sha256(source.read_bytes()).hexdigest()}"  # in the PNG: what it was drawn from
         if not path.exists() or note.encode() not in path.read_bytes():
             found.append(path.name)
             if write:
-                chart.draw(load_json(source), path, note)
+                draw(load_json(source), path, note)
     return found
 
 

@@ -3,11 +3,11 @@
 from collections.abc import Callable, Iterator
 
 from benchmarks.busy import run as busy_run
-from benchmarks.growth.tables import section as growth
+from benchmarks.growth import tables as growth_tables
 from benchmarks.limits import run as limits_run
 from benchmarks.loop import run as loop_run
 from benchmarks.loop import tail as loop_tail
-from benchmarks.peers.tables import section as peers
+from benchmarks.peers import tables as peers_tables
 from benchmarks.shared.files import Record
 from benchmarks.shared.report import Table, about, time_and_ratio
 from benchmarks.shared.variants import OURS, OURS_CALLS, RULES
@@ -16,18 +16,6 @@ from benchmarks.step import host_costs as step_host_costs
 from benchmarks.step import in_backward as step_in_backward
 from benchmarks.step import kernel_costs as step_kernel_costs
 
-__all__ = [
-    "busy",
-    "cliffs",
-    "figures",
-    "growth",
-    "host_costs",
-    "in_backward",
-    "kernel_costs",
-    "limits",
-    "peers",
-    "tail",
-]
 RULE = "adam"  # whose figures the README shows
 LOOP_COLUMNS = (OURS, OURS_CALLS, "torch-default", "torch-fused")  # the best and the plainest of both
 FIXED = ("Adam, 64 elements", "zero_grad, nothing there")  # calls whose fixed costs are said
@@ -42,7 +30,6 @@ each takes long to compile. WRONG is a result farther from float64 than rounding
 
 
 def figures(loops: Record, steps: Record) -> Iterator[str]:
-    """A line per case: times of the whole loop, and times of the step."""
     chosen = [[result for result in record["results"] if result["optimizer"] == RULE] for record in (loops, steps)]
     names = [name for name in LOOP_COLUMNS if any(name in result["variants"] for result in chosen[0])]
     rows = [
@@ -72,17 +59,16 @@ def _plain(tables: Callable[[Record], Iterator[Table]]) -> Callable[[Record], It
 kernel_costs = _plain(step_kernel_costs.tables)
 in_backward = _plain(step_in_backward.tables)
 tail = _plain(loop_tail.tables)
+growth, peers = growth_tables.section, peers_tables.section
 
 
 def host_costs(record: Record) -> Iterator[str]:
-    """The parts and the fixed costs."""
     parts = next(step_host_costs.tables(record))
     calls = (f"{name}: {record['calls'][name]['call']['median']:,.0f} ns" for name in FIXED)
     yield from (*parts.markdown(), "", f"Fixed cost of a call: {'; '.join(calls)}.", "", about(record))
 
 
 def cliffs(record: Record) -> Iterator[str]:
-    """The table, and how many are above what is allowed."""
     (table,) = step_cliffs.tables(record)
     count, over = len(record["situations"]), sum(r["over"] for r in record["situations"])
     yield from table.markdown()
@@ -90,7 +76,6 @@ def cliffs(record: Record) -> Iterator[str]:
 
 
 def limits(record: Record) -> Iterator[str]:
-    """Targets and what was reached, and a table for each place."""
     yield f"## What the machine allows\n\n{LIMITS}"
     yield from (f"- {line}" for line in limits_run.outcomes(record["claims"]))
     for table in limits_run.tables(record):
@@ -103,7 +88,6 @@ def limits(record: Record) -> Iterator[str]:
 
 
 def busy(record: Record) -> Iterator[str]:
-    """Three parts, with a table for each model."""
     first = record["busy"]["resnet50"]
     cores = first["machine"]["cores"]
     yield f"""\

@@ -38,7 +38,6 @@ class StepVerdict:
 
 
 def after_exact_steps(rule: str, lr: float, param: Tensor, grad: Tensor) -> Tensor:
-    """A parameter after the steps of the check in float64."""
     wide = nn.Parameter(param.double())
     optimizer = REFERENCE.build(rule, [wide], lr)
     for scale in CHECK_SCALES:

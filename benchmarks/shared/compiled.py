@@ -31,8 +31,6 @@ def empty_cache() -> Iterator[None]:
 
 
 class CompiledStep:
-    """The compiled step of an optimizer of torch over parameters with gradients and state; two steps are taken."""
-
     def __init__(self, optimizer: Any, backend: str = "inductor") -> None:
         set_logs(dynamo=logging.ERROR)  # type: ignore[no-untyped-call]
         # Forgets the steps of other optimizers, which count towards a limit.

@@ -43,7 +43,6 @@ def within(error: float, others: Iterable[float], tolerance: float = TOLERANCE) 
 
 
 def no_worse(error: Error, others: Sequence[Error], tolerance: float = TOLERANCE) -> bool:
-    """The same of both figures of an error."""
     overall = within(error.overall, (o.overall for o in others), tolerance)
     return overall and within(error.worst, (o.worst for o in others), tolerance)
 

@@ -27,13 +27,11 @@ def nothing(*_: object) -> None:
 
 
 def in_turn(*calls: Call) -> None:
-    """Makes one call after the other."""
     for call in calls:
         call()
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Summarises `values`, at least one."""
     low, middle, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else [values[0]] * 3
     return {"median": middle, "low": low, "high": high}
 

@@ -80,7 +80,6 @@ def time_and_ratio(figures: Record | None, time: str = "time", ratio: str = "rat
 
 
 def error_text(figures: Record) -> str:
-    """The error of a step over all elements."""
     return f"{figures['error']['overall']:.1e}" if "error" in figures else ""
 
 

@@ -67,7 +67,6 @@ class Tail:
 
     @property
     def scale(self) -> float:
-        """What the loss is multiplied by."""
         return self.scaler.get_scale() if self.scaler else 1.0
 
     def run(self) -> None:

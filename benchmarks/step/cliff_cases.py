@@ -31,8 +31,6 @@ class Kind(enum.Enum):
 
 @dataclass(frozen=True)
 class Situation:
-    """What is odd, and nothing else."""
-
     options: Mapping[str, Any] = field(default_factory=dict)  # of the constructor
     theirs: Mapping[str, Any] = field(default_factory=dict)  # of torch's constructor, beside these
     odd: Callable[[], nn.Parameter] | None = None  # makes a parameter that takes the place of the first
@@ -98,7 +96,6 @@ def state_of(optimizer: Any, kind: type[Any], count: int | None) -> None:
 
 
 def scaled(optimizer: Any) -> None:
-    """Sets what a GradScaler sets."""
     optimizer.grad_scale, optimizer.found_inf = torch.tensor(1.0), torch.tensor(0.0)
 
 

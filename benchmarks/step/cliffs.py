@@ -40,7 +40,6 @@ def stepped(situation: Situation, module: Any, wide: bool = False) -> list[Tenso
 
 
 def is_correct(situation: Situation) -> bool:
-    """Whether our steps are no farther from float64 than torch's by more than rounding explains."""
     ours, theirs = (stepped(situation, module) for module in (fusedoptim, torch.optim))
     return as_near(ours, theirs, stepped(situation, torch.optim, wide=True))
 

@@ -20,7 +20,7 @@ def test_no_page_and_no_chart_is_older_than_its_results() -> None:
 @pytest.fixture
 def copied(tmp_path: Path) -> Path:
     """The pages and the results."""
-    for page in {section.page for section in run.SECTIONS}:
+    for page in run.PAGES:
         (tmp_path / page).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / page, tmp_path / page)
     shutil.copytree(RESULTS, tmp_path / "results")
