@@ -24,7 +24,7 @@ import fusedoptim
 from benchmarks.shared.correctness import as_near
 from benchmarks.shared.files import Record
 from benchmarks.shared.measure import Call, in_turn, ratio, spread, time_rounds
-from benchmarks.shared.options import Parser, answer
+from benchmarks.shared.options import question
 from benchmarks.shared.probe import Probe
 from benchmarks.shared.report import Table, number, result_text, unfinished
 from benchmarks.shared.shapes import MODELS
@@ -164,7 +164,4 @@ def run(args: argparse.Namespace) -> Record:
     return {"results": results}
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = Parser(__doc__, rounds=(None, 5))
-    parser.add_names("--models", MODELS, "parameters of which models")
-    return answer("tail", parser.parse(arguments), run, tables)
+main = question(__doc__, "tail", run, tables, {"--models": MODELS}, rounds=(None, 5))

@@ -32,7 +32,7 @@ from rich.console import Console
 
 from benchmarks.memory.models import TRAININGS
 from benchmarks.memory.step import MADVISE, ROUNDS, huge_page_steps
-from benchmarks.memory.worker import MARK, Server, Way
+from benchmarks.memory.worker import MARK, Way, server
 from benchmarks.shared import options
 from benchmarks.shared.files import Record, save_part
 from benchmarks.shared.measure import interleaved, ratio, spread
@@ -94,12 +94,12 @@ def train(args: argparse.Namespace, console: Console) -> Results:
     names = [name for name in WAYS if name in (BASELINE, *(args.way or WAYS))]
     with ExitStack() as stack:
         environments = {str(WAYS[name].environment): WAYS[name].environment for name in names}
-        servers = {key: stack.enter_context(Server(environment)) for key, environment in environments.items()}
+        asks = {key: stack.enter_context(server(environment)) for key, environment in environments.items()}
         for training in each(console, args.training, str):
             outcomes: dict[str, list[Record]] = {name: [] for name in names}
             for name in interleaved(names, min(args.rounds, MOST_ROUNDS.get(training, args.rounds))):
-                server, threads = servers[str(WAYS[name].environment)], torch.get_num_threads()
-                outcomes[name].append(server.ask(training, WAYS[name], seconds=args.seconds, threads=threads))
+                ask, threads = asks[str(WAYS[name].environment)], torch.get_num_threads()
+                outcomes[name].append(ask(training, WAYS[name], seconds=args.seconds, threads=threads))
             ways = {name: way_result(found, outcomes[BASELINE]) for name, found in outcomes.items()}
             result = {"training": training, "losses": outcomes[BASELINE][0]["losses"], "ways": ways}
             title = f"{training}, Adam: µs and page faults per iteration"
@@ -114,9 +114,8 @@ def count(args: argparse.Namespace, console: Console) -> Results:
             with tempfile.TemporaryDirectory() as folder:
                 log, traced = Path(folder) / "calls", ",".join((*CALLS, MARK))
                 command = ("strace", "-f", "--seccomp-bpf", "-qq", "-e", f"trace={traced}", "-o", str(log))
-                with Server(WAYS[name].environment, command) as server:
-                    how = {"threads": torch.get_num_threads(), "iterations": ITERATIONS}
-                    server.ask(training, WAYS[name], seconds=0, **how)
+                with server(WAYS[name].environment, command) as ask:
+                    ask(training, WAYS[name], seconds=0, threads=torch.get_num_threads(), iterations=ITERATIONS)
                 found = between_marks(log.read_text().splitlines())
             ways[name] = {"calls": {call: found[call] / ITERATIONS for call in CALLS}}
         columns = {call: f"calls.{call}" for call in CALLS}

@@ -13,7 +13,8 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -122,32 +123,28 @@ def measure(training: str, way: Way, seconds: float, threads: int, iterations: i
     }
 
 
-class Server:
-    """A server in a process of its own; a context. `before` is a command that runs it, such as `strace`."""
+@contextmanager
+def server(environment: Mapping[str, str], before: Sequence[str] = ()) -> Iterator[Callable[..., dict[str, Any]]]:
+    """A server in a process of its own; `before` is a command that runs it, such as `strace`.
 
-    def __init__(self, environment: Mapping[str, str], before: Sequence[str] = ()) -> None:
-        command = [*before, sys.executable, "-m", "benchmarks.memory.worker"]
-        self.process = subprocess.Popen(
-            command, cwd=ROOT, env=os.environ | environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
+    What it yields returns the outcome of `measure` in a fresh process, or raises RuntimeError if that failed or hung.
+    """
+    command = [*before, sys.executable, "-m", "benchmarks.memory.worker"]
+    how: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "cwd": ROOT}
+    with subprocess.Popen(command, env=os.environ | environment, **how) as process:
+        to, back = process.stdin, process.stdout
+        assert to is not None
+        assert back is not None
 
-    def __enter__(self) -> "Server":
-        return self
+        def ask(training: str, way: Way, **arguments: Any) -> dict[str, Any]:
+            request = {"training": training, "zero_grad": way.zero_grad, "keep": way.keep, **arguments}
+            print(json.dumps(request), file=to, flush=True)
+            outcome: dict[str, Any] = json.loads(back.readline() or '{"error": "the server died"}')
+            if "error" in outcome or "hang" in outcome:
+                raise RuntimeError(f"{training}, {way}: {outcome}")
+            return outcome
 
-    def __exit__(self, *_: object) -> None:
-        self.process.communicate()
-
-    def ask(self, training: str, way: Way, **arguments: Any) -> dict[str, Any]:
-        """The outcome of `measure` in a fresh process; RuntimeError if it failed or hung."""
-        request = {"training": training, "zero_grad": way.zero_grad, "keep": way.keep, **arguments}
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.stdin.write(json.dumps(request) + "\n")
-        self.process.stdin.flush()
-        outcome: dict[str, Any] = json.loads(self.process.stdout.readline() or '{"error": "the server died"}')
-        if "error" in outcome or "hang" in outcome:
-            raise RuntimeError(f"{training}, {way}: {outcome}")
-        return outcome
+        yield ask
 
 
 if __name__ == "__main__":

@@ -2,8 +2,9 @@
 
 import argparse
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -85,31 +86,30 @@ def begin(args: argparse.Namespace, device: torch.device | str = "cpu") -> tuple
     return console, machine
 
 
-def answer(
-    name: str,
-    args: argparse.Namespace,
-    measure: Callable[[argparse.Namespace], Record],
-    tables: Callable[[Record], Iterable[Table]],
-) -> int:
-    """Measures, saves the record as `name`.json, and prints its tables; the exit status is 1 if a result was wrong."""
-    console, machine = begin(args)
-    record = {"machine": machine, **measure(args)}
-    save_json(args.output / f"{name}.json", record)
-    for table in tables(record):
-        console.print(table.rich())
-    return int(is_wrong(record))
-
-
 def question(
     doc: str | None,
     name: str,
     measure: Callable[[argparse.Namespace], Record],
     tables: Callable[[Record], Iterable[Table]],
+    names: Mapping[str, Iterable[str]] = MappingProxyType({}),
     **options: Any,
 ) -> Callable[[Sequence[str] | None], int]:
-    """The `main` of a question that has the common options alone; `options` are those of `Parser`."""
+    """The `main` of a question that measures, saves the record as `name`.json, and prints its tables.
+
+    It has the common options, whose defaults are `options`, and those that take some of `names`. The exit status is 1
+    if a result was wrong.
+    """
 
     def main(arguments: Sequence[str] | None = None) -> int:
-        return answer(name, Parser(doc, **options).parse(arguments), measure, tables)
+        parser = Parser(doc, **options)
+        for flag, some in names.items():
+            parser.add_names(flag, some, "which (default: all)")
+        args = parser.parse(arguments)
+        console, machine = begin(args)
+        record = {"machine": machine, **measure(args)}
+        save_json(args.output / f"{name}.json", record)
+        for table in tables(record):
+            console.print(table.rich())
+        return int(is_wrong(record))
 
     return main
