@@ -34,7 +34,7 @@ from benchmarks.shared.report import (
 )
 from benchmarks.shared.tails import PLAIN, TAILS
 from benchmarks.shared.timed_training import TimedTraining
-from benchmarks.shared.variants import OURS, RULES, VARIANTS, default_variants
+from benchmarks.shared.variants import DISTINCT, OURS, RULES, VARIANTS
 from benchmarks.shared.workloads import WORKLOADS
 
 CLAIMS = (
@@ -60,7 +60,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_limit("--minutes", 45.0, 8.0, "when to begin nothing more")
     args = parser.parse(arguments)
     args.iterations = args.iterations or (QUICK_ITERATIONS if args.quick else None)
-    args.variants = args.variants or default_variants(torch.device("cpu"))
+    args.variants = args.variants or DISTINCT
     return args
 
 

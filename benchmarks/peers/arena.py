@@ -83,23 +83,15 @@ def judgement(correct: bool, overall: float, bits: int) -> str:
 
 
 class PeerArena(Arena):
-    """An arena for all of `PEERS`, each with one optimizer throughout: what its first step compiles stays compiled.
-
-    Attributes:
-        limit_s: Seconds after which a first step is given up.
-        optimizers: Those that were built, by name.
-        seconds: What building each and its first steps took, the first step within the first figure.
-        from_cache: Those of which torch.compile found what it had compiled in an earlier process.
-        failures: Why a peer could not take them.
-    """
+    """An arena for all of `PEERS`, each with one optimizer throughout: what its first step compiles stays compiled."""
 
     def __init__(self, model: Model, rule: str, limit_s: float = LIMIT_S) -> None:
         super().__init__(model, rule)
-        self.limit_s = limit_s
-        self.optimizers: dict[str, Any] = {}
-        self.seconds: dict[str, list[float]] = {}
-        self.from_cache: set[str] = set()
-        self.failures: dict[str, str] = {}
+        self.limit_s = limit_s  # after which a first step is given up
+        self.optimizers: dict[str, Any] = {}  # that were built
+        self.seconds: dict[str, list[float]] = {}  # of the first steps, of which the first includes building
+        self.from_cache: set[str] = set()  # of which torch.compile found what it had compiled in an earlier process
+        self.failures: dict[str, str] = {}  # why a peer could not take them
         self.calls: dict[str, Call] = {}
 
     def optimizer(self, variant: str, **settings: Any) -> Any:

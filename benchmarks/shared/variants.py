@@ -88,22 +88,17 @@ class Variant:
 OURS = "fusedoptim"
 OURS_CALLS = "fusedoptim-calls"  # leaves to the step only what torch's does, see `tails.py`
 LIMIT = "streaming limit"  # beside the variants in tables: see `probe.py`
-VARIANTS = {
-    variant.name: variant
-    for variant in (
-        Variant("torch-forloop", torch.optim, {"foreach": False, "fused": False}),
-        Variant("torch-default", torch.optim, {}),
-        Variant("torch-foreach", torch.optim, {"foreach": True}),
-        Variant("torch-fused", torch.optim, {"fused": True}),
-        Variant(OURS_CALLS, fusedoptim, {}),
-        Variant(OURS, fusedoptim, {}),
-    )
-}
+ALL = (
+    Variant("torch-forloop", torch.optim, {"foreach": False, "fused": False}),
+    Variant("torch-default", torch.optim, {}),
+    Variant("torch-foreach", torch.optim, {"foreach": True}),
+    Variant("torch-fused", torch.optim, {"fused": True}),
+    Variant(OURS_CALLS, fusedoptim, {}),
+    Variant(OURS, fusedoptim, {}),
+)
+VARIANTS = {variant.name: variant for variant in ALL}
 REFERENCE = VARIANTS["torch-forloop"]  # in float64
 YARDSTICKS = ("torch-default", "torch-foreach", "torch-fused")
 
 
-def default_variants(device: torch.device) -> list[str]:
-    """The variants without duplicates: torch's default is its for-loop on the CPU, foreach on CUDA."""
-    same = "torch-foreach" if device.type == "cuda" else "torch-forloop"
-    return [name for name in VARIANTS if name != same]
+DISTINCT = [name for name in VARIANTS if name != "torch-forloop"]  # which is torch's default on the CPU
