@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import fresh
 import pytest
 import torch
 from torch import Tensor
@@ -187,14 +186,7 @@ def everything_of(optimizer: Any) -> Any:
 
 def run_python(code: str, **environment: str) -> str:
     """Run code in a fresh interpreter, with warnings as errors, and return what it prints, errors included."""
-    done = subprocess.run(
-        [sys.executable, "-W", "error::UserWarning", "-c", code],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    done = fresh.run(code, {**os.environ, **environment}, 120)
     return done.stdout + done.stderr
 
 
