@@ -94,7 +94,6 @@ if __name__ == "__main__":
         try:
             exec(compile(_order["code"], "<string>", "exec"), _names)
         except Exception as error:
-            assert error.__traceback__ is not None
             error.__traceback__ = error.__traceback__.tb_next  # without this file
             sys.excepthook(type(error), error, error.__traceback__)
             sys.exit(1)
