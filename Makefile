@@ -15,6 +15,9 @@ CHECKED := $(addprefix tests/,bits layouts dropin checkpoints clipping amp modes
 # A build that fails is an error here, not a reason to test the slow path.
 export FUSEDOPTIM_NATIVE ?= 1
 
+# Several processes of tests share the processors: threads that spin while they wait for one another slow them all.
+check test: export OMP_WAIT_POLICY ?= passive
+
 VENV := .venv
 RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip --disable-pip-version-check

@@ -27,7 +27,6 @@ QUESTIONS = {
 
 
 def path_of(name: str) -> Path:
-    """The module that answers a question."""
     return Path(__file__).parent / f"{QUESTIONS[name].replace('.', '/')}.py"
 
 
@@ -37,7 +36,6 @@ def summary(name: str) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Answers a question, or lists them; the exit status is that of the answer."""
     name, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     if name in ("-h", "--help"):
         print("python -m benchmarks QUESTION [--help]\n")
@@ -48,7 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     sys.argv[0] = f"python -m benchmarks {name}"  # as --help says it
     if name == "bench-step":
-        return int(importlib.import_module("pytest").main([str(path_of(name)), *rest]))
+        module = importlib.import_module(f"benchmarks.{QUESTIONS[name]}")
+        return int(importlib.import_module("pytest").main([str(path_of(name)), *rest], plugins=[module]))
     return int(importlib.import_module(f"benchmarks.{QUESTIONS[name]}").main(rest))
 
 

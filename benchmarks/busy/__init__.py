@@ -1,1 +1,0 @@
-"""How a step fares where the processor is not its own."""

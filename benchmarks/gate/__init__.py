@@ -1,1 +1,0 @@
-"""Whether a change has made steps slower, without a clock."""

@@ -48,15 +48,12 @@ def shapes_of(model: str) -> list[Shape]:
 
 
 class Setting:
-    """Parameters in the shapes of a model, their gradients and an optimizer over them."""
-
     def __init__(self, model: str, rule: str) -> None:
         self.params = [torch.nn.Parameter(torch.full(shape, 0.5)) for shape in shapes_of(model)]
         self.grads = [torch.full_like(p, 0.25) for p in self.params]
         self.optimizer = VARIANTS[OURS].build(rule, self.params, 1e-3)
 
     def write_grads(self) -> None:
-        """Gives every parameter its gradient back."""
         for p, g in zip(self.params, self.grads, strict=True):
             p.grad = g
 
@@ -74,8 +71,6 @@ class Setting:
 
 @dataclass(frozen=True)
 class Case:
-    """One call to count."""
-
     name: str  # model, rule, instruction set and call
     setting: Setting  # what it is called on
     call: str  # the key of `Setting.calls`
@@ -83,7 +78,6 @@ class Case:
     planted: Callable[[], AbstractContextManager[Any]] = nullcontext  # what makes it slower while it is counted
 
     def run(self, times: int) -> Call:
-        """Makes the call several times, with gradients there, and returns it."""
         call = self.setting.calls()[self.call]
         for _ in range(times):
             self.setting.write_grads()
@@ -103,31 +97,24 @@ def plant_step(extra: Callable[[Any], object]) -> AbstractContextManager[Any]:
 
 
 def look_at_params(optimizer: Any) -> None:
-    """A loop in Python over all parameters."""
     for group in optimizer.param_groups:
         for p in group["params"]:
             p.grad  # noqa: B018
 
 
 def pass_over_grads(optimizer: Any) -> None:
-    """A second pass over the memory of the gradients."""
     torch._foreach_mul_([p.grad for group in optimizer.param_groups for p in group["params"]], 1.0)
 
 
 def wrong_kernels() -> AbstractContextManager[Any]:
-    """The kernels of a narrower instruction set than the one asked for."""
     native.set_instruction_set("baseline")
     return nullcontext()
 
 
+TORCHS = partial(patch.object, fusedoptim.Adam, "zero_grad", torch.optim.Optimizer.zero_grad)
 PLANTS = (
     ("400x64", "step", "a Python loop over the parameters in step", partial(plant_step, look_at_params)),
-    (
-        "400x64",
-        "zero_grad",
-        "torch's zero_grad, a Python loop over the parameters",
-        partial(patch.object, fusedoptim.Adam, "zero_grad", torch.optim.Optimizer.zero_grad),
-    ),
+    ("400x64", "zero_grad", "torch's zero_grad, a Python loop over the parameters", TORCHS),
     ("tutorial-mlp", "step", "a second pass over the gradients", partial(plant_step, pass_over_grads)),
     ("tutorial-mlp", "step", "kernels of a narrower instruction set", wrong_kernels),
 )
@@ -146,21 +133,14 @@ def cases(planted: bool) -> Iterator[Case]:
 
 
 def count_all(client: Path, path: str) -> None:
-    """Counts everything, each under the name of `path` and its own.
-
-    Args:
-        client: `client.cpp`, compiled.
-        path: "direct" or "ordinary": how this process takes its steps. Slowdowns are planted in the first.
-    """
+    """Counts everything with `client.cpp`, compiled; `path` is how this process steps: "fast" or "general"."""
     direct_error = fusedoptim.build_info()["direct_error"]
-    if path == "direct" and direct_error:
-        raise RuntimeError(f"there are no direct steps: {direct_error}")
-    if path == "ordinary" and not direct_error:
-        raise RuntimeError("FUSEDOPTIM_DIRECT=0 does not turn direct steps off")
+    if (path == "fast") == bool(direct_error):
+        raise RuntimeError(f"FUSEDOPTIM_DIRECT did not choose the {path} path: {direct_error}")
     library = ctypes.PyDLL(str(client))
     library.count.argtypes = [ctypes.py_object, ctypes.py_object, ctypes.c_int, ctypes.c_char_p]
     library.count.restype = library.start_instrumentation.restype = None
-    todo = list(cases(path == "direct"))
+    todo = list(cases(path == "fast"))
     for case in todo:
         native.set_instruction_set(case.instruction_set)
         with case.planted():

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-PATHS = {"direct": "1", "ordinary": "0"}  # to FUSEDOPTIM_DIRECT
+PATHS = {"fast": "1", "general": "0"}  # to FUSEDOPTIM_DIRECT
 
 
 def warm_up() -> None:

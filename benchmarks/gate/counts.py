@@ -7,21 +7,18 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
+from benchmarks import ROOT
 from benchmarks.gate.cases import CALLS
 from benchmarks.shared.probe import compile_shared
-from benchmarks.shared.report import ROOT
 
 OBJECT = re.compile(r"c?ob=\((\d+)\)(?: (.+))?")
 TIME_LIMIT = 600
 
 
-@dataclass(frozen=True)
-class Count:
-    """Instructions of one call."""
-
+class Count(NamedTuple):
     total: int  # all of them, Python's and torch's included
     module: int  # those of our compiled module alone
 
@@ -37,11 +34,7 @@ def why_not() -> str | None:
 
 
 def read_dump(lines: Iterable[str]) -> tuple[str, dict[str, int], int]:
-    """Reads one dump of callgrind's.
-
-    Returns:
-        What triggered it, the instructions of each object file's own code, and their sum as callgrind has it.
-    """
+    """Reads a dump of callgrind: its trigger, the instructions of each object file's own code, and their total."""
     names: dict[str, str] = {}
     costs: dict[str, int] = {}
     trigger = ours = ""
@@ -74,30 +67,17 @@ def count_of(costs: dict[str, int]) -> Count:
 
 
 def count_instructions() -> dict[str, Count]:
-    """Runs `counted.py` under callgrind.
-
-    Returns:
-        The counts by name: path, model, rule, instruction set and call.
-
-    Raises:
-        RuntimeError: It failed, or a dump does not add up.
-    """
+    """Runs `counted.py` under callgrind: the counts by path, model, rule, instruction set and call, or RuntimeError."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         client = folder / "gate_client.so"
         compile_shared(Path(__file__).with_name("client.cpp"), client, ("-O1",), "the client of callgrind")
         command = ["valgrind", "--quiet", "--tool=callgrind", "--instr-atstart=no", "--collect-atstart=no"]
-        command += [
-            f"--callgrind-out-file={folder}/out.%p",
-            sys.executable,
-            "-m",
-            "benchmarks.gate.counted",
-            str(client),
-        ]
+        command += [f"--callgrind-out-file={folder}/out.%p", sys.executable, "-m", "benchmarks.gate.counted"]
         kept = {key: value for key, value in os.environ.items() if not key.startswith("FUSEDOPTIM_")}
         fixed = {"PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1"}
         how = {"cwd": ROOT, "env": kept | fixed, "capture_output": True, "text": True, "timeout": TIME_LIMIT}
-        done = subprocess.run(command, check=False, **how)  # type: ignore[call-overload]
+        done = subprocess.run([*command, str(client)], check=False, **how)  # type: ignore[call-overload]
         if done.returncode:
             raise RuntimeError(f"counting failed:\n{done.stdout}{done.stderr}")
         counts = {}

@@ -21,6 +21,7 @@ from benchmarks.gate.counts import Count
 from benchmarks.gate.kernels import Loop
 
 FIGURES = Path(__file__).resolve().parent.parent / "perf_gate.json"
+COUNTS, LOOPS = "instructions per call: total, module", "loops: instructions, packed, other, stack, calls"
 TOLERANCE = 0.03
 LOOSE = 0.5  # between compilers, and for totals between versions of Python and torch
 
@@ -38,37 +39,29 @@ def key() -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Figures:
-    """Everything that the gate measures."""
-
     key: Mapping[str, str]  # as `key` gives it
     counts: Mapping[str, Count] | None  # by path, model, rule, instruction set and call; None if they were left out
     loops: Mapping[str, Loop | None]  # by instruction set, rule, storage type, variant, and whether it moves averages
 
     @classmethod
     def load(cls, path: Path = FIGURES) -> "Figures":
-        """Reads what `save` has written."""
         record = json.loads(path.read_text())
-        counts = {name: Count(*values) for name, values in record["instructions per call: total, module"].items()}
-        loops = {}
-        for name, (instructions, packed, *rest) in record["loops: instructions, packed, other, stack, calls"].items():
-            loops[name] = Loop(instructions, frozenset(packed.split()), *rest)
+        counts = {name: Count(*values) for name, values in record[COUNTS].items()}
+        loops = {
+            n: Loop(count, frozenset(packed.split()), *rest) for n, (count, packed, *rest) in record[LOOPS].items()
+        }
         return cls(record["key"], counts, loops)
 
     def save(self, path: Path = FIGURES) -> None:
         """Writes the figures, one measurement a line, so that a change of them can be read."""
-        counts = {name: [count.total, count.module] for name, count in (self.counts or {}).items()}
+        counts = {name: list(count) for name, count in (self.counts or {}).items()}
         loops: dict[str, Any] = {}
         for name, loop in self.loops.items():
             if loop is None:
                 raise RuntimeError(f"{name} has no loop: not figures to keep")
             loops[name] = [loop.instructions, " ".join(sorted(loop.packed)), loop.other, loop.stack, loop.calls]
-        record = {
-            "key": self.key,
-            "instructions per call: total, module": counts,
-            "loops: instructions, packed, other, stack, calls": loops,
-        }
         parts = []
-        for title, entries in record.items():
+        for title, entries in {"key": self.key, COUNTS: counts, LOOPS: loops}.items():
             lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in entries.items())
             parts.append(f" {json.dumps(title)}: {{\n{lines}\n }}")
         path.write_text("{\n" + ",\n".join(parts) + "\n}\n")

@@ -24,8 +24,6 @@ VECTOR_REGISTER = re.compile(r"\b[xyz]mm\d")
 
 @dataclass(frozen=True)
 class Instruction:
-    """One line of a disassembly."""
-
     address: int
     code: bytes
     name: str
@@ -70,11 +68,7 @@ def name_of(symbol: str) -> str | None:
 
 
 def disassemble(path: Path) -> dict[str, Function]:
-    """The kernels of an object file, by name.
-
-    Raises:
-        RuntimeError: There is no objdump, or it fails.
-    """
+    """The kernels of an object file, by name; RuntimeError if there is no objdump, or it fails."""
     command = ["objdump", "-d", "-r", "-C", "-M", "intel", "--insn-width=16", str(path)]
     try:
         text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
@@ -113,27 +107,23 @@ def loops(function: Function) -> Iterator[list[Instruction]]:
     code = function.instructions
     forward: dict[int, list[int]] = {i.address: [] for i in code}
     back: dict[int, list[int]] = {i.address: [] for i in code}
-    following = [i.address for i in code[1:]]
-    for instruction, after in zip(code, [*following, None], strict=True):
-        successors = [instruction.target]
-        if instruction.name not in ("jmp", "ret", "ud2"):
-            successors.append(after)
-        for successor in successors:
-            if successor in forward and successor is not None:
+    for instruction, after in zip(code, [*(i.address for i in code[1:]), None], strict=True):
+        falls_through = instruction.name not in ("jmp", "ret", "ud2")
+        for successor in (instruction.target, after if falls_through else None):
+            if successor is not None and successor in forward:
                 forward[instruction.address].append(successor)
                 back[successor].append(instruction.address)
     found: set[int] = set()
     for instruction in code:
         begin = instruction.target
-        if begin in forward and begin is not None and begin <= instruction.address and begin not in found:
-            body = reach(forward, begin) & reach(back, begin)
-            if body:
-                found |= body
-                yield [i for i in code if i.address in body]
+        if begin is None or begin not in forward or begin > instruction.address or begin in found:
+            continue
+        if body := reach(forward, begin) & reach(back, begin):
+            found |= body
+            yield [i for i in code if i.address in body]
 
 
 def measure(function: Function, register: str) -> Loop | None:
-    """Measures the loops that compute or fetch ahead, None if there are none."""
     framed = any(i.name == "mov" and i.operands == "rbp,rsp" for i in function.instructions)
     stack = re.compile(r"\[r[sb]p\b" if framed else r"\[rsp\b")
     measured = []
@@ -178,10 +168,8 @@ def holds(module: bytes, function: Function) -> bool:
 
 
 def read_kernels(objects: Iterable[Path]) -> dict[str, Function]:
-    """The kernels of several object files."""
     return {name: function for path in objects for name, function in disassemble(path).items()}
 
 
 def measure_kernels(kernels: dict[str, Function]) -> dict[str, Loop | None]:
-    """The loops of every kernel, by its name."""
     return {name: measure(function, REGISTERS[name.split()[0]]) for name, function in sorted(kernels.items())}

@@ -15,11 +15,12 @@ from pathlib import Path
 
 from rich.console import Console
 
+from benchmarks import ROOT
 from benchmarks.gate.cases import PLANTED
 from benchmarks.gate.counts import Count, count_instructions, why_not
 from benchmarks.gate.figures import FIGURES, TOLERANCE, Figures, judge_counts, judge_loops, key, per_tensor_and_element
 from benchmarks.gate.kernels import REGISTERS, holds, measure_kernels, read_kernels
-from benchmarks.shared.report import ROOT, Table, make_console, number
+from benchmarks.shared.report import Table, make_console, number
 
 OBJECTS = ROOT / "build" / f"editable-{sys.implementation.cache_tag}" / "CMakeFiles"
 
@@ -36,19 +37,7 @@ def planted_unnoticed(now: Figures, planted: Mapping[str, Count], console: Conso
             yield f"planted and not noticed: {what}"
 
 
-def fallen(before: Figures, now: Figures) -> list[str]:
-    """The names of what got faster by more than the tolerance, where totals can be compared."""
-    if before.key != now.key or now.counts is None or before.counts is None:
-        return []
-    return [
-        name
-        for name, count in before.counts.items()
-        if name in now.counts and now.counts[name].total < count.total * (1 - TOLERANCE)
-    ]
-
-
 def show(now: Figures, console: Console) -> None:
-    """Prints what was measured, in short."""
     if now.counts is not None:
         rows = []
         for name, (per_tensor, per_element) in per_tensor_and_element(now.counts).items():
@@ -60,16 +49,13 @@ def show(now: Figures, console: Console) -> None:
     rows = []
     for instruction_set, register in REGISTERS.items():
         loops = [loop for name, loop in now.loops.items() if loop and name.startswith(instruction_set)]
-        sums = [
-            sum(values) for values in zip(*((1, p.other > 0, p.stack > 0, p.calls > 0) for p in loops), strict=True)
-        ]
-        rows.append((f"{instruction_set} ({register})", *map(str, sums)))
+        counted = len(loops), *(sum(getattr(loop, k) > 0 for loop in loops) for k in ("other", "stack", "calls"))
+        rows.append((f"{instruction_set} ({register})", *map(str, counted)))
     header = ("", "kernels", "not all packed", "vectors on the stack", "calls")
     console.print(Table(header, rows, "kernels").rich())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the gate; the exit status is 1 if something rose, or could not be measured."""
     try:
         return gate(arguments)
     except RuntimeError as error:
@@ -112,7 +98,9 @@ def gate(arguments: Sequence[str] | None) -> int:
             console.print(f"perf-gate: the figures are of {before.key}, this is {now.key}: totals are not compared")
         failures += judge_counts(before, now)
         failures += planted_unnoticed(now, {n: c for n, c in measured.items() if PLANTED in n}, console)
-    if faster := fallen(before, now):
+    old, new = (figures.counts or {} for figures in (before, now))
+    same = old.keys() & new.keys() if before.key == now.key else ()
+    if faster := sorted(name for name in same if new[name].total < old[name].total * (1 - TOLERANCE)):
         console.print(f"perf-gate: faster than the figures by more than {TOLERANCE:.0%}, so --update them:", faster)
     for failure in failures:
         console.print(f"perf-gate: [bold red]{failure}[/]", soft_wrap=True)

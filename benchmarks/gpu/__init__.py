@@ -1,1 +1,0 @@
-"""All that only a GPU can show."""

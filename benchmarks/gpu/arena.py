@@ -23,7 +23,6 @@ NAMES = ("torch-forloop", "torch-foreach", "torch-fused", OURS)
 
 
 def has_apex() -> bool:
-    """Whether apex and its extensions can be imported."""
     with suppress(Exception):
         importlib.import_module("amp_C")
         importlib.import_module("apex.optimizers")
@@ -32,8 +31,6 @@ def has_apex() -> bool:
 
 
 class DeviceArena(Arena):
-    """An arena that knows apex's optimizers, which keep state of their own."""
-
     def optimizer(self, variant: str, **settings: Any) -> Any:
         """As in an `Arena`, or the optimizer of apex that does the same."""
         if variant != APEX:
@@ -54,7 +51,6 @@ class Copy:
         self.moved = 2 * count
 
     def __call__(self) -> Tensor:
-        """Copies."""
         return self.target.copy_(self.source)
 
 
@@ -79,21 +75,13 @@ class Launches:
 
 
 def launches(call: Call, device: Device) -> Launches | None:
-    """Profiles one call, and then another, of which it tells: in the first the profiler may still be starting."""
-    profiled(call, device)
-    return Launches.of(profiled(call, device))
-
-
-def profiled(call: Call, device: Device) -> Mapping[str, Any]:
-    """The trace of one call in Chrome's format."""
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    if device.is_cuda:
-        activities.append(torch.profiler.ProfilerActivity.CUDA)
-    with torch.profiler.profile(activities=activities) as profile:
-        call()
-        device.synchronize()
+    """Profiles two calls, and reads the trace of the second: in the first the profiler may still be starting."""
+    kinds = torch.profiler.ProfilerActivity
+    for _ in range(2):
+        with torch.profiler.profile(activities=[kinds.CPU, *([kinds.CUDA] * device.is_cuda)]) as profile:
+            call()
+            device.synchronize()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "trace.json"
         profile.export_chrome_trace(str(path))
-        trace: dict[str, Any] = json.loads(path.read_text())
-        return trace
+        return Launches.of(json.loads(path.read_text()))

@@ -22,7 +22,6 @@ class Device:
         self.is_cuda = self.torch.type == "cuda"
 
     def synchronize(self) -> None:
-        """Waits for all work."""
         if self.is_cuda:
             torch.cuda.synchronize(self.torch)
 
@@ -71,7 +70,6 @@ class Device:
             torch.cuda.synchronize(self.torch)
 
     def others(self) -> list[str]:
-        """Further devices of the same kind."""
         return [f"cuda:{i}" for i in range(1, torch.cuda.device_count())] if self.is_cuda else []
 
     def free_bytes(self) -> int:

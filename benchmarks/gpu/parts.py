@@ -4,19 +4,18 @@ The process of a part writes its record after every unit, so that nothing is los
 was running has failed, and another process goes on with the rest.
 """
 
-import json
 import os
 import signal
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import torch
 
 from benchmarks import ROOT
+from benchmarks.shared.files import load_json, save_json
 
 Record = dict[str, Any]
 Calls = Mapping[str, Callable[[], dict[str, Any]]]
@@ -26,30 +25,13 @@ GRACE_S = 20  # beyond its time until a process is ended; it looks at the clock 
 BROKEN = 3  # exit status: an error that outlives the call that made it, so another process must go on
 
 
-@dataclass(frozen=True)
-class Part:
-    """One of the parts."""
-
+class Part(NamedTuple):
     share: float  # of the budget that may be spent when it ends
     least_s: float  # seconds without which it is not worth beginning
 
 
 # Of eight minutes: a build of one architecture takes one to two; the rest of a share falls to the next part.
 PARTS = {"build": Part(0.5, 40), "bits": Part(0.62, 40), "sanitize": Part(0.8, 40), "time": Part(1.0, 40)}
-
-
-def save(path: Path, record: Mapping[str, Any]) -> None:
-    """Writes a record whole or not at all, so that a process that dies leaves the one before."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f"{path.name}.new")
-    new.write_text(json.dumps(record, indent=1) + "\n")
-    os.replace(new, path)
-
-
-def load(path: Path) -> Record:
-    """The record of a part's process, if it has written any."""
-    found: Record = json.loads(path.read_text()) if path.exists() else {}
-    return found
 
 
 def is_broken() -> bool:
@@ -62,44 +44,28 @@ def is_broken() -> bool:
     return False
 
 
-def attempt(call: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What a unit returns, with its state: it may say "skipped" itself; an error is a failure like any other."""
-    try:
-        found = call()
-    except Exception as error:
-        text = " ".join(f"{type(error).__name__}: {error}".split())
-        return {"state": "failed", "why": text[:500]}
-    return {"state": "passed" if found["passed"] else "failed", **found}
-
-
 def run_units(calls: Calls, path: Path, until: float) -> int:
-    """Runs the units of a part that its record does not have, one after the other; in the part's process.
+    """Runs the units of a part, in its process, that the record at `path` does not have; none begins after `until`.
 
-    Args:
-        calls: By name, the most important first.
-        path: The record, which is written after each.
-        until: When to begin no further unit, by `time.time()`.
-
-    Returns:
-        The exit status: 0, or `BROKEN` if another process must go on.
+    The exit status is 0, or `BROKEN` if another process must go on.
     """
-    units: dict[str, Any] = load(path)
+    units: dict[str, Any] = load_json(path)
     for name, call in calls.items():
         if name in units:
             continue
-        if time.time() > until:
-            units[name] = {"state": "skipped", "why": "no time left"}
-            save(path, units)
+        late, begin = time.time() > until, time.time()
+        units[name] = {"state": "skipped", "why": "no time left"} if late else {"state": "running"}
+        save_json(path, units)
+        if late:
             continue
-        units[name] = {"state": "running"}
-        save(path, units)
-        begin = time.time()
-        units[name] = attempt(call)
-        units[name]["seconds"] = time.time() - begin
-        save(path, units)
-        print(
-            f"{name}: {units[name]['state']} ({units[name]['seconds']:.1f} s) {units[name].get('why', '')}", flush=True
-        )
+        try:  # what a unit returns may say "skipped" itself
+            found = call()
+            unit = {"state": "passed" if found["passed"] else "failed", **found}
+        except Exception as error:
+            unit = {"state": "failed", "why": " ".join(f"{type(error).__name__}: {error}".split())[:500]}
+        units[name] = unit | {"seconds": time.time() - begin}
+        save_json(path, units)
+        print(f"{name}: {unit['state']} ({time.time() - begin:.1f} s) {unit.get('why', '')}", flush=True)
         if is_broken():
             return BROKEN
     return 0
@@ -112,8 +78,7 @@ def run_limited(
     to = {} if log is None else {"stdout": log, "stderr": subprocess.STDOUT}
     process = subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True, **to)  # type: ignore[call-overload]
     try:
-        status: int = process.wait(seconds)
-        return status
+        return process.wait(seconds)  # type: ignore[no-any-return]
     except subprocess.TimeoutExpired:
         return None
     finally:  # also when somebody interrupts us
@@ -123,21 +88,14 @@ def run_limited(
 
 
 def run_part(name: str, command: Sequence[str], output: Path, until: float) -> Record:
-    """Runs the processes of a part until all its units are done, or its time is.
+    """Runs processes of a part, begun by `command`, until all its units are done, or its time is (by `time.time()`).
 
-    Args:
-        name: A key of `PARTS`.
-        command: Starts the process, but for the arguments that say which part.
-        output: The record of everything; that of the part lies beside it meanwhile.
-        until: When its time is over, by `time.time()`.
-
-    Returns:
-        The record of the part: `state`, and `why` if it has not passed, and the `units` that were begun.
+    The record of the part, which lies beside `output` meanwhile, has `state`, `why` if it has not passed, and `units`.
     """
-    left = until - time.time()
+    left = max(0.0, until - time.time())
     if left < PARTS[name].least_s:
-        print(f"{name}: left out, {max(0.0, left):.0f} s of its time left", flush=True)
-        return {"state": "skipped", "why": f"{max(0.0, left):.0f} s left, and it needs {PARTS[name].least_s:.0f}"}
+        print(f"{name}: left out, {left:.0f} s of its time left", flush=True)
+        return {"state": "skipped", "why": f"{left:.0f} s left, and it needs {PARTS[name].least_s:.0f}"}
     print(f"==> {name}, at most {left:.0f} s", flush=True)
     path = output.resolve().with_name(f"{output.name}.{name}")
     path.unlink(missing_ok=True)
@@ -145,25 +103,26 @@ def run_part(name: str, command: Sequence[str], output: Path, until: float) -> R
     begin, why = time.time(), ""
     for _ in range(1 + RESTARTS):
         started = [*command, "--part", name, "--output", str(path), "--until", str(until - GRACE_S)]
-        before = len(load(path))
+        before = len(load_json(path))
         # By default threads of a busy machine spin while they wait for one another, which the checks do a lot.
         environment = {"OMP_WAIT_POLICY": "passive", "KINETO_LOG_LEVEL": "99", **os.environ}
         status = run_limited(started, max(1.0, until - time.time()), environment)
         late = "it did not end in time, and what followed was not begun"
         why = late if status is None else f"its process ended with status {status}"
-        units = load(path)
+        units = load_json(path)
         for unit in units.values():
             if unit["state"] == "running":
                 unit.update(state="failed", why=why)
-        save(path, units)
+        save_json(path, units)
         if status in (0, None) or (len(units) == before and status != BROKEN):
             break
     path.unlink(missing_ok=True)
     failed = [unit for unit in units.values() if unit["state"] == "failed"]
-    is_whole = status == 0 and not failed and any(unit["state"] == "passed" for unit in units.values())
-    if status == 0 and units and all(unit["state"] == "skipped" for unit in units.values()):
+    states = {unit["state"] for unit in units.values()}
+    if status == 0 and states == {"skipped"}:
         state, why = "skipped", "nothing of it could run"
     else:
-        state = "passed" if is_whole else "failed"
+        state = "passed" if status == 0 and "passed" in states and not failed else "failed"
+        why = f"{len(failed)} of {len(units)} failed" if failed else why
     record: Record = {"state": state, "seconds": time.time() - begin, "units": units}
-    return record if is_whole else {**record, "why": f"{len(failed)} of {len(units)} failed" if failed else why}
+    return record if state == "passed" else {**record, "why": why}

@@ -13,6 +13,7 @@ speed is no failure.
 
 import argparse
 import dataclasses
+import importlib
 import os
 import re
 import subprocess
@@ -20,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,13 +29,12 @@ from typing import Any
 import torch
 
 from benchmarks import ROOT
-from benchmarks.gpu.build import build, find_sanitizer
+from benchmarks.gpu.build import build, find_sanitizer, missing, stand_ins
 from benchmarks.gpu.device import Device
-from benchmarks.gpu.environment import from_tests, missing, stand_ins
-from benchmarks.gpu.parts import PARTS, Calls, Record, run_limited, run_part, run_units, save
+from benchmarks.gpu.parts import PARTS, Calls, Record, run_limited, run_part, run_units
+from benchmarks.shared.files import QUICK_RESULTS, RESULTS, save_json
 
-RESULT = ROOT / "benchmarks" / "results" / "gpu.json"
-QUICK_RESULT = ROOT / "build" / "bench" / "gpu.json"
+RESULT, QUICK_RESULT = RESULTS / "gpu.json", QUICK_RESULTS / "gpu.json"
 REHEARSED = ROOT / "build" / "gpu_rehearsal.json"
 COMMAND = (sys.executable, "-m", "benchmarks", "gpu")
 RESERVE_S = 8  # of the budget, for starting processes and printing
@@ -42,7 +43,6 @@ CLEAN = {"memcheck": r"ERROR SUMMARY: 0 errors", "racecheck": r"RACECHECK SUMMAR
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     text = "the JSON (default: benchmarks/results/gpu.json, with --quick build/bench/gpu.json)"
     parser.add_argument("--output", type=Path, help=text)
@@ -62,16 +62,16 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def build_calls(args: argparse.Namespace) -> Calls:
-    """The build: none in a rehearsal, which takes what is here."""
     if args.rehearse:
         return {"module": lambda: {"passed": True, "why": "a rehearsal builds nothing"}}
     return {"module": partial(build, torch.cuda.get_device_capability())}
 
 
 def bits_calls(args: argparse.Namespace, short: bool = False) -> Calls:
-    """The checks of bits; `short` for the sanitizers."""
+    """The checks of bits, which lie with the tests, as does the table of cases; `short` for the sanitizers."""
+    sys.path += [folder for folder in (str(ROOT / "tests"), str(ROOT / "tests" / "tools")) if folder not in sys.path]
     with stand_ins():
-        bits, checks = from_tests("on_device.bits"), from_tests("on_device.checks")
+        bits, checks = map(importlib.import_module, ("on_device.bits", "on_device.checks"))
     is_small = args.rehearse or short
     sizes = bits.SHORT_SIZES if is_small else bits.SIZES
     settings = bits.Settings(Device("cpu" if args.rehearse else "cuda:0"), sizes, quick=args.quick or is_small)
@@ -85,7 +85,6 @@ def bits_calls(args: argparse.Namespace, short: bool = False) -> Calls:
 
 
 def time_calls(args: argparse.Namespace) -> Calls:
-    """The measurements."""
     with stand_ins():
         from benchmarks.gpu import time as times
     if args.rehearse:
@@ -131,69 +130,58 @@ def short_run(args: argparse.Namespace) -> int:
     return int(bool(wrong))
 
 
-def calls_of(args: argparse.Namespace) -> Calls:
-    """What a part consists of."""
-    if args.part == "sanitize":
-        return {tool: partial(sanitize, tool, args) for tool in CLEAN}
-    return {"build": build_calls, "bits": bits_calls, "time": time_calls}[args.part](args)
+def sanitize_calls(args: argparse.Namespace) -> Calls:
+    return {tool: partial(sanitize, tool, args) for tool in CLEAN}
+
+
+CALLS = {"build": build_calls, "bits": bits_calls, "sanitize": sanitize_calls, "time": time_calls}
 
 
 def machine(args: argparse.Namespace) -> dict[str, Any]:
-    """The record of the machine, with the driver's version."""
     from benchmarks.shared.measure import machine_info
 
     info = machine_info(torch.device("cpu" if args.rehearse else "cuda:0"))
     if args.rehearse:
         return info
-    properties = torch.cuda.get_device_properties(0)
+    properties, driver = torch.cuda.get_device_properties(0), None
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    try:
-        told = subprocess.run(command, capture_output=True, text=True, timeout=20).stdout.split()
-    except (OSError, subprocess.TimeoutExpired):
-        told = []
-    return {
-        **info,
-        "driver": told[0] if told else None,
-        "gpu_memory_gb": round(properties.total_memory / 1e9, 1),
-        "multiprocessors": properties.multi_processor_count,
-        "devices": torch.cuda.device_count(),
-    }
+    with suppress(OSError, subprocess.TimeoutExpired, IndexError):
+        driver = subprocess.run(command, capture_output=True, text=True, timeout=20).stdout.split()[0]
+    memory, count = round(properties.total_memory / 1e9, 1), properties.multi_processor_count
+    found = {"driver": driver, "gpu_memory_gb": memory, "multiprocessors": count}
+    return {**info, **found, "devices": torch.cuda.device_count()}
 
 
 def check(args: argparse.Namespace) -> int:
-    """Runs the parts within the budget, writes the record and prints it."""
     begin = time.time()
     end = begin + 60 * args.minutes - RESERVE_S
-    record: Record = {
-        "settings": {"quick": args.quick, "rehearsal": args.rehearse, "minutes": args.minutes},
-        "parts": {},
-    }
+    settings = {"quick": args.quick, "rehearsal": args.rehearse, "minutes": args.minutes}
+    record: Record = {"settings": settings, "parts": {}}
     passed_on = ["--quick"] * args.quick + ["--rehearse"] * args.rehearse
     for name, part in PARTS.items():
         if args.only in (None, name):
             until = end if args.only else begin + part.share * (end - begin)
             record["parts"][name] = run_part(name, [*COMMAND, *passed_on], args.output, until)
-            save(args.output, record)
+            save_json(args.output, record)
     try:
         record["machine"] = machine(args)
         with stand_ins():
             from benchmarks.gpu import report as gpu_report
             from benchmarks.shared.report import machine_line, make_console
     except Exception as error:  # the package is not there, for the build has failed; or rich is not
-        save(args.output, record)
+        save_json(args.output, record)
         print(f"gpu: no tables: {type(error).__name__}: {error}")
         return 1
-    record["targets"] = [vars(target) for target in gpu_report.targets(record)]
-    save(args.output, record)
+    record["targets"] = [target._asdict() for target in gpu_report.targets(record)]
+    save_json(args.output, record)
     console = make_console()
     console.print(machine_line(record["machine"]), "[dim]±: half the interquartile range[/]\n")
     gpu_report.show(record, console)
     console.print(f"{time.time() - begin:.0f} s; results written to {args.output}")
-    return int(bool(gpu_report.failures(record)))
+    return int(bool(gpu_report.lines(record, "failed")))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs everything, or what a process of one part does."""
     args = parse(arguments)
     if not args.rehearse and not torch.cuda.is_available():
         print(f"gpu: no CUDA device: torch {torch.__version__} sees none here", file=sys.stderr)
@@ -201,7 +189,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if args.short_run:
         return short_run(args)
     if args.part:
-        return run_units(calls_of(args), args.output, args.until)
+        return run_units(CALLS[args.part](args), args.output, args.until)
     if absent := missing():
         print(f"gpu: not installed, and hardly needed: {', '.join(absent)}")
     return check(args)

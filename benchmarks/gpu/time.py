@@ -16,7 +16,7 @@ from typing import Any
 
 from benchmarks.gpu.arena import APEX, NAMES, Copy, DeviceArena, has_apex, launches
 from benchmarks.gpu.device import Device
-from benchmarks.shared.measure import Call, CpuClock, clock_for, interleaved, ratio, spread, time_call
+from benchmarks.shared.measure import Call, clock_for, interleaved, ratio, spread, time_call, time_rounds
 from benchmarks.shared.shapes import MODELS, Model
 from benchmarks.shared.timed_training import TimedTraining
 from benchmarks.shared.variants import OURS, RULES
@@ -37,8 +37,6 @@ Unit = dict[str, Any]
 
 @dataclass(frozen=True)
 class Plan:
-    """How much is timed."""
-
     device: Device
     rounds: int = 15  # of each measurement of a step
     loop_rounds: int = 3  # of each training
@@ -47,30 +45,22 @@ class Plan:
     copied: int = 2**30  # bytes of the copy that the bandwidth is compared with: far more than any cache holds
 
     def model(self, name: str) -> Model:
-        """The shapes by name."""
         return (self.models or MODELS)[name]
 
 
 def host_time(call: Call, device: Device) -> float:
     """Microseconds until a call returns, the median of a few that nobody waits for."""
     device.synchronize()
-    clock = CpuClock()
-    marks = [clock.mark()]
-    for _ in range(HOST_CALLS):
-        call()
-        marks.append(clock.mark())
+    times = time_rounds({0: call}, HOST_CALLS)[0]
     device.synchronize()
-    return statistics.median(clock.between(marks))
+    return statistics.median(times)
 
 
 def measure_step(plan: Plan, name: str, rule: str, variants: Sequence[str]) -> Unit:
     """All figures of one rule on the shapes of one model, as a JSON object; times in microseconds."""
     device, model, kind = plan.device, plan.model(name), RULES[rule]
-    arena, copy, clock = (
-        DeviceArena(model, rule, device=device.torch),
-        Copy(device, plan.copied),
-        clock_for(device.torch),
-    )
+    arena, clock = DeviceArena(model, rule, device=device.torch), clock_for(device.torch)
+    copy = Copy(device, plan.copied)
     verdicts = arena.check([variant for variant in variants if variant != APEX])
     calls: dict[str, Call] = {variant: arena.step(variant) for variant in variants} | {COPY: copy}
     times: dict[str, list[float]] = {variant: [] for variant in calls}
@@ -117,10 +107,7 @@ def measure_graph(plan: Plan, name: str, rule: str) -> Unit:
         begin = time.perf_counter_ns()
         replays[variant] = device.capture(step)
         captures[variant] = (time.perf_counter_ns() - begin) / 1e3
-    times: dict[str, list[float]] = {variant: [] for variant in replays}
-    for variant in interleaved(list(replays), plan.rounds):
-        device.synchronize()
-        times[variant].append(time_call(replays[variant], clock, 10))
+    times = time_rounds(replays, plan.rounds, 10, before=lambda _: device.synchronize(), clock=clock)
     figures = {
         variant: {"capture": captures[variant], "replay": spread(values), "ratio": ratio(values, times[OURS])}
         for variant, values in times.items()
@@ -129,7 +116,6 @@ def measure_graph(plan: Plan, name: str, rule: str) -> Unit:
 
 
 def measure_loop(plan: Plan, workload: str, rule: str) -> Unit:
-    """Whole trainings, as `python -m benchmarks loop` measures and judges them."""
     how = workload, rule, LOOP_VARIANTS, plan.loop_rounds, plan.iterations
     result = TimedTraining(*how, device=plan.device.torch).run()
     return {**result, "passed": result["variants"][OURS]["correct"]}

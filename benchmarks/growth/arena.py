@@ -1,10 +1,10 @@
 """The tensors of each size whose steps are timed, and whether the steps are correct.
 
 Parameters and gradients repeat a pattern whose length is prime, so that no two chunks or tensors hold the same values
-where a step might mistake one for another. The rules are elementwise, and therefore what float64 makes of the pattern,
-computed once, is what it makes of every size. The bound is that of `arena.py`: three steps, an error at most twice
-the largest among torch's variants, which take those steps on the pattern. Small sizes are checked several times, on
-different stretches of the pattern; of more than `SLICES` patterns as many are compared, spread evenly.
+where a step might mistake one for another. The rules are elementwise: what float64 makes of the pattern, computed once,
+is what it makes of every size. The bound is that of `shared/arena.py`, against torch's variants on the pattern. Small
+sizes are checked several times, on different parts of the pattern; of more than `SLICES` patterns as many are compared,
+spread evenly.
 """
 
 import os
@@ -12,15 +12,15 @@ from collections.abc import Iterator, Sequence
 from functools import cache
 from math import ceil
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from benchmarks.shared.arena import CHECK_SCALES, LR, SharedTensors, StepVerdict
+from benchmarks.shared.arena import CHECK_SCALES, LR, SharedTensors, StepVerdict, after_exact_steps
 from benchmarks.shared.correctness import Error, no_worse
 from benchmarks.shared.shapes import Model
-from benchmarks.shared.variants import OURS, REFERENCE, RULES, YARDSTICKS
+from benchmarks.shared.variants import OURS, RULES, YARDSTICKS
 
 RULE = "adam"
 PERIOD = 1_048_573  # elements of the pattern, a prime
@@ -32,46 +32,34 @@ RESIDENT = 16  # bytes per element that a step touches: parameter, gradient and 
 TEMPORARY = 8  # bytes per element that torch's for-loop allocates in a step: sqrt(v), and its quotient by a number
 
 
-class Pattern:
-    """Parameters, gradients, and the parameters after the steps of the check, in float64.
+class Pattern(NamedTuple):
+    """Each stands there twice over, so that a slice of up to `PERIOD` elements can begin anywhere."""
 
-    Each stands there twice over, so that a stretch of up to `PERIOD` elements can begin anywhere.
-    """
-
-    def __init__(self) -> None:
-        generator = torch.Generator().manual_seed(0)
-        once = [torch.empty(PERIOD).uniform_(-end, end, generator=generator) for end in (0.1, 0.01)]
-        self.start, self.grads = (values.repeat(2) for values in once)
-        wide = nn.Parameter(once[0].double())
-        optimizer = REFERENCE.build(RULE, [wide], LR[RULE])
-        for scale in CHECK_SCALES:
-            wide.grad = once[1].double() * scale
-            optimizer.step()
-        self.exact = wide.detach().repeat(2)
+    start: Tensor
+    grads: Tensor
+    exact: Tensor  # parameters after the steps of the check, in float64
 
 
 @cache
 def pattern() -> Pattern:
-    """The one pattern."""
-    return Pattern()
+    generator = torch.Generator().manual_seed(0)
+    start, grads = (torch.empty(PERIOD).uniform_(-end, end, generator=generator) for end in (0.1, 0.01))
+    exact = after_exact_steps(RULE, LR[RULE], start, grads)
+    return Pattern(*(values.repeat(2) for values in (start, grads, exact)))
 
 
 class GrowthArena(SharedTensors):
-    """Tensors that hold the pattern.
-
-    Args:
-        model: The shapes, one dimension each: many tensors of up to `PERIOD` elements, or one of any size.
-        pool: Memory of at least that many elements by role, which a single tensor is cut from.
-    """
+    """Tensors of one dimension that hold the pattern; a single one, of any size, may be cut from a pool, by role."""
 
     def __init__(self, model: Model, pool: dict[str, Tensor] | None = None) -> None:
         self.pool = pool
         super().__init__(model, RULE)
         for p, g in zip(self.params, self.grads, strict=True):
             p.grad = g
+        count = min(TRIALS, ceil(ENOUGH / model.elements))
+        self.trials = [i * model.elements % PERIOD for i in range(count)]  # where in the pattern each begins
 
     def empty(self, role: str) -> list[Tensor]:
-        """Memory for the tensors, from the pool if there is one."""
         return [self.pool[role][: self.model.elements]] if self.pool else super().empty(role)
 
     def write(self, tensors: Sequence[Tensor], values: Tensor, begin: int, scale: float = 1.0) -> None:
@@ -82,13 +70,7 @@ class GrowthArena(SharedTensors):
                     torch.mul(values[begin : begin + len(piece)], scale, out=piece)
                 begin = (begin + len(tensor)) % PERIOD
 
-    def trials(self) -> list[int]:
-        """Where in the pattern the trials of a check begin."""
-        count = min(TRIALS, ceil(ENOUGH / self.model.elements))
-        return [i * self.model.elements % PERIOD for i in range(count)]
-
     def slices(self) -> list[slice]:
-        """The stretches that are compared."""
         begins = range(0, self.model.elements, PERIOD)
         count = min(SLICES, len(begins))
         chosen = [begins[i * (len(begins) - 1) // max(1, count - 1)] for i in range(count)]
@@ -96,7 +78,7 @@ class GrowthArena(SharedTensors):
 
     def stepped(self, optimizer: Any) -> Iterator[Tensor]:
         """The parameters after the steps of the check, slice by slice, in one trial after the other."""
-        for begin in self.trials():
+        for begin in self.trials:
             self.write(self.params, pattern().start, begin)
             steps = [state["step"] for state in optimizer.state.values()]
             for tensor in (*steps, *(t for tensors in self.state.values() for t in tensors)):
@@ -108,14 +90,13 @@ class GrowthArena(SharedTensors):
             yield from (flat[part] for part in self.slices())
 
     def expected(self, values: Tensor) -> Iterator[Tensor]:
-        """The stretches of `values`, those of a pattern, that belong to what `stepped` yields."""
-        for begin in self.trials():
+        """The slices of `values`, those of a pattern, that belong to what `stepped` yields."""
+        for begin in self.trials:
             for part in self.slices():
                 place = (begin + part.start) % PERIOD
                 yield values[place : place + part.stop - part.start]
 
     def error(self, optimizer: Any) -> Error:
-        """How far the steps are from float64."""
         return Error.of(self.stepped(optimizer), self.expected(pattern().exact), self.expected(pattern().start))
 
     def check(self, optimizers: dict[str, Any]) -> dict[str, StepVerdict]:
@@ -136,34 +117,31 @@ def yardsticks() -> dict[str, Error]:
     return {name: arena.error(arena.optimizer(name)) for name in YARDSTICKS}
 
 
-def resident_memory() -> int:
-    """Bytes of memory that this process has; 0 where the system does not tell."""
-    listing = Path("/proc/self/statm")
-    return int(listing.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if listing.exists() else 0
-
-
 def bytes_per_tensor(count: int = 10_000) -> float:
     """Memory per tensor of `TENSOR` elements, with the gradient, the state, and the objects that hold them.
 
     To be asked before other tensors are made, whose memory would be used again.
     """
-    before = resident_memory()
+
+    def resident() -> int:
+        listing = Path("/proc/self/statm")
+        return int(listing.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if listing.exists() else 0
+
+    before = resident()
     arena = GrowthArena(many_tensors(count))
     optimizer = arena.optimizer(OURS)
     optimizer.step()
-    return (resident_memory() - before) / count or TENSOR * RESIDENT
+    return (resident() - before) / count or TENSOR * RESIDENT
 
 
 def one_tensor(elements: int) -> Model:
-    """One tensor."""
     return Model(((elements,),), 1)
 
 
 def many_tensors(count: int) -> Model:
-    """Tensors of `TENSOR` elements."""
     return Model(((TENSOR,),) * count, 1)
 
 
 def make_pool(elements: int) -> dict[str, Tensor]:
-    """Memory for single tensors of up to so many elements, of which the system gives what is written to."""
+    """Memory for single tensors of up to so many elements, of which the system provides what is written to."""
     return {role: torch.empty(elements) for role in ("param", "grad", *RULES[RULE].state)}

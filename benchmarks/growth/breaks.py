@@ -16,14 +16,14 @@ element, or what tensors with all that belongs to them take of memory where ther
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from typing import Any
 
 import numpy as np
 
 from benchmarks.growth.arena import RESIDENT
+from benchmarks.shared.files import Record as Result
 from benchmarks.shared.measure import Spread
-from benchmarks.shared.report import Record as Result
 from benchmarks.shared.variants import LIMIT, OURS
 
 CLOSE = 0.15
@@ -33,16 +33,13 @@ SHARES = (0.5, 0.8, 0.9)  # of the streaming limit in our time
 
 
 def time_of(result: Result, name: str, threads: int | None = None) -> Spread:
-    """The time of a variant in a result, if need be with a number of threads that does not stand for it."""
+    """The time of a variant in a result, with a number of threads or the one that stands for it."""
     figures = result["variants"][name]
-    found: Spread = figures["time"][str(threads or figures["threads"])]
-    return found
+    return figures["time"][str(threads or figures["threads"])]  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A stretch of a curve."""
-
     first: int  # its smallest size
     last: int  # its largest
     fixed: float  # a, in microseconds; negative where an item costs more than those before it did
@@ -52,10 +49,8 @@ class Piece:
 
 
 def fit(sizes: Sequence[int], medians: Sequence[float], allowed: Sequence[float]) -> Piece:
-    """The line that is closest to the medians, measured in what is allowed."""
     n, t, scale = (np.array(values, dtype=float) for values in (sizes, medians, allowed))
-    columns = np.stack([1 / scale, n / scale], axis=1)
-    (fixed, each), *_ = np.linalg.lstsq(columns, t / scale, rcond=None)
+    each, fixed = np.polyfit(n, t, 1, w=1 / scale)
     off = np.abs((fixed + each * n - t) / scale)
     return Piece(sizes[0], sizes[-1], float(fixed), float(each), float(off.max()), float((off**2).sum()))
 
@@ -88,29 +83,20 @@ def crossing(sizes: Sequence[int], values: Sequence[float], level: float) -> flo
 
 def stretches(sizes: Sequence[int], values: Sequence[float], level: float) -> list[tuple[float, float]]:
     """From where to where `values` are at least `level`."""
-    found: list[tuple[float, float]] = []
-    for i, value in enumerate(values):
-        if value < level:
-            continue
-        if i == 0 or values[i - 1] < level:
-            begin = crossing(sizes[i - 1 : i + 1], values[i - 1 : i + 1], level) if i else float(sizes[0])
-            found.append((begin or sizes[i], sizes[i]))
-        end = float(sizes[i])
-        if i + 1 < len(values) and values[i + 1] < level:
-            down = crossing(sizes[i : i + 2], [1 / v for v in values[i : i + 2]], 1 / level)
-            end = down or end
-        found[-1] = (found[-1][0], end)
-    return found
+    ends = [float(sizes[0])] if values[0] >= level else []  # begins and ends in turn
+    for i, (before, after) in enumerate(pairwise(values)):
+        if before < level <= after:
+            ends.append(crossing(sizes[i : i + 2], (before, after), level) or sizes[i + 1])
+        elif after < level <= before:
+            ends.append(crossing(sizes[i : i + 2], (1 / before, 1 / after), 1 / level) or sizes[i])
+    ends += [float(sizes[-1])] * (len(ends) % 2)
+    return list(zip(ends[::2], ends[1::2], strict=True))
 
 
 def pays_from(sizes: Sequence[int], values: Sequence[float]) -> int | None:
     """The size from which on all values reach `PAYS`."""
-    last = None
-    for size, value in reversed(list(zip(sizes, values, strict=True))):
-        if value < PAYS:
-            break
-        last = size
-    return last
+    paying = takewhile(lambda pair: pair[1] >= PAYS, reversed(list(zip(sizes, values, strict=True))))
+    return min((size for size, _ in paying), default=None)
 
 
 def outgrown(bytes_touched: float, caches: Mapping[str, int]) -> list[str]:
@@ -119,7 +105,6 @@ def outgrown(bytes_touched: float, caches: Mapping[str, int]) -> list[str]:
 
 
 def curve(results: Sequence[Result], name: str, caches: Mapping[str, int]) -> dict[str, Any]:
-    """What there is to say of the curve of one variant."""
     results = [result for result in results if name in result["variants"]]
     sizes, times = [result["size"] for result in results], [time_of(result, name) for result in results]
     medians = [time["median"] for time in times]

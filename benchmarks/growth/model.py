@@ -25,7 +25,7 @@ import numpy as np
 
 from benchmarks.growth.arena import BYTES, RESIDENT
 from benchmarks.growth.breaks import time_of
-from benchmarks.shared.report import Record as Result
+from benchmarks.shared.files import Record as Result
 from benchmarks.shared.variants import LIMIT, OURS
 
 GRAIN = 32_768  # elements to a thread, docs/design.md
@@ -59,7 +59,6 @@ class Parameters:
         return min(threads * found, stated) if found <= NEAR * measured[-1] else threads * found
 
     def time(self, name: str, elements: int, threads: int, stated: float | None = None) -> float:
-        """The time of a step of one tensor, in microseconds."""
         used = threads if name != OURS else min(threads, max(1, elements // GRAIN))
         moving = BYTES * elements / self.bandwidth_of(elements, used, stated)
         computing = self.arithmetic[name] * elements / used
@@ -91,16 +90,6 @@ def fit(results: Sequence[Result], caches: Mapping[str, Mapping[str, Any]], thre
     )
 
 
-def held_against(parameters: Parameters, results: Sequence[Result], threads: Sequence[int]) -> list[dict[str, Any]]:
-    """Model and measurement at every size."""
-    rows = []
-    for name, count, r in product(MODELLED, threads, results):
-        measured, modelled = time_of(r, name, count)["median"], parameters.time(name, r["elements"], count)
-        rows.append({"variant": name, "threads": count, "elements": r["elements"], "model": modelled,
-                     "measured": measured, "off": modelled / measured})  # fmt: skip
-    return rows
-
-
 def predicted(parameters: Parameters) -> list[dict[str, Any]]:
     """Times for more threads, on machines whose cores and caches are those that were measured."""
     sizes = [size for size in PAPER_SIZES if size <= parameters.sizes[-1]]
@@ -117,9 +106,9 @@ def model(record: Result) -> dict[str, Any] | None:
     results, threads = record["axes"].get("elements", []), sorted({1, record["settings"]["threads"]})
     if len(threads) < 2 or not results or results[0]["elements"] > FEW or results[-1]["elements"] <= FEW:
         return None
-    parameters = fit(results, record["caches"], threads)
-    return {
-        "parameters": asdict(parameters),
-        "held_against": held_against(parameters, results, threads),
-        "predicted": predicted(parameters),
-    }
+    parameters, held = fit(results, record["caches"], threads), []
+    for name, count, r in product(MODELLED, threads, results):
+        measured, modelled = time_of(r, name, count)["median"], parameters.time(name, r["elements"], count)
+        held.append({"variant": name, "threads": count, "elements": r["elements"], "model": modelled,
+                     "measured": measured, "off": modelled / measured})  # fmt: skip
+    return {"parameters": asdict(parameters), "held_against": held, "predicted": predicted(parameters)}

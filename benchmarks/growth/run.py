@@ -7,7 +7,7 @@ Adam, fp32: torch's default (on the CPU its for-loop), torch's fused and ours, w
 (`--threads`), on the same tensors and interleaved; beside them the streaming limit (`shared/probe.cpp`), which at small
 sizes is an empty call. Steps follow one another with nothing between, so what fits in a cache stays there. Every size
 is checked (`arena.py`). Then break points are looked for in the figures (`breaks.py`), and a model of threads is fitted
-to them and says what more threads might bring (`model.py`). What is left out, for want of memory or time, is said.
+to them and says what more threads might bring (`model.py`). What is left out, for want of memory or time, is listed.
 
 Output: `growth.json`, written after each size; exit status 1 if a step of ours was wrong.
 """
@@ -16,9 +16,8 @@ import argparse
 import gc
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from benchmarks.growth import arena as arenas
 from benchmarks.growth.arena import RESIDENT, TEMPORARY
@@ -26,19 +25,17 @@ from benchmarks.growth.breaks import breaks, time_of
 from benchmarks.growth.model import model
 from benchmarks.growth.time import MOST_ROUNDS, VARIANTS, Probes, at_size
 from benchmarks.shared import options
+from benchmarks.shared.files import Record, save_json
 from benchmarks.shared.measure import CPU, CpuClock, cache_levels, spread, time_call
 from benchmarks.shared.probe import Probe, ways
-from benchmarks.shared.report import Record, number, save_json
+from benchmarks.shared.report import number
 from benchmarks.shared.shapes import Model
 from benchmarks.shared.variants import LIMIT, OURS
 
 SPARE = 2**30  # bytes of memory left to others
 
 
-@dataclass(frozen=True)
-class Axis:
-    """What grows."""
-
+class Axis(NamedTuple):
     item: str  # what is counted
     sizes: tuple[int, ...]  # how many
     quick: tuple[int, ...]  # how many in a quick run
@@ -60,24 +57,22 @@ AXES = {
 
 
 class Limits:
-    """Until when there is time, and for what there is memory; `left_out` keeps what is said of what was left out."""
+    """Until when there is time, and for what there is memory; `left_out` lists what was left out, and why."""
 
     def __init__(self, minutes: float) -> None:
         self.end = self.until = time.monotonic() + 60 * minutes
         self.left_out: list[str] = []
 
     def share(self, parts: int) -> None:
-        """From now on there is that part of what is left of the time."""
-        now = time.monotonic()
-        self.until = now + (self.end - now) / parts
+        """From now on there is that part of the time that is left."""
+        self.until = (now := time.monotonic()) + (self.end - now) / parts
 
     def against(self, growth: int, seconds: float) -> str | None:
         """Why something cannot be done that takes as many bytes and seconds, if so."""
         if not self.in_memory(growth):
             return f"the next needs {growth / 2**30:.1f} GiB more, and less is free"
-        if time.monotonic() + seconds > self.until:
-            return f"the next would take {seconds:.0f} s, and less is left"
-        return None
+        late = time.monotonic() + seconds > self.until
+        return f"the next would take {seconds:.0f} s, and less is left" if late else None
 
     @staticmethod
     def in_memory(size: int) -> bool:
@@ -119,7 +114,6 @@ def line(axis: Axis, result: Record) -> str:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Reads the command line."""
     parser = options.Parser(__doc__, rounds=(MOST_ROUNDS, 3), threads=2)
     parser.add_names("--axis", AXES, "what grows (default: both)")
     parser.add_argument("--minutes", type=float, default=9.5, help="sizes that would take longer are left out")
@@ -128,7 +122,6 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measures and analyses; the exit status is 1 if a step of ours was wrong."""
     args = parse(arguments)
     limits = Limits(args.minutes)
     console, machine = options.begin(args)
@@ -158,9 +151,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             results.append(result)
             console.print(line(axis, result), highlight=False)
             save_json(args.output / "growth.json", record)
-    for note in limits.left_out:
-        console.print(f"left out: {note}")
+    console.print(*(f"left out: {note}" for note in limits.left_out), sep="\n")
     record |= {"breaks": breaks(record), "model": model(record)}
     save_json(args.output / "growth.json", record)
-    variants = (result["variants"][OURS] for results in record["axes"].values() for result in results)
-    return int(not all(figures["correct"] for figures in variants))
+    ours = (result["variants"][OURS]["correct"] for results in record["axes"].values() for result in results)
+    return int(not all(ours))

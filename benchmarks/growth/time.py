@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.growth.arena import BYTES, GrowthArena
+from benchmarks.shared.files import Record
 from benchmarks.shared.measure import Call, CpuClock, ratio, spread, time_call, time_rounds
 from benchmarks.shared.probe import Way, ways
-from benchmarks.shared.report import Record
 from benchmarks.shared.shapes import Model
 from benchmarks.shared.variants import LIMIT, OURS
 

@@ -1,1 +1,0 @@
-"""What share of the machine's limit a step reaches."""

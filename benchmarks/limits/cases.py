@@ -12,14 +12,12 @@ from benchmarks.shared.variants import ALL_RULES, DTYPES, LABELS
 MIB = 1 << 20
 TARGETS = {"L2": 0.85, "L3": 0.85, "memory": 0.97}  # shares of the limit
 OTHER_MODELS = ("tutorial-mlp", "resnet50", "400x64")  # the one that takes longest to compile comes last
-STRIDE = 61  # every how manieth element of a large model is checked: no divisor of a vector's length
+STRIDE = 61  # of a large model one in so many elements is checked: no divisor of a vector's length
 LARGE = 4 * MIB  # elements
 
 
 @dataclass(frozen=True)
 class Case:
-    """One row of the tables."""
-
     place: str  # a key of `TARGETS`, or "shapes" for known models beside torch.compile
     model_name: str  # of `MODELS`; in the caches the place, where there is one parameter
     model: Model
@@ -28,7 +26,6 @@ class Case:
 
     @property
     def key(self) -> tuple[str, str]:
-        """What it is called."""
         return self.model_name, f"{LABELS[self.rule]}, {self.dtype}"
 
     @property
@@ -41,28 +38,11 @@ class Case:
         """Bytes of all operands."""
         return self.model.elements * DTYPES[self.dtype].itemsize * ALL_RULES[self.rule].operands
 
-    @property
-    def stride(self) -> int:
-        """Every how manieth element is checked."""
-        return STRIDE if self.model.elements > LARGE else 1
-
-    @property
-    def in_table_of_models(self) -> bool:
-        """Whether the case is one of those that compare with torch.compile on the shapes of known models."""
-        return self.model_name in MODELS and self.rule in ("adam", "sgd") and self.dtype == "fp32"
-
 
 def caches(threads: int, root: Path = CPU) -> dict[str, int]:
-    """Bytes of the second- and the third-level caches that so many threads have, each on a core of its own.
-
-    Raises:
-        RuntimeError: The system does not tell.
-    """
-    found = {
-        name: -(-threads // cpus_in(cache["users"])) * cache["bytes"]
-        for name, cache in cache_levels(root).items()
-        if cache["kind"] == "Unified"
-    }
+    """Bytes of the unified caches that so many threads have, each on a core of its own; RuntimeError if unknown."""
+    levels = {name: cache for name, cache in cache_levels(root).items() if cache["kind"] == "Unified"}
+    found = {name: -(-threads // cpus_in(cache["users"])) * cache["bytes"] for name, cache in levels.items()}
     if "L2" not in found:
         raise RuntimeError(f"{root} does not tell the size of the second-level cache")
     return found
@@ -73,13 +53,11 @@ def budgets(caches: Mapping[str, int]) -> dict[str, int]:
 
     The third level is left out where that would not be well beyond the second.
     """
-    sizes = {"L2": caches["L2"] * 3 // 4}
     third = min(caches.get("L3", 0) // 4, 64 * MIB)
-    return sizes | {"L3": third} if third >= 2 * caches["L2"] else sizes
+    return {"L2": caches["L2"] * 3 // 4, **({"L3": third} if third >= 2 * caches["L2"] else {})}
 
 
 def make_cases(budgets: Mapping[str, int]) -> Iterator[Case]:
-    """All cases, in the order in which they are measured."""
     counts = {"L2": (60, 40), "L3": (15, 6)}  # rounds, steps in a row
     for (place, budget), rule, dtype in product(budgets.items(), LABELS, DTYPES):
         elements = budget // (ALL_RULES[rule].operands * DTYPES[dtype].itemsize) // 64 * 64

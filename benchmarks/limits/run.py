@@ -6,12 +6,11 @@ one that fits the third level, and GPT-2's shapes, which come from memory; besid
 steps that torch.compile has made. Everything is timed in the same rounds, on the same tensors.
 
 GPT-2's steps are compiled for Adam and SGD with momentum in fp32 only, since each takes up to a minute, and so are
-those of other known models. What the time does not last for is left out, and said.
+those of other known models. What there is no time for is left out, and listed.
 
 Output: a table for each place, `limits.json`; exit status 1 if a step of ours was wrong.
 """
 
-import argparse
 import gc
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,14 +18,14 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
-from rich.console import Console
 
-from benchmarks.limits.cases import MIB, TARGETS, Case, budgets, caches, make_cases
-from benchmarks.shared import options, report
+from benchmarks.limits.cases import LARGE, MIB, STRIDE, TARGETS, Case, budgets, caches, make_cases
+from benchmarks.shared import options
 from benchmarks.shared.arena import Arena, figures_of
 from benchmarks.shared.compiled import COMPILED, empty_cache
+from benchmarks.shared.files import Record, save_json
 from benchmarks.shared.measure import Call, spread, time_rounds
-from benchmarks.shared.report import Claim, Record, Table, Times, time_and_ratio
+from benchmarks.shared.report import Claim, Table, check_claims, each, is_wrong, show_claims, time_and_ratio
 from benchmarks.shared.shapes import MODELS
 from benchmarks.shared.variants import DTYPES, LABELS, LIMIT, OURS
 
@@ -48,17 +47,16 @@ class Clerk:
     """Knows the time that is left, and what compiling takes; `compiles` is as `--compile`."""
 
     def __init__(self, minutes: float, compiles: str) -> None:
-        self.deadline = time.monotonic() + 60 * minutes
-        self.compiles = compiles
+        self.deadline, self.compiles = time.monotonic() + 60 * minutes, compiles
         self.per_tensor = dict(SECONDS_PER_TENSOR)
 
     def left(self) -> float:
-        """Seconds."""
         return self.deadline - time.monotonic()
 
     def wants(self, case: Case) -> bool:
-        """Whether a case is to be compiled, if the time lasts."""
-        few = len(case.model.shapes) == 1 or case.in_table_of_models
+        """Whether a case is to be compiled, if there is time."""
+        known = case.model_name in MODELS and case.rule in ("adam", "sgd") and case.dtype == "fp32"
+        few = len(case.model.shapes) == 1 or known
         return self.compiles == "all" or (self.compiles == "default" and few)
 
     def lasts(self, case: Case) -> bool:
@@ -71,15 +69,10 @@ class Clerk:
             self.per_tensor[case.rule] = seconds / tensors
 
 
-def claims_of(case: Case, times: Times) -> list[dict[str, Any]]:
-    """Targets beside what was reached: a share of the limit, and no compiled step that takes less time."""
-    claims = [Claim(case.key, LIMIT, OURS, TARGETS[case.place])] if case.place in TARGETS else []
-    return report.check_claims([*claims, Claim(case.key, COMPILED, OURS, NEVER_SLOWER)], {case.key: times})
-
-
-def run(case: Case, rounds: int, compiled: bool) -> tuple[dict[str, Any], dict[str, list[float]]]:
-    """The result of one case as a JSON object, and the microseconds of every variant."""
-    arena = Arena(case.model, case.rule, DTYPES[case.dtype], case.stride, YARDSTICKS)
+def run(case: Case, rounds: int, compiled: bool) -> dict[str, Any]:
+    """The result of one case as a JSON object, with the claims that it bears on."""
+    stride = STRIDE if case.model.elements > LARGE else 1
+    arena = Arena(case.model, case.rule, DTYPES[case.dtype], stride, YARDSTICKS)
     names = (*VARIANTS, *([COMPILED] * compiled))
     verdicts = arena.check(names)
     probe = arena.probe(case.model.repeats)
@@ -95,73 +88,39 @@ def run(case: Case, rounds: int, compiled: bool) -> tuple[dict[str, Any], dict[s
         "elements": case.model.elements,
         "rounds": rounds,
         "repeats": case.model.repeats,
-        "variants": figures_of(times, verdicts, case.bytes),
+        "variants": figures_of(times, verdicts, case.bytes, rounds),
         "limit": [{**asdict(finalists[name]), "time": median} for name, median in ways.items()],
     }
-    for name, values in times.items():
-        result["variants"][name] |= report.unfinished(len(values), rounds)
     if arena.compiled is not None:
         arena.compiled.require_one_graph()
         result["variants"][COMPILED]["compile_seconds"] = arena.compiled.seconds
-    return result, times
-
-
-def run_all(cases: Sequence[Case], clerk: Clerk, args: argparse.Namespace, console: Console, record: Any) -> None:
-    """Measures the cases that the time lasts for; saves after each, and shows a table when a place is done."""
-    with empty_cache(), report.make_progress(console) as progress:
-        bar = progress.add_task("", total=len(cases))
-        for i, case in enumerate(cases):
-            progress.update(bar, description=", ".join(case.key))
-            wanted = clerk.wants(case)
-            compiled = wanted and clerk.lasts(case)
-            if clerk.left() <= 0 or (case.place == "shapes" and not compiled):
-                record["left_out"].append(case.key)
-            else:
-                if wanted and not compiled:
-                    record["left_out"].append((*case.key, COMPILED))
-                result, times = run(case, args.rounds or case.model.rounds, compiled)
-                record["results"].append(result)
-                record["claims"] += claims_of(case, times)
-                if compiled:
-                    clerk.note(case, result["variants"][COMPILED]["compile_seconds"])
-                gc.collect()
-            report.save_json(args.output / "limits.json", record)
-            if case.place != (cases[i + 1].place if i + 1 < len(cases) else None):
-                for table in tables(record, [case.place]):
-                    console.print(table.rich())
-            progress.advance(bar)
-
-
-def title(place: str, results: Sequence[Record]) -> str:
-    """What the results of one place share."""
-    if place == "shapes":
-        return f"{TITLES[place]}, fp32"
-    held = [result["held"] / MIB for result in results]
-    least, most = (f"{size:,.3g}" if size < 100 else f"{size:,.0f}" for size in (min(held), max(held)))
-    return f"{TITLES[place]}, {least if least == most else f'{least} to {most}'} MiB in all"
+    # A share of the limit, and no compiled step that takes less time.
+    claims = [Claim(case.key, LIMIT, OURS, TARGETS[case.place])] if case.place in TARGETS else []
+    claims.append(Claim(case.key, COMPILED, OURS, NEVER_SLOWER))
+    return {"result": result, "claims": check_claims(claims, {case.key: times})}
 
 
 def tables(record: Record, places: Iterable[str] = TITLES) -> Iterator[Table]:
     """One for each place; GPT-2 from memory is also one of the known models."""
     names = (*VARIANTS, COMPILED)
     for place in places:
-        rows, some = [], []
-        for result in record["results"]:
-            rule, variants = LABELS[result["rule"]], result["variants"]
-            if result["place"] == place or (
-                place == "shapes" and result["model_name"] in MODELS and COMPILED in variants
-            ):
-                some.append(result)
+        rows, held = [], []
+        for r in record["results"]:
+            ours, compared = r["variants"][OURS], r["model_name"] in MODELS and COMPILED in r["variants"]
+            if r["place"] == place or (place == "shapes" and compared):
+                held.append(r["held"] / MIB)
+                label = LABELS[r["rule"]]
                 rows.append((
-                    f"{rule}, {result['dtype']}" if place in TARGETS else f"{result['model_name']}, {rule}",
-                    f"{variants[OURS]['gb_per_s']:.1f}",
-                    f"{variants[OURS]['limit_share']['median']:.3f}",
-                    *(time_and_ratio(variants.get(name)) for name in names),
+                    f"{label}, {r['dtype']}" if place in TARGETS else f"{r['model_name']}, {label}",
+                    f"{ours['gb_per_s']:.1f}",
+                    f"{ours['limit_share']['median']:.3f}",
+                    *(time_and_ratio(r["variants"].get(name)) for name in names),
                 ))  # fmt: skip
-        if some:
-            yield Table(
-                ("µs per step (times ours)", "our GB/s", "share of the limit", *names), rows, title(place, some)
-            )
+        if rows:
+            sizes = dict.fromkeys(f"{s:,.3g}" if s < 100 else f"{s:,.0f}" for s in (min(held), max(held)))
+            what = "fp32" if place == "shapes" else f"{' to '.join(sizes)} MiB in all"
+            header = ("µs per step (times ours)", "our GB/s", "share of the limit", *names)
+            yield Table(header, rows, f"{TITLES[place]}, {what}")
 
 
 def outcomes(claims: Sequence[Record]) -> Iterator[str]:
@@ -180,7 +139,6 @@ def outcomes(claims: Sequence[Record]) -> Iterator[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the benchmark; the exit status is 1 if a step of ours was wrong."""
     parser = options.Parser(__doc__, rounds=(None, 5))
     parser.add_names("--place", [*TARGETS, "shapes"], "which sizes (default: all)")
     parser.add_names("--optimizer", LABELS, "which optimizers (default: all)")
@@ -202,9 +160,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     settings = {"quick": args.quick, "rounds": args.rounds, "compile": args.compile}
     record: dict[str, Any] = {"machine": machine, "settings": settings, "caches": found}
     record |= {"results": [], "claims": [], "left_out": []}
-    run_all(cases, Clerk(args.minutes, args.compile), args, console, record)
-    if missed := [claim for claim in record["claims"] if not claim["holds"]]:
-        console.print(report.claims_table(missed).rich())
-    left_out = (f"left out, as the time did not last: {', '.join(what)}" for what in record["left_out"])
+    clerk = Clerk(args.minutes, args.compile)
+    with empty_cache():
+        for case in each(console, cases, lambda case: ", ".join(case.key)):
+            compiled = clerk.wants(case) and clerk.lasts(case)
+            if clerk.left() <= 0 or (case.place == "shapes" and not compiled):
+                record["left_out"].append(case.key)
+                continue
+            if clerk.wants(case) and not compiled:
+                record["left_out"].append((*case.key, COMPILED))
+            measured = run(case, args.rounds or case.model.rounds, compiled)
+            record["results"].append(measured["result"])
+            record["claims"] += measured["claims"]
+            if compiled:
+                clerk.note(case, measured["result"]["variants"][COMPILED]["compile_seconds"])
+            gc.collect()
+            save_json(args.output / "limits.json", record)
+    save_json(args.output / "limits.json", record)
+    for table in tables(record):
+        console.print(table.rich())
+    show_claims([claim for claim in record["claims"] if not claim["holds"]], console)
+    left_out = (f"left out for want of time: {', '.join(what)}" for what in record["left_out"])
     console.print(*outcomes(record["claims"]), *left_out, sep="\n")
-    return int(any(not result["variants"][OURS]["correct"] for result in record["results"]))
+    return int(is_wrong([result["variants"][OURS] for result in record["results"]]))

@@ -1,1 +1,0 @@
-"""How long whole training loops take."""

@@ -22,10 +22,11 @@ from torch import Tensor, nn
 
 import fusedoptim
 from benchmarks.shared.correctness import as_near
-from benchmarks.shared.measure import Call, ratio, spread, time_rounds
-from benchmarks.shared.options import Parser, answer
+from benchmarks.shared.files import Record
+from benchmarks.shared.measure import Call, in_turn, ratio, spread, time_rounds
+from benchmarks.shared.options import question
 from benchmarks.shared.probe import Probe
-from benchmarks.shared.report import Record, Table, number, result_text, unfinished
+from benchmarks.shared.report import Table, number, result_text, unfinished
 from benchmarks.shared.shapes import MODELS
 from benchmarks.shared.tails import MAX_NORM, Tail
 from benchmarks.shared.variants import OURS, REFERENCE, VARIANTS, Variant
@@ -53,7 +54,6 @@ SECONDS = 20.0  # of one side's rounds
 
 
 def make_params(model: str, dtype: torch.dtype = torch.float32) -> list[nn.Parameter]:
-    """Parameters with gradients, of which no two are equal."""
     torch.manual_seed(0)
     params = []
     for shape in MODELS[model].shapes:
@@ -90,12 +90,6 @@ def is_correct(work: str, model: str) -> bool:
     return as_near(results(SIDES["ours"]), results(SIDES["torch"]), results(REFERENCE, torch.float64))
 
 
-def run_both(first: Call, second: Call) -> None:
-    """One after the other."""
-    first()
-    second()
-
-
 def limits(optimizer: torch.optim.Optimizer, params: Sequence[nn.Parameter]) -> Iterator[Call]:
     """The traffic of clipping and stepping these tensors, which keep their values, in the fastest ways."""
     grads = [p.grad for p in params if p.grad is not None]
@@ -109,7 +103,7 @@ def limits(optimizer: torch.optim.Optimizer, params: Sequence[nn.Parameter]) -> 
         passes = scan.call(scan.ranking[i]), step.call(step.ranking[i])
         if opposite:  # then one runs backwards where the other does not, and begins with what the caches hold
             passes[0]()
-        yield partial(run_both, *passes)
+        yield partial(in_turn, *passes)
 
 
 def measure(work: str, model: str, rounds: int) -> dict[str, Any]:
@@ -146,7 +140,6 @@ def measure(work: str, model: str, rounds: int) -> dict[str, Any]:
 
 
 def tables(record: Record) -> Iterator[Table]:
-    """Ours, torch's and the limit, work by work."""
     rows = (
         [
             r["work"],
@@ -164,17 +157,11 @@ def tables(record: Record) -> Iterator[Table]:
 
 
 def run(args: argparse.Namespace) -> Record:
-    """All works on all models."""
-
-    def one(work: str, model: str) -> Record:
+    results = []
+    for model, work in product(args.models or MODELS, WORKS):
         rounds = args.rounds or min(MODELS[model].rounds, 40)
-        return {**measure(work, model, rounds), "correct": is_correct(work, model)}
+        results.append({**measure(work, model, rounds), "correct": is_correct(work, model)})
+    return {"results": results}
 
-    return {"results": [one(work, model) for model in args.models or MODELS for work in WORKS]}
 
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Measures, checks, prints and keeps."""
-    parser = Parser(__doc__, rounds=(None, 5))
-    parser.add_names("--models", MODELS, "parameters of which models")
-    return answer("tail", parser.parse(arguments), run, tables)
+main = question(__doc__, "tail", run, tables, {"--models": MODELS}, rounds=(None, 5))

@@ -1,1 +1,0 @@
-"""What page faults cost a training."""

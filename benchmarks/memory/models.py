@@ -17,13 +17,11 @@ class FirstElement(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, param: Tensor) -> Tensor:
-        """Takes the element."""
         ctx.shape = param.shape
         return param.detach().flatten()[0].clone()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
-        """Fills memory of its own."""
         return grad.expand(ctx.shape).clone(memory_format=torch.contiguous_format)
 
 
@@ -35,12 +33,10 @@ class Bare(nn.Module):
         self.weights = nn.ParameterList(torch.full(shape, 0.02) for shape in shapes)
 
     def forward(self, _: Tensor) -> Tensor:
-        """The mean of the first elements, squared."""
         return torch.stack([FirstElement.apply(p) for p in self.weights]).square().mean()  # type: ignore[no-untyped-call]
 
 
 def bare(name: str) -> Callable[[], Task]:
-    """Makes the task of the shapes `name`."""
 
     def make() -> Task:
         data = torch.zeros(1), torch.zeros(())
@@ -63,16 +59,10 @@ def images(channels: int = 16, batch: int = 8, size: int = 224, classes: int = 1
 TRAININGS = {
     **WORKLOADS,
     "wide-mlp": Workload(
-        "MLP 4096-4096-4096-16, batch 32: gradients of 64 MiB",
-        10,
-        SMALL_LR,
+        "MLP 4096-4096-4096-16, batch 32: gradients of 64 MiB", 10, SMALL_LR,
         lambda: regression((4096, 4096, 4096, 16), 32, "mean"),
     ),
-    "image-cnn": Workload(
-        "three convolutions on 8 images of 224 x 224: activations of 26 MB", 10, SMALL_LR, lambda: images()
-    ),
-    "resnet50": Workload(
-        "the shapes of ResNet-50, a backward that writes all gradients", 20, SMALL_LR, bare("resnet50")
-    ),
+    "image-cnn": Workload("three convolutions on 8 images of 224 x 224: activations of 26 MB", 10, SMALL_LR, images),
+    "resnet50": Workload("the shapes of ResNet-50, a backward that writes gradients", 20, SMALL_LR, bare("resnet50")),
     "gpt2": Workload("the shapes of GPT-2, a backward that writes all gradients", 5, SMALL_LR, bare("gpt2")),
-}
+}  # fmt: skip

@@ -3,7 +3,6 @@
 import copy
 import mmap
 import re
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.shared.arena import Arena
+from benchmarks.shared.correctness import checksum
 from benchmarks.shared.measure import ratio, spread, time_rounds
 from benchmarks.shared.shapes import MODELS
 from benchmarks.shared.variants import OURS
@@ -59,28 +59,19 @@ def arenas_of(model: str, rule: str) -> dict[str, Arena]:
     return {ORDINARY: ordinary, "state on huge pages": state, "all on huge pages": everything}
 
 
-def checksum_after_steps(arena: Arena) -> int:
-    """Of the parameters, after the steps that `Arena.check` takes; the arena is as before, then."""
-    arena.take_steps(arena.step(OURS))
-    checksum = sum(zlib.crc32(p.detach().numpy().data) for p in arena.params)
-    arena.reset()
-    return checksum
-
-
 def huge_page_steps(model: str, rule: str, rounds: int) -> dict[str, Any]:
-    """Measures, and returns the result as a JSON object."""
     before = huge_bytes()
     arenas = arenas_of(model, rule)
     mib = (huge_bytes() - before) / (1 << 20)
-    checksums = {name: checksum_after_steps(arena) for name, arena in arenas.items()}
+    checksums = {}
+    for name, arena in arenas.items():
+        arena.take_steps(arena.step(OURS))  # those of `Arena.check`
+        checksums[name] = checksum(arena.params)
+        arena.reset()
     steps = {name: arena.step(OURS) for name, arena in arenas.items()}
     times = time_rounds(steps, rounds, before=lambda name: arenas[name].write_grads(), warm_up=1)
-    ways = {
-        name: {
-            "time": spread(values),
-            "ratio": ratio(values, times[ORDINARY]),
-            "correct": checksums[name] == checksums[ORDINARY],
-        }
-        for name, values in times.items()
-    }
+    ways = {}
+    for name, values in times.items():
+        same = checksums[name] == checksums[ORDINARY]
+        ways[name] = {"time": spread(values), "ratio": ratio(values, times[ORDINARY]), "correct": same}
     return {"huge_mib": mib, "ways": ways}

@@ -5,7 +5,6 @@ its input, a request in JSON, it forks a child that trains, and prints the outco
 with a fresh heap, and no import is waited for.
 """
 
-import ctypes
 import itertools
 import json
 import os
@@ -14,8 +13,8 @@ import statistics
 import subprocess
 import sys
 import time
-import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -23,17 +22,17 @@ from typing import Any
 import torch
 
 import fusedoptim
+from benchmarks import ROOT
 from benchmarks.memory.models import TRAININGS
+from benchmarks.shared.correctness import checksum
 from benchmarks.shared.forked import forked
 from benchmarks.shared.measure import CpuClock
-from benchmarks.shared.report import ROOT
 from benchmarks.shared.training import PHASES, Trainer
 from benchmarks.shared.variants import OURS, VARIANTS
 
 WARM_UP = 6  # iterations: the heap has found its size, and losses are compared over them
 FEWEST, MOST = 4, 200  # iterations that are timed
 TIMEOUT = 90.0  # seconds for one training
-TOP_PAD = -2  # M_TOP_PAD in glibc's malloc.h
 MARK = "getppid"  # the system's call that stands before and after iterations whose calls are counted
 
 
@@ -47,7 +46,6 @@ class Way:
 
     zero_grad: str = "none"
     keep: bool = False  # whether `fusedoptim.keep_freed_memory()` is called at the start
-    pad: int = 0  # bytes to set glibc's `M_TOP_PAD` to at the start; 0 leaves it
     environment: Mapping[str, str] = field(default_factory=dict)  # what is set before the process starts
 
 
@@ -62,7 +60,6 @@ class FaultClock(CpuClock):
         self.faults: list[int] = []
 
     def mark(self) -> int:
-        """Reads both."""
         self.counts.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
         return super().mark()
 
@@ -72,13 +69,7 @@ class FaultClock(CpuClock):
         return super().between(marks)
 
 
-def system_seconds() -> float:
-    """What the system has worked for this process."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_stime
-
-
 def make_trainer(training: str, way: Way) -> Trainer:
-    """A training of Adam that clears its gradients in this way."""
     workload = TRAININGS[training]
     mode = "to_zero" if way.zero_grad == "to_zero" else "separate"
     trainer = Trainer(workload.task(torch.device("cpu")), VARIANTS[OURS], "adam", workload.lr["adam"], mode)
@@ -88,7 +79,6 @@ def make_trainer(training: str, way: Way) -> Trainer:
 
 
 def losses_of(trainer: Trainer, iterations: int) -> list[float]:
-    """Trains, and returns the loss of each iteration."""
     losses = []
     for i in range(iterations):
         trainer.begin()
@@ -100,26 +90,15 @@ def losses_of(trainer: Trainer, iterations: int) -> list[float]:
 
 
 def measure(training: str, way: Way, seconds: float, threads: int, iterations: int | None = None) -> dict[str, Any]:
-    """Trains in this process, which must be fresh.
+    """Trains in this process, which must be fresh; for so many seconds, with so many of torch's threads.
 
-    Args:
-        training: A key of `TRAININGS`.
-        way: How gradients are cleared and memory is got, but for the environment.
-        seconds: For which it is timed.
-        threads: torch's.
-        iterations: Counts system calls over so many iterations instead: marks them by calls of `getppid`.
-
-    Returns:
-        The losses and the checksum of the parameters after `WARM_UP` iterations; per phase the median time in µs and
-        the mean number of page faults; µs of the system per iteration; the largest size of the process in MiB.
+    With `iterations`, marks so many by calls of `getppid`, and times nothing.
     """
     torch.set_num_threads(threads)
     kept = way.keep and fusedoptim.keep_freed_memory()
-    if way.pad:
-        ctypes.CDLL(None).mallopt(TOP_PAD, way.pad)
     trainer = make_trainer(training, way)
     losses = losses_of(trainer, WARM_UP)
-    checksum = sum(zlib.crc32(p.detach().numpy().data) for p in trainer.model.parameters())
+    after_warm_up = checksum(trainer.model.parameters())
     if iterations:
         os.getppid()
         trainer.run(iterations)
@@ -128,61 +107,48 @@ def measure(training: str, way: Way, seconds: float, threads: int, iterations: i
     begin = time.perf_counter()
     trainer.run(1)
     count = max(FEWEST, min(MOST, int(seconds / (time.perf_counter() - begin))))
-    clock, system = FaultClock(), system_seconds()
+    clock, before = FaultClock(), resource.getrusage(resource.RUSAGE_SELF)
     times = trainer.time_phases(count, clock)
-    system = system_seconds() - system
+    after = resource.getrusage(resource.RUSAGE_SELF)
     faults = {phase: clock.faults[k :: len(PHASES)] for k, phase in enumerate(PHASES)}
     return {
         "kept": kept,
         "losses": losses,
-        "checksum": checksum,
+        "checksum": after_warm_up,
         "phases": {phase: statistics.median(times[phase]) for phase in PHASES},
         "iteration": statistics.median(map(sum, zip(*times.values(), strict=True))),
         "faults": {phase: statistics.mean(faults[phase]) for phase in PHASES},
-        "system": system * 1e6 / count,
-        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "system": (after.ru_stime - before.ru_stime) * 1e6 / count,
+        "peak_mib": after.ru_maxrss / 1024,
     }
 
 
-class Server:
-    """A server in a process of its own; a context. `before` is a command that runs it, such as `strace`."""
+@contextmanager
+def server(environment: Mapping[str, str], before: Sequence[str] = ()) -> Iterator[Callable[..., dict[str, Any]]]:
+    """A server in a process of its own; `before` is a command that runs it, such as `strace`.
 
-    def __init__(self, environment: Mapping[str, str], before: Sequence[str] = ()) -> None:
-        command = [*before, sys.executable, "-m", "benchmarks.memory.worker"]
-        self.process = subprocess.Popen(
-            command, cwd=ROOT, env=os.environ | environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
+    What it yields returns the outcome of `measure` in a fresh process, or raises RuntimeError if that failed or hung.
+    """
+    command = [*before, sys.executable, "-m", "benchmarks.memory.worker"]
+    how: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "cwd": ROOT}
+    with subprocess.Popen(command, env=os.environ | environment, **how) as process:
+        to, back = process.stdin, process.stdout
+        assert to is not None
+        assert back is not None
 
-    def __enter__(self) -> "Server":
-        return self
+        def ask(training: str, way: Way, **arguments: Any) -> dict[str, Any]:
+            request = {"training": training, "zero_grad": way.zero_grad, "keep": way.keep, **arguments}
+            print(json.dumps(request), file=to, flush=True)
+            outcome: dict[str, Any] = json.loads(back.readline() or '{"error": "the server died"}')
+            if "error" in outcome or "hang" in outcome:
+                raise RuntimeError(f"{training}, {way}: {outcome}")
+            return outcome
 
-    def __exit__(self, *_: object) -> None:
-        self.process.communicate()
-
-    def ask(self, training: str, way: Way, **arguments: Any) -> dict[str, Any]:
-        """The outcome of `measure` in a fresh process.
-
-        Raises:
-            RuntimeError: It failed or hung.
-        """
-        request = {"training": training, "zero_grad": way.zero_grad, "keep": way.keep, "pad": way.pad, **arguments}
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.stdin.write(json.dumps(request) + "\n")
-        self.process.stdin.flush()
-        outcome: dict[str, Any] = json.loads(self.process.stdout.readline() or '{"error": "the server died"}')
-        if "error" in outcome or "hang" in outcome:
-            raise RuntimeError(f"{training}, {way}: {outcome}")
-        return outcome
-
-
-def serve() -> None:
-    """Answers requests until there are no more."""
-    for line in sys.stdin:
-        request = json.loads(line)
-        way = Way(request.pop("zero_grad"), request.pop("keep"), request.pop("pad"))
-        print(json.dumps(forked("os.fork", partial(measure, way=way, **request), None, TIMEOUT)), flush=True)
+        yield ask
 
 
 if __name__ == "__main__":
-    serve()
+    for line in sys.stdin:
+        request = json.loads(line)
+        way = Way(request.pop("zero_grad"), request.pop("keep"))
+        print(json.dumps(forked("os.fork", partial(measure, way=way, **request), None, TIMEOUT)), flush=True)

@@ -1,1 +1,0 @@
-"""How other packages' steps compare."""

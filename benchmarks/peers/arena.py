@@ -25,16 +25,12 @@ WRONG_FROM = 1e-2  # as a share of the way that float64 went: no rounding is as 
 
 
 class TookTooLongError(Exception):
-    """A step was given up."""
+    pass
 
 
 @contextmanager
 def given_up_after(seconds: float) -> Iterator[None]:
-    """Raises `TookTooLongError` within it when the time is over: code that hangs in C is not interrupted.
-
-    Raises:
-        RuntimeError: Not in the main thread, which alone gets signals.
-    """
+    """Raises `TookTooLongError` within it when the time is over; code that hangs in C is not interrupted."""
     if threading.current_thread() is not threading.main_thread():
         raise RuntimeError("only the main thread can be interrupted")
 
@@ -54,11 +50,6 @@ def shortened(text: str) -> str:
     """A message on one line, and not too long for a table."""
     line = " ".join(text.split())
     return line if len(line) <= REASON_LENGTH else line[: REASON_LENGTH - 1] + "…"
-
-
-def reason(error: BaseException) -> str:
-    """What an exception says, and its cause, which may be nearer to the point."""
-    return shortened("; ".join(f"{type(e).__name__}: {e}" for e in (error, error.__cause__) if e is not None))
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
@@ -92,23 +83,15 @@ def judgement(correct: bool, overall: float, bits: int) -> str:
 
 
 class PeerArena(Arena):
-    """An arena for all of `PEERS`, each with one optimizer throughout: what its first step compiles stays compiled.
-
-    Attributes:
-        limit_s: Seconds after which a first step is given up.
-        optimizers: Those that were built, by name.
-        seconds: What building each and its first steps took, the first step within the first figure.
-        from_cache: Those of which torch.compile found what it had compiled in an earlier process.
-        failures: Why a peer could not take them.
-    """
+    """An arena for all of `PEERS`, each with one optimizer throughout: what its first step compiles stays compiled."""
 
     def __init__(self, model: Model, rule: str, limit_s: float = LIMIT_S) -> None:
         super().__init__(model, rule)
-        self.limit_s = limit_s
-        self.optimizers: dict[str, Any] = {}
-        self.seconds: dict[str, list[float]] = {}
-        self.from_cache: set[str] = set()
-        self.failures: dict[str, str] = {}
+        self.limit_s = limit_s  # after which a first step is given up
+        self.optimizers: dict[str, Any] = {}  # that were built
+        self.seconds: dict[str, list[float]] = {}  # of the first steps, of which the first includes building
+        self.from_cache: set[str] = set()  # of which torch.compile found what it had compiled in an earlier process
+        self.failures: dict[str, str] = {}  # why a peer could not take them
         self.calls: dict[str, Call] = {}
 
     def optimizer(self, variant: str, **settings: Any) -> Any:
@@ -147,7 +130,8 @@ class PeerArena(Arena):
             self.calls[variant] = timed
             error = super().error(variant, exact, start)
         except Exception as exception:
-            self.failures[variant] = reason(exception)
+            causes = (exception, exception.__cause__)  # the latter may be nearer to the point
+            self.failures[variant] = shortened("; ".join(f"{type(e).__name__}: {e}" for e in causes if e is not None))
             for kept in (self.optimizers, self.calls, self.seconds):
                 kept.pop(variant, None)  # type: ignore[attr-defined]
             return Error(math.nan, math.nan)

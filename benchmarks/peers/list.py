@@ -21,8 +21,6 @@ SAME_GRAPH = "left out for time: what is compiled is Adam's with one multiplicat
 
 @dataclass(frozen=True)
 class Peer:
-    """One implementation."""
-
     name: str  # as in tables and on the command line
     package: str  # what `pip install` calls it
     module: str  # where its classes live
@@ -46,7 +44,6 @@ class Peer:
         return self.left_out.get(rule) if rule in self.classes else NO_RULE
 
     def build(self, rule: str, params: Sequence[Tensor], lr: float) -> Any:
-        """Constructs the optimizer `rule` over `params`, importing its package if need be."""
         kind = getattr(importlib.import_module(self.module), self.classes[rule])
         return kind(params, lr=lr, **self.arguments[rule])
 
@@ -63,7 +60,6 @@ def of_variant(name: str, /, **changes: Any) -> Peer:
 
 
 def optimi(name: str, **flags: bool) -> Peer:
-    """One of the ways of optimi."""
     names, also = {"momentum_buffer": "exp_avg"}, {"kahan_comp": None}
     arguments = {rule: {**given, **flags} for rule, given in ARGUMENTS.items()}
     return Peer(name, "torch-optimi", "optimi", ALL, arguments, names=names, also=also)

@@ -31,9 +31,10 @@ import torch
 from benchmarks.peers.arena import LIMIT_S, PeerArena, judgement, state_bytes
 from benchmarks.peers.list import PACKAGES, PEERS
 from benchmarks.peers.setup import measure_setup
+from benchmarks.shared.files import Record, load_json, save_json
 from benchmarks.shared.measure import ratio, spread, time_rounds
 from benchmarks.shared.options import Parser, begin, positive
-from benchmarks.shared.report import Case, Record, Table, bold, load_json, make_progress, number, save_json, spread_text
+from benchmarks.shared.report import Case, Table, each, error_text
 from benchmarks.shared.shapes import MODELS
 from benchmarks.shared.variants import OURS, RULES
 
@@ -43,6 +44,9 @@ SECONDS_EACH = 2.0  # of rounds, for each peer on each model, but for the fewest
 SLOWEST_STEP_S = 10.0
 COMPILING = 0.5  # of the time, after which nothing more is compiled
 CACHE = Path(sys.prefix) / "cache"
+COLUMNS = {"time, µs": "time", "ratio": "ratio", "error": error_text,
+           "worst": lambda figures: f"{figures['error']['worst']:.1e}", "state, B": "state_bytes_per_element",
+           "first step, s": "first_step_s", "result": "result"}  # fmt: skip
 
 
 class Pace:
@@ -90,15 +94,8 @@ def compare(case: Case, names: Sequence[str], pace: Pace, args: argparse.Namespa
     verdicts = arena.check([name for name in names if name not in missing])
     missing |= arena.failures
     calls = {name: arena.step(name) for name in names if name not in missing}
-    times = time_rounds(
-        calls,
-        args.rounds or model.rounds,
-        model.repeats,
-        before=arena.write_grads,
-        warm_up=1,
-        seconds=SECONDS_EACH,
-        fewest=args.rounds or FEWEST_ROUNDS,
-    )
+    how: dict[str, Any] = {"before": arena.write_grads, "warm_up": 1, "seconds": SECONDS_EACH}
+    times = time_rounds(calls, args.rounds or model.rounds, model.repeats, fewest=args.rounds or FEWEST_ROUNDS, **how)
     variants = {}
     for name, values in times.items():
         time = spread(values)
@@ -114,15 +111,6 @@ def compare(case: Case, names: Sequence[str], pace: Pace, args: argparse.Namespa
             "from_cache": name in arena.from_cache,
         }
     return {"model": case[0], "optimizer": rule, "variants": variants, "missing": missing}
-
-
-def versions() -> dict[str, str]:
-    """The packages that are installed, with their versions."""
-    found = dict.fromkeys(PACKAGES, "not installed")
-    for package in PACKAGES:
-        with suppress(PackageNotFoundError):
-            found[package] = version(package)
-    return found
 
 
 def remember_compiling(new: Record, old: Record) -> None:
@@ -148,26 +136,7 @@ def keep(path: Path, entry: Record, about: Record) -> None:
     save_json(path, record)
 
 
-def result_table(result: Record) -> Table:
-    """A row for each peer that runs: time, ratio to ours, error, memory, first step."""
-    rows = (
-        (
-            bold(name, name == OURS),
-            spread_text(figures["time"]),
-            spread_text(figures["ratio"]),
-            *(f"{figures['error'][kind]:.1e}" for kind in ("overall", "worst")),
-            number(figures["state_bytes_per_element"]),
-            number(figures["first_step_s"]),
-            figures["result"],
-        )
-        for name, figures in result["variants"].items()
-    )
-    header = ("", "time, µs", "ratio", "error", "worst", "state, B", "first step, s", "result")
-    return Table(header, rows, f"{result['model']}, {RULES[result['optimizer']].class_name}")
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the comparison; the exit status is 1 if a step of ours was wrong."""
     parser = Parser(__doc__, rounds=(None, 5), threads=2)
     parser.add_names("--model", MODELS, "which shapes (default: all)")
     parser.add_names("--optimizer", RULES, "which optimizers (default: all)")
@@ -181,20 +150,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console, machine = begin(args)
     path = args.output / "peers.json"
     settings = {"rounds": args.rounds, "quick": args.quick, "limit": args.limit}
-    about = {"machine": machine, "settings": settings, "versions": versions()}
+    versions = dict.fromkeys(PACKAGES, "not installed")
+    for package in PACKAGES:
+        with suppress(PackageNotFoundError):
+            versions[package] = version(package)
+    about = {"machine": machine, "settings": settings, "versions": versions}
     for name in args.peers or PEERS if args.setup else ():
         keep(path, measure_setup(name, console), about)
     names = list(dict.fromkeys((OURS, *(args.peers or PEERS))))
     good, pace = True, Pace(args.minutes)
     cases = [] if args.setup else [(m, rule) for rule, m in product(args.optimizer or RULES, args.model or MODELS)]
-    with make_progress(console) as progress:
-        for case in progress.track(cases):
-            result = compare(case, names, pace, args)
-            good &= result["variants"].get(OURS, {}).get("correct", False)
-            keep(path, result, about)
-            console.print(result_table(result).rich())
-            for name, why in result["missing"].items():
-                console.print(f"  {name}: {why}", markup=False)
-            torch._dynamo.reset()
-            gc.collect()
+    for case in each(console, cases):
+        result = compare(case, names, pace, args)
+        good &= result["variants"].get(OURS, {}).get("correct", False)
+        keep(path, result, about)
+        title = f"{case[0]}, {RULES[case[1]].class_name}"
+        console.print(Table.of(COLUMNS, result["variants"], title, ours=OURS).rich())
+        for name, why in result["missing"].items():
+            console.print(f"  {name}: {why}", markup=False)
+        torch._dynamo.reset()
+        gc.collect()
     return int(not good)

@@ -19,15 +19,28 @@ from typing import Any
 
 from rich.console import Console
 
+from benchmarks import ROOT
 from benchmarks.peers.arena import shortened
 from benchmarks.peers.list import PEERS
-from benchmarks.shared.report import ROOT
 from benchmarks.shared.shapes import MODELS
 from benchmarks.shared.variants import OURS, RULES
 
 MODEL = "tutorial-mlp"
 TIMEOUT_S = 900
-IN_BASE = ("torch", "numpy", "packaging")  # as nearly every environment has; optimi needs the last, and says it not
+IN_BASE = ("torch", "numpy", "packaging")  # as nearly every environment has; optimi needs the last, undeclared
+IGNORED = shutil.ignore_patterns(
+    ".git", ".venv*", "build", "dist", "*.so", "__pycache__", ".*_cache", "*.egg-info"
+)  # fmt: skip
+# Takes a first step with an optimizer of any package, where only that package and torch are installed.
+FIRST_STEP = """
+import importlib, json, sys, torch
+spec = json.loads(sys.argv[1])
+params = [torch.nn.Parameter(torch.rand(shape)) for shape in spec["shapes"]]
+for p in params:
+    p.grad = torch.rand_like(p)
+optimizer = getattr(importlib.import_module(spec["module"]), spec["name"])(params, lr=1e-3, **spec["arguments"])
+(torch.compile(optimizer.step) if spec["compiled"] else optimizer.step)()
+"""
 
 
 def pinned(package: str) -> str:
@@ -38,19 +51,13 @@ def pinned(package: str) -> str:
 
 
 def run(command: Sequence[str], folder: Path) -> float:
-    """Runs a command with empty caches in `folder`, and returns its seconds.
-
-    Raises:
-        RuntimeError: It failed; the message has the end of what it wrote.
-    """
-    fresh = {"TORCH_EXTENSIONS_DIR": "extensions", "TORCHINDUCTOR_CACHE_DIR": "inductor"}
+    """Runs a command with empty caches in `folder`: its seconds, or RuntimeError with the end of what it wrote."""
+    fresh = {"TORCH_EXTENSIONS_DIR": str(folder / "extensions"), "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor")}
     settings = {"FUSEDOPTIM_CUDA": "0", "DS_ACCELERATOR": "cpu", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
     path = f"{Path(command[0]).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = {**os.environ, **{k: str(folder / v) for k, v in fresh.items()}, **settings, "PATH": path}
+    environment = {**os.environ, **fresh, **settings, "PATH": path}
     begin = time.perf_counter()
-    done = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=TIMEOUT_S
-    )
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S)
     if done.returncode:
         raise RuntimeError(shortened((done.stderr or done.stdout).strip().splitlines()[-1]))
     return time.perf_counter() - begin
@@ -62,42 +69,31 @@ def base() -> tuple[tempfile.TemporaryDirectory[str], Path]:
     folder = tempfile.TemporaryDirectory()
     home = Path(folder.name) / "base"
     subprocess.run([sys.executable, "-m", "venv", home], check=True)
-    packages = [pinned(package) for package in IN_BASE]
-    run([str(home / "bin" / "python"), "-m", "pip", "install", "--quiet", *packages], Path(folder.name))
+    run([str(home / "bin" / "python"), "-m", "pip", "install", "--quiet", *map(pinned, IN_BASE)], Path(folder.name))
     return folder, home
-
-
-def packages_of(environment: Path) -> str:
-    """Where an environment keeps its packages."""
-    return sysconfig.get_path("purelib", "venv", {"base": str(environment), "platbase": str(environment)})
-
-
-def source(folder: Path) -> str:
-    """A copy of the source tree with nothing that was built."""
-    ignored = shutil.ignore_patterns(".git", ".venv*", "build", "dist", "*.so", "__pycache__", ".*_cache", "*.egg-info")
-    return str(shutil.copytree(ROOT, folder / "source", ignore=ignored))
 
 
 def measure_setup(name: str, console: Console) -> dict[str, dict[str, Any]]:
     """Installs the package of a peer, takes a first step of the first rule that it has, and prints how long it took."""
     peer, (_, home) = PEERS[name], base()
     rule = next(rule for rule in ("adam", *RULES) if not peer.why_not(rule))
-    shapes = MODELS[MODEL].shapes
-    spec = {"module": peer.module, "name": peer.classes[rule], "arguments": peer.arguments[rule]}
+    spec: dict[str, Any] = {"module": peer.module, "name": peer.classes[rule], "arguments": peer.arguments[rule]}
+    spec |= {"compiled": peer.compiled, "shapes": MODELS[MODEL].shapes}
+    result: dict[str, Any] = {"optimizer": rule, "model": MODEL}
     with tempfile.TemporaryDirectory() as text:
         folder = Path(text)
         python = str(folder / "env" / "bin" / "python")
         subprocess.run([home / "bin" / "python", "-m", "venv", "--without-pip", folder / "env"], check=True)
-        below = Path(packages_of(folder / "env")) / "below.pth"
-        below.write_text(f"import site; site.addsitedir({packages_of(home)!r})\n")
-        package = source(folder) if name == OURS else pinned(peer.package)
-        install = [python, "-m", "pip", "install", "--quiet", "--no-cache-dir", package]
-        step = [python, str(Path(__file__).with_name("first_step.py"))]
-        step.append(json.dumps({**spec, "compiled": peer.compiled, "shapes": shapes}))
-        result: dict[str, Any] = {"optimizer": rule, "model": MODEL}
+        below, here = (
+            sysconfig.get_path("purelib", "venv", {"base": str(place), "platbase": str(place)})
+            for place in (home, folder / "env")
+        )
+        (Path(here) / "below.pth").write_text(f"import site; site.addsitedir({below!r})\n")
         try:
+            package = str(shutil.copytree(ROOT, folder / "source", ignore=IGNORED)) if name == OURS else None
+            install = [python, "-m", "pip", "install", "--quiet", "--no-cache-dir", package or pinned(peer.package)]
             result["install_s"] = 0.0 if peer.package == "torch" else run(install, folder)
-            result["first_step_s"] = run(step, folder)
+            result["first_step_s"] = run([python, "-c", FIRST_STEP, json.dumps(spec)], folder)
             said = f"install {result['install_s']:.1f} s, process with its first step {result['first_step_s']:.1f} s"
         except (RuntimeError, subprocess.TimeoutExpired) as error:
             result["error"] = said = str(error)

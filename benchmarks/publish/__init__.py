@@ -1,1 +1,0 @@
-"""Writes results into pages, tables and charts."""

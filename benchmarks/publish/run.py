@@ -8,56 +8,28 @@ Output: the pages and charts that it has changed; with `--check` it changes noth
 
 import argparse
 import hashlib
-import json
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from benchmarks import ROOT
 from benchmarks.publish import charts, sections
-from benchmarks.shared.report import RESULTS
+from benchmarks.shared.files import RESULTS, load_json
 from benchmarks.shared.variants import RULES
 
-Lines = Callable[..., Iterator[str]]
-
-
-@dataclass(frozen=True)
-class Section:
-    """A part of a page."""
-
-    page: str
-    name: str
-    results: tuple[str, ...]  # names of the files whose records `lines` is given
-    lines: Lines
-
-
-@dataclass(frozen=True)
-class Chart:
-    """A chart beside the results."""
-
-    name: str
-    results: str
-    draw: Callable[..., None]  # given a record, the path and the note for the PNG
-
-
-SECTIONS = (
-    Section("README.md", "figures", ("train_loop", "compare_step"), sections.figures),
-    Section("docs/measurements.md", "host costs", ("host_costs",), sections.host_costs),
-    Section("docs/measurements.md", "kernel costs", ("kernel_costs",), sections.kernel_costs),
-    Section("docs/in_backward.md", "in backward", ("in_backward",), sections.in_backward),
-    Section("docs/benchmarks.md", "peers", ("peers",), sections.peers),
-    Section("docs/benchmarks.md", "busy", ("busy",), sections.busy),
-    Section("docs/benchmarks.md", "cliffs", ("cliffs",), sections.cliffs),
-    Section("docs/benchmarks.md", "tail", ("tail",), sections.tail),
-    Section("docs/benchmarks.md", "limits", ("limits",), sections.limits),
-    Section("docs/benchmarks.md", "growth", ("growth",), sections.growth),
-)
-CHARTS = (
-    *(Chart(f"train_loop-{rule}", "train_loop", charts.loops(rule)) for rule in RULES),
-    Chart("growth", "growth", charts.growth),
-    Chart("peers", "peers", charts.peers),
-)
+PAGES = {
+    "README.md": ("figures",),
+    "docs/measurements.md": ("host costs", "kernel costs"),
+    "docs/in_backward.md": ("in backward",),
+    "docs/benchmarks.md": ("peers", "busy", "cliffs", "tail", "limits", "growth"),
+}
+SECTIONS = [(page, name) for page, names in PAGES.items() for name in names]
+RESULTS_OF = {"figures": ("train_loop", "compare_step")}  # of other sections the one file that is called as they are
+CHARTS: dict[str, tuple[str, Callable[..., None]]] = {  # the file of results, and what draws it
+    **{f"train_loop-{rule}": ("train_loop", partial(charts.loops, rule)) for rule in RULES},
+    "growth": ("growth", charts.growth),
+    "peers": ("peers", charts.peers),
+}
 
 
 def marks(section: str) -> tuple[str, str]:
@@ -75,38 +47,29 @@ def replaced(text: str, section: str, lines: Sequence[str]) -> str:
     return "\n".join((before + begin, *lines, end + after))
 
 
-def load(name: str, results: Path) -> Any:
-    """A record of results."""
-    return json.loads((results / f"{name}.json").read_text())
-
-
-def note_of(chart: Chart, results: Path) -> str:
-    """What a chart's PNG says of the results that it was drawn from."""
-    return f"results {hashlib.sha256((results / f'{chart.results}.json').read_bytes()).hexdigest()}"
-
-
 def older(root: Path = ROOT, results: Path = RESULTS, write: bool = False) -> list[str]:
     """The sections and charts that are not as the results have them; they are then, if `write`."""
     found = []
-    for section in SECTIONS:
-        page = root / section.page
-        text = page.read_text()
-        new = replaced(text, section.name, list(section.lines(*(load(name, results) for name in section.results))))
+    for name, section in SECTIONS:
+        page, function = root / name, section.replace(" ", "_")
+        text, files = page.read_text(), RESULTS_OF.get(section, (function,))
+        lines = getattr(sections, function)(*(load_json(results / f"{file}.json") for file in files))
+        new = replaced(text, section, list(lines))
         if new != text:
-            found.append(f"{section.page}, {section.name}")
+            found.append(f"{name}, {section}")
             if write:
                 page.write_text(new)
-    for chart in CHARTS:
-        path, note = results / f"{chart.name}.png", note_of(chart, results)
+    for name, (file, draw) in CHARTS.items():
+        path, source = results / f"{name}.png", results / f"{file}.json"
+        note = f"results {hashlib.sha256(source.read_bytes()).hexdigest()}"  # in the PNG: what it was drawn from
         if not path.exists() or note.encode() not in path.read_bytes():
             found.append(path.name)
             if write:
-                chart.draw(load(chart.results, results), path, note)
+                draw(load_json(source), path, note)
     return found
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Writes, or only says, what is older than the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="change nothing; exit status 1 if something is older")
     args = parser.parse_args(arguments)

@@ -3,45 +3,33 @@
 from collections.abc import Callable, Iterator
 
 from benchmarks.busy import run as busy_run
-from benchmarks.growth.tables import section as growth
+from benchmarks.growth import tables as growth_tables
 from benchmarks.limits import run as limits_run
 from benchmarks.loop import run as loop_run
 from benchmarks.loop import tail as loop_tail
-from benchmarks.peers.tables import section as peers
-from benchmarks.shared.report import Record, Table, about, time_and_ratio
+from benchmarks.peers import tables as peers_tables
+from benchmarks.shared.files import Record
+from benchmarks.shared.report import Table, about, time_and_ratio
 from benchmarks.shared.variants import OURS, OURS_CALLS, RULES
 from benchmarks.step import cliffs as step_cliffs
 from benchmarks.step import host_costs as step_host_costs
 from benchmarks.step import in_backward as step_in_backward
 from benchmarks.step import kernel_costs as step_kernel_costs
 
-__all__ = [
-    "busy",
-    "cliffs",
-    "figures",
-    "growth",
-    "host_costs",
-    "in_backward",
-    "kernel_costs",
-    "limits",
-    "peers",
-    "tail",
-]
 RULE = "adam"  # whose figures the README shows
 LOOP_COLUMNS = (OURS, OURS_CALLS, "torch-default", "torch-fused")  # the best and the plainest of both
 FIXED = ("Adam, 64 elements", "zero_grad, nothing there")  # calls whose fixed costs are said
 LIMITS = """\
 The limit is the time in which this machine reads and writes the same bytes with almost no arithmetic: parameter and
-state read and written, the gradient read. It is given the same means as a step: both threads, the widest vectors,
-fetching ahead, every other call backwards so that it begins with what the caches still hold. Of three such ways, all
+state read and written, the gradient read. It uses the same means as a step: both threads, the widest vectors,
+prefetching, every other call backwards so that it begins with what the caches still hold. Of three such ways, all
 measured in the rounds, the fastest counts. In brackets: how many times ours it takes. `torch-compiled` is
 `torch.compile` of the step of `torch.optim` without flags; GPT-2's steps are compiled for two rules in fp32 only, as
-each takes long. WRONG is a result farther from float64 than rounding explains.
+each takes long to compile. WRONG is a result farther from float64 than rounding explains.
 """
 
 
 def figures(loops: Record, steps: Record) -> Iterator[str]:
-    """A line per case: times of the whole loop, and times of the step."""
     chosen = [[result for result in record["results"] if result["optimizer"] == RULE] for record in (loops, steps)]
     names = [name for name in LOOP_COLUMNS if any(name in result["variants"] for result in chosen[0])]
     rows = [
@@ -71,17 +59,16 @@ def _plain(tables: Callable[[Record], Iterator[Table]]) -> Callable[[Record], It
 kernel_costs = _plain(step_kernel_costs.tables)
 in_backward = _plain(step_in_backward.tables)
 tail = _plain(loop_tail.tables)
+growth, peers = growth_tables.section, peers_tables.section
 
 
 def host_costs(record: Record) -> Iterator[str]:
-    """The parts and the fixed costs."""
     parts = next(step_host_costs.tables(record))
-    calls = (f"{name} {record['calls'][name]['call']['median']:,.0f} ns" for name in FIXED)
-    yield from (*parts.markdown(), "", f"A call costs, beside its tensors: {', '.join(calls)}.", "", about(record))
+    calls = (f"{name}: {record['calls'][name]['call']['median']:,.0f} ns" for name in FIXED)
+    yield from (*parts.markdown(), "", f"Fixed cost of a call: {'; '.join(calls)}.", "", about(record))
 
 
 def cliffs(record: Record) -> Iterator[str]:
-    """The table, and how many are above what is allowed."""
     (table,) = step_cliffs.tables(record)
     count, over = len(record["situations"]), sum(r["over"] for r in record["situations"])
     yield from table.markdown()
@@ -89,7 +76,6 @@ def cliffs(record: Record) -> Iterator[str]:
 
 
 def limits(record: Record) -> Iterator[str]:
-    """Targets and what was reached, and a table for each place."""
     yield f"## What the machine allows\n\n{LIMITS}"
     yield from (f"- {line}" for line in limits_run.outcomes(record["claims"]))
     for table in limits_run.tables(record):
@@ -102,15 +88,14 @@ def limits(record: Record) -> Iterator[str]:
 
 
 def busy(record: Record) -> Iterator[str]:
-    """Three parts, with a table for each model."""
     first = record["busy"]["resnet50"]
     cores = first["machine"]["cores"]
     yield f"""\
 ## Beside other processes, with more threads, after a fork
 
-Adam, fp32, steps one after another. Other processes compute without end, one or two of them, on a machine of
-{cores} processors; medians over rounds of the median and of the mean, and the largest of 500 steps (of those
-there are, where fewer fit the time) over their median. `python -m benchmarks busy` measures it.
+Adam, fp32, steps one after another, beside no, one or two processes that spin, on a machine of {cores} processors.
+Medians over rounds of the median and of the mean, and the largest of 500 steps (or of as many as the time allowed)
+over their median. `python -m benchmarks busy` measures it.
 
 {about(first)}
 """

@@ -1,1 +1,0 @@
-"""What all questions share: clocks, correctness, shapes, optimizers, options, tables."""

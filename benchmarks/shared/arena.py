@@ -18,7 +18,7 @@ from benchmarks.shared.compiled import COMPILED, CompiledStep
 from benchmarks.shared.correctness import TOLERANCE, Error, no_worse
 from benchmarks.shared.measure import Call, ratio, spread
 from benchmarks.shared.probe import Probe
-from benchmarks.shared.report import Times
+from benchmarks.shared.report import Times, unfinished
 from benchmarks.shared.shapes import Model
 from benchmarks.shared.variants import ALL_RULES, LIMIT, OURS, REFERENCE, VARIANTS, YARDSTICKS
 
@@ -33,10 +33,17 @@ STEP_VARIANTS = (*YARDSTICKS, OURS, OURS_TO_ZERO)
 
 @dataclass(frozen=True)
 class StepVerdict:
-    """Whether the steps of one variant are correct, and the error that says so."""
-
     correct: bool
     error: Error
+
+
+def after_exact_steps(rule: str, lr: float, param: Tensor, grad: Tensor) -> Tensor:
+    wide = nn.Parameter(param.double())
+    optimizer = REFERENCE.build(rule, [wide], lr)
+    for scale in CHECK_SCALES:
+        wide.grad = grad.double() * scale
+        optimizer.step()
+    return wide.detach()
 
 
 class SharedTensors:
@@ -58,7 +65,6 @@ class SharedTensors:
         return [torch.empty(shape, dtype=self.dtype, device=self.device) for shape in self.model.shapes]
 
     def optimizer(self, variant: str, **settings: Any) -> Any:
-        """An optimizer of the named variant over the shared tensors, no step taken yet."""
         optimizer = VARIANTS[variant].build(self.rule, self.params, self.lr, **settings)
         group = optimizer.param_groups[0]
         place = self.device if group.get("fused") or group.get("capturable") else "cpu"
@@ -93,14 +99,9 @@ class SharedTensors:
 class Arena(SharedTensors):
     """Tensors in the shapes of a model, with values that a check starts from and gradients that can be rewritten.
 
-    Args:
-        model: The shapes.
-        rule: A key of `ALL_RULES`.
-        dtype: Of all tensors.
-        stride: Every how manieth element of a tensor the check looks at, beside the first and the last few.
-        yardsticks: The variants whose errors are the measure; those of bfloat16 and float16 must not have torch 2.13's
-            fused SGD among them, which leaves most elements as they are.
-        device: Where they lie.
+    The check looks at one element in `stride`, beside the first and the last few of a tensor. The errors of the
+    variants in `yardsticks` are the measure; those of bfloat16 and float16 must not have torch 2.13's fused SGD among
+    them, which leaves most elements as they are.
     """
 
     def __init__(
@@ -145,15 +146,9 @@ class Arena(SharedTensors):
     def exact(self) -> Iterator[Tensor]:
         """The parameters after the steps of the check in float64, tensor by tensor: the rules are elementwise."""
         for p, source in zip(self.params, self.source, strict=True):
-            wide = nn.Parameter(self.sample(p).double())
-            optimizer = REFERENCE.build(self.rule, [wide], self.lr)
-            for scale in CHECK_SCALES:
-                wide.grad = self.sample(source).double() * scale
-                optimizer.step()
-            yield wide.detach()
+            yield after_exact_steps(self.rule, self.lr, self.sample(p), self.sample(source))
 
     def take_steps(self, step: Call) -> None:
-        """The steps of the check, from the initial values on."""
         self.reset()
         for scale in CHECK_SCALES:
             self.write_grads(scale=scale)
@@ -186,17 +181,17 @@ class Arena(SharedTensors):
         return {variant: verdict(variant) for variant in variants}
 
 
-def figures_of(times: Times, verdicts: Mapping[str, StepVerdict], moved: int) -> dict[str, Any]:
+def figures_of(times: Times, verdicts: Mapping[str, StepVerdict], moved: int, rounds: int) -> dict[str, Any]:
     """Times in microseconds, ratios and verdicts of every variant as a JSON object; a step moves `moved` bytes."""
-    variants: dict[str, Any] = {}
-    for name, values in times.items():
-        variants[name] = {
+
+    def figures(name: str, values: Sequence[float]) -> dict[str, Any]:
+        return {
             "time": spread(values),
             "gb_per_s": moved / spread(values)["median"] / 1e3,
             "limit_share": ratio(times[LIMIT], values),
+            **(asdict(verdicts[name]) if name in verdicts else {}),
+            **({"ratio": ratio(values, times[OURS])} if OURS in times else {}),
+            **unfinished(len(values), rounds),
         }
-        if name in verdicts:
-            variants[name] |= asdict(verdicts[name])
-        if OURS in times:
-            variants[name]["ratio"] = ratio(values, times[OURS])
-    return variants
+
+    return {name: figures(name, values) for name, values in times.items()}

@@ -31,12 +31,6 @@ def empty_cache() -> Iterator[None]:
 
 
 class CompiledStep:
-    """The compiled step of an optimizer of torch over parameters with gradients and state; two steps are taken.
-
-    Attributes:
-        seconds: How long compiling took.
-    """
-
     def __init__(self, optimizer: Any, backend: str = "inductor") -> None:
         set_logs(dynamo=logging.ERROR)  # type: ignore[no-untyped-call]
         # Forgets the steps of other optimizers, which count towards a limit.
@@ -47,7 +41,7 @@ class CompiledStep:
         begin = time.perf_counter()
         for _ in range(2):
             self.compiled()
-        self.seconds = time.perf_counter() - begin
+        self.seconds = time.perf_counter() - begin  # that compiling took
 
     def forget_steps(self) -> None:
         """Sets the counts of steps back to 0; the rest of the state belongs to the caller."""
@@ -61,5 +55,4 @@ class CompiledStep:
             raise RuntimeError(f"the step was compiled to {graphs} graphs, not to one")
 
     def __call__(self) -> None:
-        """Takes a step."""
         self.compiled()

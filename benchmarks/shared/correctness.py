@@ -6,6 +6,7 @@ torch's variants (leaving itself out). These order their operations differently,
 rounding does.
 """
 
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -42,9 +43,13 @@ def within(error: float, others: Iterable[float], tolerance: float = TOLERANCE) 
 
 
 def no_worse(error: Error, others: Sequence[Error], tolerance: float = TOLERANCE) -> bool:
-    """The same of both figures of an error."""
     overall = within(error.overall, (o.overall for o in others), tolerance)
     return overall and within(error.worst, (o.worst for o in others), tolerance)
+
+
+def checksum(params: Iterable[Tensor]) -> int:
+    """Of the bits of float32 parameters on the CPU."""
+    return sum(zlib.crc32(p.detach().numpy().data) for p in params)
 
 
 def as_near(ours: Sequence[Tensor], theirs: Sequence[Tensor], exact: Sequence[Tensor]) -> bool:

@@ -26,8 +26,12 @@ def nothing(*_: object) -> None:
     """Stands for a call where there is nothing to do."""
 
 
+def in_turn(*calls: Call) -> None:
+    for call in calls:
+        call()
+
+
 def spread(values: Sequence[float]) -> Spread:
-    """Summarises `values`, at least one."""
     low, middle, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else [values[0]] * 3
     return {"median": middle, "low": low, "high": high}
 
@@ -51,24 +55,19 @@ def interleaved(items: Sequence[K], rounds: int | Mapping[K, int], seed: int = 0
 
 
 class Clock(Protocol):
-    """Reads marks off a clock; the time between marks is asked for only when all have been read."""
+    """Reads marks off a clock; the microseconds from each mark to the next are asked for when all have been read."""
 
-    def mark(self) -> Any:
-        """Reads the clock."""
-
-    def between(self, marks: Sequence[Any]) -> list[float]:
-        """The time from each mark to the next, in microseconds."""
+    def mark(self) -> Any: ...
+    def between(self, marks: Sequence[Any]) -> list[float]: ...
 
 
 class CpuClock:
     """`time.perf_counter_ns`: work on the CPU is done when the call returns."""
 
     def mark(self) -> int:
-        """Reads the clock."""
         return time.perf_counter_ns()
 
     def between(self, marks: Sequence[int]) -> list[float]:
-        """The time from each mark to the next, in microseconds."""
         return [(b - a) / 1e3 for a, b in itertools.pairwise(marks)]
 
 
@@ -79,19 +78,16 @@ class CudaClock:
     """
 
     def mark(self) -> torch.cuda.Event:
-        """Records an event."""
         event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         event.record()
         return event
 
     def between(self, marks: Sequence[torch.cuda.Event]) -> list[float]:
-        """Waits for the last event; the time from each mark to the next, in microseconds."""
         torch.cuda.synchronize()
         return [a.elapsed_time(b) * 1e3 for a, b in itertools.pairwise(marks)]
 
 
 def clock_for(device: torch.device) -> Clock:
-    """The clock that measures work on `device`."""
     return CudaClock() if device.type == "cuda" else CpuClock()
 
 
@@ -154,18 +150,15 @@ def cpus_in(text: str) -> int:
 def cache_levels(root: Path = CPU) -> dict[str, dict[str, Any]]:
     """The first core's caches for data by level, where the system tells: their bytes, kind and users."""
     units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
-    found = {}
+    found, names = {}, ("type", "level", "size", "shared_cpu_list")
     for place in sorted(root.glob("cpu0/cache/index*")):
-        kind, level, size, users = (
-            (place / name).read_text().strip() for name in ("type", "level", "size", "shared_cpu_list")
-        )
+        kind, level, size, users = ((place / name).read_text().strip() for name in names)
         if kind != "Instruction":
             found[f"L{level}"] = {"bytes": int(size[:-1]) * units[size[-1]], "kind": kind, "users": users}
     return found
 
 
 def cpu_name() -> str:
-    """The processor's name for itself, where the system tells."""
     listing = Path("/proc/cpuinfo")
     lines = listing.read_text().splitlines() if listing.exists() else []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))

@@ -2,43 +2,33 @@
 
 import argparse
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from rich.console import Console
 
+from benchmarks import ROOT
+from benchmarks.shared.files import QUICK_RESULTS, RESULTS, Record, save_json
 from benchmarks.shared.measure import machine_info
-from benchmarks.shared.report import (
-    QUICK_RESULTS,
-    RESULTS,
-    ROOT,
-    Record,
-    Table,
-    is_wrong,
-    machine_line,
-    make_console,
-    save_json,
-)
+from benchmarks.shared.report import Table, is_wrong, machine_line, make_console
 
 
 def positive(text: str) -> int:
-    """An integer of at least one."""
     if (value := int(text)) < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
     return value
 
 
 def seconds(text: str) -> float:
-    """A time that is more than nothing."""
     if not (value := float(text)) > 0 or math.isinf(value):
         raise argparse.ArgumentTypeError(f"must be positive and finite, got {text}")
     return value
 
 
 def shown(folder: Path) -> str:
-    """A path as short as it may be."""
     return str(folder.relative_to(ROOT)) if folder.is_relative_to(ROOT) else str(folder)
 
 
@@ -49,7 +39,7 @@ class Parser(argparse.ArgumentParser):
         doc: Of the module that answers it.
         epilog: Stands below the options.
         rounds: How many by default, and with --quick.
-        threads: torch's by default; torch's own choice if None.
+        defaults: Of options; `threads` is torch's own choice otherwise.
     """
 
     def __init__(
@@ -57,6 +47,7 @@ class Parser(argparse.ArgumentParser):
     ) -> None:
         super().__init__(description=doc, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter)
         self.rounds = rounds
+        self.limits: dict[str, tuple[float, float]] = {}
         self.add_argument("--rounds", type=positive, help="how often each variant is measured, interleaved")
         self.add_argument("--threads", type=positive, help="torch's threads (default: torch's choice)")
         self.add_argument("--quick", action="store_true", help="everything, but short: no figures to quote")
@@ -69,20 +60,23 @@ class Parser(argparse.ArgumentParser):
         names = list(names)
         self.add_argument(flag, nargs="+", choices=names, metavar="NAME", help=f"{text}: {', '.join(names)}")
 
+    def add_limit(self, flag: str, full: float, quick: float, text: str) -> None:
+        """Adds an option for a time, whose default is another with --quick."""
+        self.add_argument(flag, type=seconds, help=f"{text} (default: {full:g}, with --quick {quick:g})")
+        self.limits[flag.removeprefix("--")] = full, quick
+
     def parse(self, arguments: Sequence[str] | None) -> argparse.Namespace:
         """Reads the command line; a quick run keeps away from the published results unless a folder is named."""
         args = self.parse_args(arguments)
         args.output = args.output or (QUICK_RESULTS if args.quick else RESULTS)
         args.rounds = args.rounds or self.rounds[args.quick]
+        for name, limits in self.limits.items():
+            setattr(args, name, getattr(args, name) or limits[args.quick])
         return args
 
 
 def begin(args: argparse.Namespace, device: torch.device | str = "cpu") -> tuple[Console, dict[str, Any]]:
-    """Sets the threads that were asked for, and says what is measured on and where the results go.
-
-    Returns:
-        The console, and the machine for the results.
-    """
+    """Sets the threads, prints where the results go, and returns the console and the machine for the results."""
     if args.threads:
         torch.set_num_threads(args.threads)
     console = make_console()
@@ -92,16 +86,30 @@ def begin(args: argparse.Namespace, device: torch.device | str = "cpu") -> tuple
     return console, machine
 
 
-def answer(
+def question(
+    doc: str | None,
     name: str,
-    args: argparse.Namespace,
     measure: Callable[[argparse.Namespace], Record],
     tables: Callable[[Record], Iterable[Table]],
-) -> int:
-    """Measures, keeps the record as `name`.json, and prints its tables; the exit status is 1 if a result was wrong."""
-    console, machine = begin(args)
-    record = {"machine": machine, **measure(args)}
-    save_json(args.output / f"{name}.json", record)
-    for table in tables(record):
-        console.print(table.rich())
-    return int(is_wrong(record))
+    names: Mapping[str, Iterable[str]] = MappingProxyType({}),
+    **options: Any,
+) -> Callable[[Sequence[str] | None], int]:
+    """The `main` of a question that measures, saves the record as `name`.json, and prints its tables.
+
+    It has the common options, whose defaults are `options`, and those that take some of `names`. The exit status is 1
+    if a result was wrong.
+    """
+
+    def main(arguments: Sequence[str] | None = None) -> int:
+        parser = Parser(doc, **options)
+        for flag, some in names.items():
+            parser.add_names(flag, some, "which (default: all)")
+        args = parser.parse(arguments)
+        console, machine = begin(args)
+        record = {"machine": machine, **measure(args)}
+        save_json(args.output / f"{name}.json", record)
+        for table in tables(record):
+            console.print(table.rich())
+        return int(is_wrong(record))
+
+    return main

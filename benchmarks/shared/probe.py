@@ -30,11 +30,7 @@ TRIAL_SECONDS = 2.0
 
 
 def compile_shared(source: Path, target: Path, flags: Sequence[str], purpose: str) -> None:
-    """Compiles `source` to the shared library `target`, which `purpose` needs.
-
-    Raises:
-        RuntimeError: There is no C++ compiler, or it fails; the message says so.
-    """
+    """Compiles a shared library, which `purpose` needs; RuntimeError without a C++ compiler, or if it fails."""
     names = [os.environ.get("CXX", ""), "c++", "g++", "clang++"]
     compiler = next((path for name in names if name and (path := shutil.which(name))), None)
     if compiler is None:
@@ -58,15 +54,11 @@ Table = np.ndarray[tuple[int, int], np.dtype[np.int64]]
 
 
 class _Way(ctypes.Structure):
-    """As `Way` in `probe.cpp`."""
-
     _fields_ = [(name, ctypes.c_int32) for name in ("threads", "dynamic", "backwards", "ahead")]
 
 
 @dataclass(frozen=True)
 class Way:
-    """One of the ways to move the bytes."""
-
     chunk: int  # bytes of each stream that a thread moves before it turns to the next chunk
     threads: int
     dynamic: bool  # whether whoever is free takes the next chunk; else each thread has its own share
@@ -100,8 +92,7 @@ class Probe:
         kind: "step", whose last stream is read and all others are read and written; "scan", which reads its only
             stream; or "fill", which writes zeros.
         streams: Contiguous tensors of one dtype, one list per stream; a step leaves their values as they are.
-        repeats: How many calls in a row a trial takes, sharing the caches between them.
-        trials: How many each way has.
+        repeats: Calls in a row of each of the `trials` of a way, sharing the caches between them.
         chosen: The ways; all those of torch's number of threads if None.
     """
 
@@ -131,7 +122,6 @@ class Probe:
         return lambda: self.function(*next(turns))
 
     def rank(self, repeats: int, trials: int) -> list[Way]:
-        """The ways, fastest first."""
         each = TRIAL_SECONDS / len(self.calls)
         times = time_rounds(self.calls, trials, repeats, seconds=each, fewest=min(trials, FEWEST_TRIALS))
         return sorted(times, key=lambda way: statistics.median(times[way]))

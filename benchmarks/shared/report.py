@@ -1,26 +1,22 @@
-"""How results are shown and kept: text, tables on the console and in Markdown, progress, claims, JSON."""
+"""How results are shown: text, tables on the console and in Markdown, progress, claims."""
 
-import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rich import box, progress
 from rich import table as rich_table
 from rich.console import Console
 
-from benchmarks import ROOT as ROOT
+from benchmarks.shared.files import Record
 from benchmarks.shared.measure import ratio
 
-RESULTS = ROOT / "benchmarks" / "results"
-QUICK_RESULTS = ROOT / "build" / "bench"  # which git ignores: what is published is no quick run's
 MINIMUM_WIDTH = 148
-
-Record = Mapping[str, Any]  # of results, as JSON has it
+T = TypeVar("T")
 Times = Mapping[str, Sequence[float]]  # by variant, one figure per round
 Case = tuple[str, str]  # workload or model, and rule
+Column = str | Callable[[Any], str]  # a path into figures, such as "time" or "error.overall", or what makes the text
 
 
 def make_console() -> Console:
@@ -30,9 +26,18 @@ def make_console() -> Console:
 
 
 def make_progress(console: Console) -> progress.Progress:
-    """A progress bar with the time left."""
     columns = (progress.BarColumn(), progress.MofNCompleteColumn(), progress.TimeRemainingColumn())
     return progress.Progress(progress.TextColumn("{task.description:32}"), *columns, console=console, transient=True)
+
+
+def each(console: Console, cases: Sequence[T], label: Callable[[T], str] = ", ".join) -> Iterator[T]:  # type: ignore[assignment]
+    """The cases, with a progress bar that names the current one."""
+    with make_progress(console) as shown:
+        bar = shown.add_task("", total=len(cases))
+        for case in cases:
+            shown.update(bar, description=label(case))
+            yield case
+            shown.advance(bar)
 
 
 def number(value: float) -> str:
@@ -48,18 +53,18 @@ def spread_text(spread: Record | None) -> str:
 
 
 def correct_text(correct: bool | None) -> str:
-    """The word in the column "result"; None is what the time did not last to check."""
+    """The word in the column "result"; None is what there was no time to check."""
     return {True: "correct", False: "WRONG", None: "not checked"}[correct]
 
 
 def result_text(figures: Record) -> str:
-    """Whether it was correct, and in how many rounds it was if the time did not last for all."""
+    """Whether it was correct, and after how many rounds it was stopped, if it was."""
     unfinished = f", unfinished: {figures['unfinished']}" if figures.get("unfinished") else ""
     return correct_text(figures["correct"]) + unfinished if "correct" in figures else unfinished.removeprefix(", ")
 
 
 def unfinished(rounds: int, planned: int) -> dict[str, str]:
-    """What a variant's figures say of rounds that the time did not last for; nothing if it did."""
+    """What is added to the figures of a variant that was stopped before its last round."""
     return {"unfinished": f"{rounds} of {planned} rounds"} if rounds < planned else {}
 
 
@@ -74,16 +79,39 @@ def time_and_ratio(figures: Record | None, time: str = "time", ratio: str = "rat
     return f"{text}, unfinished: {figures['unfinished']}" if "unfinished" in figures else text
 
 
+def error_text(figures: Record) -> str:
+    return f"{figures['error']['overall']:.1e}" if "error" in figures else ""
+
+
+def bold(name: str, is_bold: bool = True) -> str:
+    return f"**{name}**" if is_bold else name
+
+
+def cell(figures: Record, column: Column) -> str:
+    """The text of a column: of a spread the median with its spread, of what is not there a dash."""
+    if not isinstance(column, str):
+        return column(figures)
+    value: Any = figures
+    for key in column.split("."):
+        value = value.get(key) if value else None
+    return value if isinstance(value, str) else number(value) if isinstance(value, float | int) else spread_text(value)
+
+
 @dataclass(frozen=True)
 class Table:
-    """Rows whose first column is text and whose others are figures; `**bold**` cells stand out."""
+    """Rows whose first column is text and whose others are figures; cells in two asterisks are bold."""
 
     header: Sequence[str]
     rows: Iterable[Sequence[str]]
     title: str = ""
 
+    @classmethod
+    def of(cls, columns: Mapping[str, Any], items: Mapping[str, Record], title: str = "", ours: str = "") -> "Table":
+        """A row for each item, the name of `ours` in bold; each column is a `Column`."""
+        rows = ((bold(name, name == ours), *(cell(f, c) for c in columns.values())) for name, f in items.items())
+        return cls(("", *columns), rows, title)
+
     def markdown(self) -> Iterator[str]:
-        """Its lines."""
         yield f"| {' | '.join(self.header)} |"
         yield f"|---{'|--:' * (len(self.header) - 1)}|"
         for row in self.rows:
@@ -100,13 +128,7 @@ class Table:
         return shown
 
 
-def bold(name: str, is_ours: bool) -> str:
-    """A name, which stands out if it is ours."""
-    return f"**{name}**" if is_ours else name
-
-
 def machine_line(info: Record) -> str:
-    """The machine in one line."""
     build = info["fusedoptim"]
     kernels = build["instruction_set"] if build["native"] else "NO KERNELS, the reference in Python"
     threads = f"{info['threads']} thread{'s' * (info['threads'] > 1)}"
@@ -145,40 +167,16 @@ def check_claims(claims: Iterable[Claim], measured: Mapping[Case, Times]) -> lis
     ]
 
 
-def claims_table(outcomes: Sequence[Record]) -> Table:
-    """Target and reached for each claim."""
-    rows = [
-        (
-            " / ".join(claim["case"]),
-            f"{claim['numerator']} / {claim['denominator']}",
-            f"{'<=' if claim['at_most'] else '>='} {claim['target']}",
-            spread_text(claim["reached"]),
-            "reached" if claim["holds"] else "missed",
-        )
-        for claim in outcomes
-    ]
-    return Table(("case", "ratio of times", "target", "measured", ""), rows, "claims")
-
-
-def load_json(path: Path) -> dict[str, Any]:
-    """A record, empty if there is none."""
-    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    return found
-
-
-def save_json(path: Path, record: Record) -> None:
-    """Writes a record, creating the folder if need be; whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f"{path.name}.new")
-    new.write_text(json.dumps(record, indent=1) + "\n")
-    new.replace(path)
-
-
-def keep(path: Path, part: str, name: str, result: Record) -> None:
-    """Puts one result into a file of results, and leaves the others there."""
-    record = load_json(path)
-    record.setdefault(part, {})[name] = result
-    save_json(path, record)
+def show_claims(outcomes: Sequence[Record], console: Console) -> None:
+    """Prints target and measured for each claim, if there are any."""
+    columns = {
+        "target": lambda claim: f"{'<=' if claim['at_most'] else '>='} {claim['target']}",
+        "measured": "reached",
+        "": lambda claim: "reached" if claim["holds"] else "missed",
+    }
+    named = {f"{' / '.join(c['case'])}: {c['numerator']} / {c['denominator']}": c for c in outcomes}
+    if named:
+        console.print(Table.of(columns, named, "claims: ratios of times").rich())
 
 
 def is_wrong(record: Any) -> bool:

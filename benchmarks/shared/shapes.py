@@ -9,21 +9,12 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Model:
-    """A list of parameter shapes.
-
-    Attributes:
-        shapes: In the order of `Module.parameters()`.
-        rounds: How many measurements give a steady median in reasonable time.
-        repeats: How many calls in a row a measurement takes: several where one takes microseconds.
-    """
-
-    shapes: tuple[Shape, ...]
-    rounds: int
-    repeats: int = 1
+    shapes: tuple[Shape, ...]  # in the order of `Module.parameters()`
+    rounds: int  # measurements that give a steady median in reasonable time
+    repeats: int = 1  # calls in a row of a measurement: several where one takes microseconds
 
     @property
     def elements(self) -> int:
-        """Number of scalars."""
         return sum(map(prod, self.shapes))
 
 

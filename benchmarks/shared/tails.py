@@ -31,18 +31,8 @@ def phases_of(tail: str) -> tuple[str, ...]:
 class Tail:
     """An optimizer over the parameters of a model, and what a loop calls after its backward pass.
 
-    Args:
-        name: Of `TAILS`, or any other "+" of its parts.
-        variant: Whose optimizer; it also says who clips, scales and averages.
-        rule: Of `ALL_RULES`.
-        model: Has the parameters.
-        lr: Learning rate.
-        zero_grad: As in `Variant.loop_calls`.
-
-    Attributes:
-        begin: What to call at the start of an iteration.
-        calls: What to call after the backward pass, in order, with the phases they belong to.
-        scaler: None where losses are not scaled.
+    The name is of `TAILS`, or any other "+" of its parts; the variant says also who clips, scales and averages.
+    `begin` is called at the start of an iteration, and `calls`, each with its phase, after the backward pass.
     """
 
     def __init__(
@@ -77,11 +67,9 @@ class Tail:
 
     @property
     def scale(self) -> float:
-        """What the loss is multiplied by."""
         return self.scaler.get_scale() if self.scaler else 1.0
 
     def run(self) -> None:
-        """Makes the calls."""
         for _, call in self.calls:
             call()
 

@@ -3,7 +3,7 @@
 Rounds interleave the variants in changing order; in each round a variant trains twice from the start, once with the
 clock read once per iteration ("loop") and once with it read after each phase. A figure is the median over rounds of the
 median over iterations; a ratio is the median of the ratios within the rounds. A run that would take longer than it may
-has fewer iterations, and is then its variant's last: the figures say so as "unfinished".
+has fewer iterations, and is then its variant's last: the figures call it "unfinished".
 """
 
 import gc
@@ -34,7 +34,7 @@ class Timings:
     loop: list[float] = field(default_factory=list)  # whole iterations
     phases: dict[str, list[float]] = field(default_factory=dict)  # each phase, from runs of their own
     around: list[float] = field(default_factory=list)  # all phases together that follow the backward pass
-    fewest: int | None = None  # iterations of a run that the time did not last for
+    fewest: int | None = None  # iterations of a run that was stopped for want of time
 
     def add(
         self, trainer: Trainer, by_phase: bool, iterations: int, clock: Clock, seconds: float = math.inf,
@@ -61,15 +61,12 @@ class Timings:
 
 @dataclass
 class TimedTraining:
-    """One workload with one optimizer."""
-
     name: str  # a key of `WORKLOADS`
     rule: str  # a key of `RULES`
     variants: Sequence[str]  # those that are timed
     rounds: int  # of each
     length: int | None = None  # iterations of a run; the workload's own if None
     tail: str = PLAIN  # what follows the backward pass
-    zero_grad: str = "separate"  # see `Variant.loop_calls`
     device: torch.device = torch.device("cpu")  # noqa: RUF009
     seconds: float = math.inf  # what one run may take, of rounds or of the check
     now: Now = time.monotonic
@@ -82,35 +79,23 @@ class TimedTraining:
         names = [name for name in self.variants if self.tail != PLAIN or name != OURS_CALLS]
         self.trained = list(dict.fromkeys((*YARDSTICKS, *names)))
         self.timings = {name: Timings(self.tail) for name in names}
-
-    @property
-    def units(self) -> int:
-        """Pieces of work, for a progress bar."""
-        return 1 + len(self.trained) + 2 * self.rounds * len(self.timings)
+        self.units = 1 + len(self.trained) + 2 * self.rounds * len(names)  # pieces of work, for a progress bar
 
     def run(self, advance: Call = nothing, first: Callable[[dict[str, Any]], object] = nothing) -> dict[str, Any]:
-        """Takes the times, checks correctness, and returns the result as a JSON object.
-
-        Args:
-            advance: Called after each piece of work.
-            first: Called after the first round, with the result so far.
-        """
-        task, lr, clock = (
-            self.workload.task(self.device),
-            self.workload.lr[self.rule],
-            self.clock or clock_for(self.device),
-        )
+        """The result as a JSON object; `advance` is called after each unit, `first` with that of the first round."""
+        task, clock = self.workload.task(self.device), self.clock or clock_for(self.device)
         for i, (name, by_phase) in enumerate(interleaved(list(product(self.timings, (False, True))), self.rounds)):
             timings = self.timings[name]
             if i < 2 * len(self.timings) or timings.fewest is None:
-                trainer = Trainer(task, VARIANTS[name], self.rule, lr, self.zero_grad, self.tail)
+                lr = self.workload.lr[self.rule]
+                trainer = Trainer(task, VARIANTS[name], self.rule, lr, "separate", self.tail)
                 timings.add(trainer, by_phase, self.iterations, clock, self.seconds, self.now)
             advance()
             if i + 1 == 2 * len(self.timings):
                 first(self.result({}))
         check = TrainingCheck(
-            self.workload, self.rule, self.device, self.zero_grad, self.iterations, self.tail, self.seconds, self.now
-        )
+            self.workload, self.rule, self.device, self.iterations, self.tail, self.seconds, self.now
+        )  # fmt: skip
         advance()
         records = {}
         for name in self.trained:
@@ -119,7 +104,19 @@ class TimedTraining:
         return self.result(check.judge(records))
 
     def result(self, verdicts: dict[str, Verdict]) -> dict[str, Any]:
-        """What is known so far."""
+        variants = {}
+        ours = self.timings.get(OURS)
+        for name, timings in self.timings.items():
+            figures: dict[str, Any] = asdict(verdicts[name]) if name in verdicts else {"correct": None}
+            figures["phases"] = {phase: spread(times) for phase, times in timings.phases.items()}
+            figures["loop"] = spread(timings.loop)
+            if ours:
+                ratios = ratio(timings.loop, ours.loop), ratio(timings.around, ours.around)
+                figures |= dict(zip(("loop_ratio", "step_ratio"), ratios, strict=True))
+            if timings.fewest:
+                rounds = f"{len(timings.loop)} of {self.rounds} rounds"
+                figures["unfinished"] = f"{rounds}, {timings.fewest} of {self.iterations} iterations"
+            variants[name] = figures
         return {
             "workload": self.name,
             "optimizer": self.rule,
@@ -127,20 +124,5 @@ class TimedTraining:
             "lr": self.workload.lr[self.rule],
             "iterations": self.iterations,
             "score_name": self.workload.score_name,
-            "variants": {name: self.figures(name, verdicts.get(name)) for name in self.timings},
+            "variants": variants,
         }
-
-    def figures(self, name: str, verdict: Verdict | None) -> dict[str, Any]:
-        """The figures of one variant: times in µs, ratios to ours, and what correctness rests on."""
-        timings, ours = self.timings[name], self.timings.get(OURS)
-        figures = {
-            **(asdict(verdict) if verdict else {"correct": None}),
-            "phases": {phase: spread(times) for phase, times in timings.phases.items()},
-            "loop": spread(timings.loop),
-        }
-        if ours:
-            figures |= {"loop_ratio": ratio(timings.loop, ours.loop), "step_ratio": ratio(timings.around, ours.around)}
-        if timings.fewest:
-            said = f"{len(timings.loop)} of {self.rounds} rounds, {timings.fewest} of {self.iterations} iterations"
-            figures["unfinished"] = said
-        return figures

@@ -17,7 +17,7 @@ the end say nothing about one another. So there are two checks, neither of which
 import copy
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
@@ -35,16 +35,8 @@ PHASES = phases_of(PLAIN)
 AGREEMENT = 1.25
 HORIZON = 1e-2
 LOSS_EVERY = 100
-CHUNK = 4  # iterations between looks at the time
+CHUNK = 4  # iterations between looks at the time, so that none is within an iteration that is timed
 Now = Callable[[], float]  # seconds, as `time.monotonic`
-
-
-def chunks(iterations: int, until: float, now: Now) -> Iterator[range]:
-    """Iterations, a few at a time, so that nobody looks at the time within: none begin after `until` but the first."""
-    for i in range(0, iterations, CHUNK):
-        if i and now() > until:
-            return
-        yield range(i, min(i + CHUNK, iterations))
 
 
 class Trainer:
@@ -62,15 +54,14 @@ class Trainer:
         x, y = self.task.batches[iteration % len(self.task.batches)]
         return self.task.criterion(self.model(x), y)
 
-    def run(self, iterations: int, until: float = math.inf, now: Now = time.monotonic) -> int:
-        """Trains, and says for how many iterations: none begins later than `until`, but the first."""
+    def run(self, iterations: int, until: float = math.inf, now: Now = time.monotonic) -> None:
+        """Trains; no iteration but the first begins later than `until`."""
         for i in range(iterations):
             if i and now() > until:
-                return i
+                return
             self.begin()
             self.scaled(self.forward(i)).backward()
             self.step()
-        return iterations
 
     def time_iterations(
         self, iterations: int, clock: Clock, until: float = math.inf, now: Now = time.monotonic
@@ -79,13 +70,14 @@ class Trainer:
         begin, forward, scaled, mark = self.begin, self.forward, self.scaled, clock.mark
         calls = [call for _, call in self.tail.calls]
         marks: list[Any] = [mark()]
-        for part in chunks(iterations, until, now):
-            for i in part:
-                begin()
-                scaled(forward(i)).backward()
-                for call in calls:
-                    call()
-                marks.append(mark())
+        for i in range(iterations):
+            if i and i % CHUNK == 0 and now() > until:
+                break
+            begin()
+            scaled(forward(i)).backward()
+            for call in calls:
+                call()
+            marks.append(mark())
         return clock.between(marks)
 
     def time_phases(
@@ -99,28 +91,25 @@ class Trainer:
         phases = (*PHASES[:3], *(phase for phase, _ in self.tail.calls))
         calls = [call for _, call in self.tail.calls]
         marks: list[Any] = [mark()]
-        for part in chunks(iterations, until, now):
-            for i in part:
-                begin()
+        for i in range(iterations):
+            if i and i % CHUNK == 0 and now() > until:
+                break
+            begin()
+            marks.append(mark())
+            loss = forward(i)
+            marks.append(mark())
+            scaled(loss).backward()
+            marks.append(mark())
+            for call in calls:
+                call()
                 marks.append(mark())
-                loss = forward(i)
-                marks.append(mark())
-                scaled(loss).backward()
-                marks.append(mark())
-                for call in calls:
-                    call()
-                    marks.append(mark())
-        times = clock.between(marks)
-        columns: dict[str, list[list[float]]] = {}
-        for k, phase in enumerate(phases):
-            columns.setdefault(phase, []).append(times[k :: len(phases)])
-        return {phase: [sum(parts) for parts in zip(*some, strict=True)] for phase, some in columns.items()}
+        times = torch.tensor(clock.between(marks), dtype=torch.float64).view(-1, len(phases))
+        of_phase = {phase: [k for k, name in enumerate(phases) if name == phase] for phase in phases}
+        return {phase: times[:, columns].sum(dim=1).tolist() for phase, columns in of_phase.items()}
 
 
 @dataclass
 class Record:
-    """What one fp32 training left behind."""
-
     rounding: Error  # against the float64 optimizer that took the same gradients
     training: dict[int, float]  # overall error against the float64 training, by number of steps
     losses: dict[int, float]  # by number of steps
@@ -140,7 +129,6 @@ class Verdict:
 
 
 def copies(tensors: Iterable[Tensor]) -> list[Tensor]:
-    """Of their own memory."""
     return [t.detach().clone() for t in tensors]
 
 
@@ -151,7 +139,6 @@ class TrainingCheck:
     workload: Workload
     rule: str
     device: torch.device
-    zero_grad: str  # see `Variant.loop_calls`
     most: int  # iterations
     tail: str = PLAIN  # what follows the backward pass; float64 needs no scale
     seconds: float = math.inf  # when the float64 training ends; each other may then take 4 times as long
@@ -174,8 +161,8 @@ class TrainingCheck:
                 self.exact[self.iterations] = copies(trainer.tail.results())
 
     def train(self, variant: str) -> Record | None:
-        """Trains in fp32 with the float64 optimizer alongside; None if the time does not last for it."""
-        trainer = Trainer(self.task, VARIANTS[variant], self.rule, self.lr, self.zero_grad, self.tail)
+        """Trains in fp32 with the float64 optimizer alongside; None if there is no time for it."""
+        trainer = Trainer(self.task, VARIANTS[variant], self.rule, self.lr, "separate", self.tail)
         params = list(trainer.model.parameters())
         shadow = [nn.Parameter(p.detach().double()) for p in params]
         exact = Tail(self.unscaled_tail, REFERENCE, self.rule, nn.ParameterList(shadow), self.lr)
@@ -199,30 +186,25 @@ class TrainingCheck:
         rounding = Error.of(trainer.tail.results(), exact.results(), self.start)
         return Record(rounding, training, losses, self.task.evaluate(trainer.model))
 
-    def meaningful_step(self, errors: list[dict[int, float]]) -> int:
-        """The number of steps after which to compare with the float64 training, see the head of this file."""
-
-        def agreed(step: int) -> bool:
-            values = [error[step] for error in errors]
-            return max(values) <= min(HORIZON, AGREEMENT * min(values))
-
-        last = list(takewhile(agreed, self.exact))[-1:] or [1]
-        return max(1, last[0] // 4)
-
     def judge(self, records: Mapping[str, Record | None]) -> dict[str, Verdict]:
         """The verdict on each of `records` that has ended, as far as one of the other `YARDSTICKS` has."""
         ended = {name: record for name, record in records.items() if record is not None}
         measures = {name: ended[name] for name in YARDSTICKS if name in ended}
-        step = self.meaningful_step([record.training for record in measures.values()]) if measures else 1
 
-        def verdict(name: str, record: Record) -> Verdict:
-            others = [measure for other, measure in measures.items() if other != name]
-            figures: tuple[Callable[[Record], float], ...] = (
-                lambda r: r.rounding.overall,
-                lambda r: r.rounding.worst,
-                lambda r: r.training[step],
-            )
-            correct = all(within(figure(record), map(figure, others)) for figure in figures)
-            return Verdict(correct, record.rounding, record.training[step], step, record.losses, record.score)
+        def agreed(step: int) -> bool:
+            values = [measure.training[step] for measure in measures.values()]
+            return max(values) <= min(HORIZON, AGREEMENT * min(values))
 
-        return {name: verdict(name, record) for name, record in ended.items() if measures.keys() - {name}}
+        # The number of steps after which to compare with the float64 training, see the head of this file.
+        at = max(1, max(takewhile(agreed, self.exact), default=1) // 4) if measures else 1
+        figures: tuple[Callable[[Record], float], ...] = (
+            lambda r: r.rounding.overall,
+            lambda r: r.rounding.worst,
+            lambda r: r.training[at],
+        )
+        verdicts = {}
+        for name, r in ended.items():
+            if others := [measure for other, measure in measures.items() if other != name]:
+                correct = all(within(figure(r), map(figure, others)) for figure in figures)
+                verdicts[name] = Verdict(correct, r.rounding, r.training[at], at, r.losses, r.score)
+        return verdicts

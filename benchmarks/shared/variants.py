@@ -32,7 +32,6 @@ class Rule:
 
     @property
     def bytes_per_element(self) -> int:
-        """Traffic of one fp32 step."""
         return 4 * self.accesses
 
 
@@ -61,29 +60,23 @@ ZERO_GRAD_MODES = ("separate", "to_zero", "to_none")
 
 @dataclass(frozen=True)
 class Variant:
-    """One implementation of the rules."""
-
     name: str  # as in tables and on the command line
     module: ModuleType  # where its classes live
     flags: Mapping[str, bool]  # the constructor arguments that choose the implementation
 
     @property
     def is_ours(self) -> bool:
-        """Whether this is fusedoptim."""
         return self.module is fusedoptim
 
     def build(self, rule: str, params: Iterable[torch.Tensor], lr: float, **settings: Any) -> Any:
-        """Constructs the optimizer `rule`, of `ALL_RULES`, over `params`, with further keyword arguments."""
         kind = ALL_RULES[rule]
         return getattr(self.module, kind.class_name)(params, lr=lr, **{**kind.options, **self.flags, **settings})
 
     def loop_calls(self, optimizer: Any, zero_grad: str) -> tuple[Call, Call]:
         """What a training loop calls at the start of an iteration, and for the step.
 
-        Args:
-            optimizer: From `build`.
-            zero_grad: "separate" is `zero_grad()` at the start of the loop; "to_zero" and "to_none" clear
-                the gradients within our step, and at the start of the loop in that way for torch.
+        "separate" is `zero_grad()` at the start of the loop; "to_zero" and "to_none" clear the gradients within our
+        step, and at the start of the loop in that way for torch.
         """
         if zero_grad == "separate":
             return optimizer.zero_grad, optimizer.step
@@ -95,22 +88,17 @@ class Variant:
 OURS = "fusedoptim"
 OURS_CALLS = "fusedoptim-calls"  # leaves to the step only what torch's does, see `tails.py`
 LIMIT = "streaming limit"  # beside the variants in tables: see `probe.py`
-VARIANTS = {
-    variant.name: variant
-    for variant in (
-        Variant("torch-forloop", torch.optim, {"foreach": False, "fused": False}),
-        Variant("torch-default", torch.optim, {}),
-        Variant("torch-foreach", torch.optim, {"foreach": True}),
-        Variant("torch-fused", torch.optim, {"fused": True}),
-        Variant(OURS_CALLS, fusedoptim, {}),
-        Variant(OURS, fusedoptim, {}),
-    )
-}
+ALL = (
+    Variant("torch-forloop", torch.optim, {"foreach": False, "fused": False}),
+    Variant("torch-default", torch.optim, {}),
+    Variant("torch-foreach", torch.optim, {"foreach": True}),
+    Variant("torch-fused", torch.optim, {"fused": True}),
+    Variant(OURS_CALLS, fusedoptim, {}),
+    Variant(OURS, fusedoptim, {}),
+)
+VARIANTS = {variant.name: variant for variant in ALL}
 REFERENCE = VARIANTS["torch-forloop"]  # in float64
 YARDSTICKS = ("torch-default", "torch-foreach", "torch-fused")
 
 
-def default_variants(device: torch.device) -> list[str]:
-    """The variants without duplicates: torch's default is its for-loop on the CPU, foreach on CUDA."""
-    same = "torch-foreach" if device.type == "cuda" else "torch-forloop"
-    return [name for name in VARIANTS if name != same]
+DISTINCT = [name for name in VARIANTS if name != "torch-forloop"]  # which is torch's default on the CPU

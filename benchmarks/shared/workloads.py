@@ -1,6 +1,7 @@
 """The trainings that are timed: model, data, loss, learning rates and what to report at the end."""
 
 import copy
+import itertools
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -9,8 +10,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-from benchmarks.shared.models import GPT, cnn, mlp
 
 Batch = tuple[Tensor, Tensor]
 
@@ -37,7 +36,6 @@ class Task:
         return Task(model, self.criterion, batches, move(self.held_out), self.score)
 
     def evaluate(self, model: nn.Module) -> float:
-        """The score of `model` on the held-out batch."""
         x, y = self.held_out
         with torch.no_grad():
             return self.score(model(x), y).item()
@@ -45,8 +43,6 @@ class Task:
 
 @dataclass(frozen=True)
 class Workload:
-    """A named training."""
-
     summary: str  # one line for tables and help
     iterations: int  # of one timed run
     lr: Mapping[str, float]  # by optimizer
@@ -60,6 +56,67 @@ class Workload:
             return self.make().to(device, dtype)
 
 
+def mlp(*widths: int) -> nn.Sequential:
+    """Linear layers of the given widths with ReLU between them."""
+    layers: list[nn.Module] = []
+    for inputs, outputs in itertools.pairwise(widths):
+        layers += [nn.Linear(inputs, outputs), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+def cnn(classes: int) -> nn.Sequential:
+    """A small convolutional classifier of images `(batch, 1, 8, 8)`."""
+    return nn.Sequential(
+        nn.Conv2d(1, 16, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(16, 32, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(32 * 4 * 4, classes),
+    )
+
+
+class Block(nn.Module):
+    """A transformer block: attention, then a perceptron, each on a normalised copy and added back."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.attention_norm = nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.project = nn.Linear(width, width)
+        self.mlp_norm = nn.LayerNorm(width)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps `(batch, time, width)` to the same shape."""
+        batch, time, width = x.shape
+        qkv = self.qkv(self.attention_norm(x)).view(batch, time, 3, self.heads, width // self.heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.project(mixed.transpose(1, 2).reshape(batch, time, width))
+        return x + self.mlp(self.mlp_norm(x))  # type: ignore[no-any-return]
+
+
+class GPT(nn.Module):
+    """A decoder-only transformer whose output layer shares the token embedding, after Radford et al. 2019."""
+
+    def __init__(self, vocabulary: int, context: int, layers: int, width: int, heads: int) -> None:
+        super().__init__()
+        self.token = nn.Embedding(vocabulary, width)
+        self.position = nn.Embedding(context, width)
+        self.blocks = nn.Sequential(*(Block(width, heads) for _ in range(layers)))
+        self.norm = nn.LayerNorm(width)
+        for embedding in (self.token, self.position):
+            nn.init.normal_(embedding.weight, std=0.02)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Maps tokens `(batch, time)` to logits `(batch, time, vocabulary)`."""
+        x = self.token(tokens) + self.position(torch.arange(tokens.shape[1], device=tokens.device))
+        return self.norm(self.blocks(x)) @ self.token.weight.T  # type: ignore[no-any-return]
+
+
 def regression(widths: tuple[int, ...], batch: int, reduction: str) -> Task:
     """An MLP that learns one batch of random numbers, as in the first PyTorch tutorial."""
     criterion = nn.MSELoss(reduction=reduction)
@@ -68,7 +125,6 @@ def regression(widths: tuple[int, ...], batch: int, reduction: str) -> Task:
 
 
 def accuracy(logits: Tensor, target: Tensor) -> Tensor:
-    """Share of rows whose greatest logit is the target."""
     return (logits.argmax(dim=-1) == target).float().mean()
 
 
@@ -86,7 +142,6 @@ def digits(model: nn.Module, shape: tuple[int, ...], batch: int = 64, held_out: 
 
 
 def byte_loss(logits: Tensor, target: Tensor) -> Tensor:
-    """Mean cross entropy per byte, in nats."""
     return F.cross_entropy(logits.flatten(0, 1), target.flatten())
 
 

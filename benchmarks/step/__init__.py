@@ -1,1 +1,0 @@
-"""How long the step alone takes."""

@@ -22,23 +22,15 @@ Params = list[nn.Parameter]
 
 
 class Subclass(Tensor):
-    """A tensor subclass that changes nothing."""
+    pass
 
 
-class Text(str):
-    """A string subclass that changes nothing."""
-
-
-class Member(enum.Enum):
-    """An enumeration."""
-
+class Kind(enum.Enum):
     ONE = 1
 
 
 @dataclass(frozen=True)
 class Situation:
-    """What is odd, and nothing else."""
-
     options: Mapping[str, Any] = field(default_factory=dict)  # of the constructor
     theirs: Mapping[str, Any] = field(default_factory=dict)  # of torch's constructor, beside these
     odd: Callable[[], nn.Parameter] | None = None  # makes a parameter that takes the place of the first
@@ -92,11 +84,6 @@ def convolution() -> nn.Parameter:
     return weight
 
 
-def frozen() -> nn.Parameter:
-    """A parameter that takes no part."""
-    return nn.Parameter(torch.ones(64), requires_grad=False)
-
-
 def entry(value: Any) -> Situation:
     """The group has an entry that nobody reads."""
     return Situation(groups=lambda params: [{"params": params, "note": value}])
@@ -109,13 +96,7 @@ def state_of(optimizer: Any, kind: type[Any], count: int | None) -> None:
 
 
 def scaled(optimizer: Any) -> None:
-    """Sets what a GradScaler sets."""
     optimizer.grad_scale, optimizer.found_inf = torch.tensor(1.0), torch.tensor(0.0)
-
-
-def schedule(optimizer: Any) -> None:
-    """Attaches a scheduler, whose steps are not timed."""
-    torch.optim.lr_scheduler.StepLR(optimizer, 10**6)
 
 
 SITUATIONS: dict[str, Situation] = {
@@ -126,10 +107,10 @@ SITUATIONS: dict[str, Situation] = {
     "group entry: a dict": entry({"a": 1}),
     "group entry: a set": entry({1}),
     "group entry: a NumPy scalar": entry(np.float64(1)),
-    "group entry: a function": entry(schedule),
+    "group entry: a function": entry(scaled),
     "group entry: a `torch.dtype`": entry(torch.float32),
-    "group entry: an enum's member": entry(Member.ONE),
-    "group entry: of a subclass of str": entry(Text("note")),
+    "group entry: an enum's member": entry(Kind.ONE),
+    "group entry: of a subclass of str": entry(type("Text", (str,), {})("note")),
     "state of one parameter: an OrderedDict": Situation(change=partial(state_of, kind=OrderedDict, count=1)),
     "state of all parameters: OrderedDicts": Situation(change=partial(state_of, kind=OrderedDict, count=None)),
     "`state`: a dict": Situation(change=lambda o: setattr(o, "state", dict(o.state))),
@@ -139,7 +120,7 @@ SITUATIONS: dict[str, Situation] = {
     "one parameter: float16": Situation(odd=partial(parameter, dtype=torch.float16)),
     "one parameter: bfloat16": Situation(odd=partial(parameter, dtype=torch.bfloat16)),
     "one parameter: of a tensor subclass": Situation(odd=partial(parameter, cls=Subclass), by_torch=True),
-    "one parameter: frozen": Situation(odd=frozen),
+    "one parameter: frozen": Situation(odd=lambda: nn.Parameter(torch.ones(64), requires_grad=False)),
     "one gradient: transposed": Situation(odd=partial(parameter, (8, 8), grad=lambda g: g.t().contiguous().t())),
     "one gradient: expanded": Situation(odd=partial(parameter, grad=lambda g: g[:1].expand(64))),
     "one gradient: of `Conv2d(8, 16, 1)`, channels_last": Situation(odd=convolution),
@@ -149,6 +130,6 @@ SITUATIONS: dict[str, Situation] = {
     ),
     "a step hook": Situation(change=lambda o: o.register_step_post_hook(lambda *_: None)),
     "a closure": Situation(arguments=(lambda: 0.0,)),
-    "a learning rate scheduler": Situation(change=schedule),
+    "a learning rate scheduler": Situation(change=lambda o: torch.optim.lr_scheduler.StepLR(o, 10**6)),
     "`grad_scale` 1, `found_inf` 0": Situation(theirs={"fused": True}, change=scaled),  # its for-loop refuses
 }

@@ -18,9 +18,10 @@ from torch import Tensor
 
 import fusedoptim
 from benchmarks.shared.correctness import as_near
-from benchmarks.shared.measure import Call, ratio, spread, time_rounds
-from benchmarks.shared.options import Parser, answer
-from benchmarks.shared.report import Record, Table, bold, correct_text, number
+from benchmarks.shared.files import Record
+from benchmarks.shared.measure import Call, in_turn, ratio, spread, time_rounds
+from benchmarks.shared.options import question
+from benchmarks.shared.report import Table, bold, correct_text, number
 from benchmarks.step.cliff_cases import PLAIN, SITUATIONS, Situation
 
 LIMIT = 1.5
@@ -39,7 +40,6 @@ def stepped(situation: Situation, module: Any, wide: bool = False) -> list[Tenso
 
 
 def is_correct(situation: Situation) -> bool:
-    """Whether our steps are no farther from float64 than torch's by more than rounding explains."""
     ours, theirs = (stepped(situation, module) for module in (fusedoptim, torch.optim))
     return as_near(ours, theirs, stepped(situation, torch.optim, wide=True))
 
@@ -47,23 +47,19 @@ def is_correct(situation: Situation) -> bool:
 def measure(rounds: int) -> Times:
     """Microseconds of a step, ours and torch's, and where one parameter is left to torch, a plain step with its own."""
     # Fills the gaps that imports have left in memory, in which the first objects made lie scattered and are slower.
-    filler = [SITUATIONS[PLAIN].optimizer(fusedoptim) for _ in range(3)]
+    kept = [SITUATIONS[PLAIN].optimizer(fusedoptim) for _ in range(3)]
+
+    def step_of(situation: Situation, module: Any, alone: bool = False) -> Call:
+        kept.append(situation.optimizer(module, alone=alone))  # a step under a scheduler does not hold its optimizer
+        return partial(kept[-1].step, *situation.arguments)
+
     calls: dict[tuple[str, str], Call] = {}
     for title, situation in SITUATIONS.items():
-        calls[title, "ours"] = partial(situation.optimizer(fusedoptim).step, *situation.arguments)
-        calls[title, "torch"] = partial(situation.optimizer(torch.optim).step, *situation.arguments)
+        calls[title, "ours"], calls[title, "torch"] = step_of(situation, fusedoptim), step_of(situation, torch.optim)
         if situation.by_torch:
-            both = SITUATIONS[PLAIN].optimizer(fusedoptim), situation.optimizer(torch.optim, alone=True)
-            calls[title, "with"] = partial(step_each, both, *situation.arguments)
-    times = time_rounds(calls, rounds, {key: REPEATS[key[1]] for key in calls})
-    del filler
-    return times
-
-
-def step_each(optimizers: Sequence[Any], *arguments: Any) -> None:
-    """A step of one after the other."""
-    for optimizer in optimizers:
-        optimizer.step(*arguments)
+            both = step_of(SITUATIONS[PLAIN], fusedoptim), step_of(situation, torch.optim, alone=True)
+            calls[title, "with"] = partial(in_turn, *both)
+    return time_rounds(calls, rounds, {key: REPEATS[key[1]] for key in calls})
 
 
 def results_of(times: Times) -> list[dict[str, Any]]:
@@ -81,13 +77,11 @@ def results_of(times: Times) -> list[dict[str, Any]]:
 
 
 def run(args: argparse.Namespace) -> Record:
-    """All situations."""
     results = results_of(measure(args.rounds))
     return {"situations": [{**r, "correct": is_correct(SITUATIONS[r["situation"]])} for r in results]}
 
 
 def tables(record: Record) -> Iterator[Table]:
-    """A row for each situation."""
     rows = (
         (
             bold(r["situation"], r["over"]),
@@ -100,6 +94,4 @@ def tables(record: Record) -> Iterator[Table]:
     yield Table(header, rows, "Adam, 400 tensors of 64 elements")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Measures, checks, prints and keeps."""
-    return answer("cliffs", Parser(__doc__, rounds=(40, 5)).parse(arguments), run, tables)
+main = question(__doc__, "cliffs", run, tables, rounds=(40, 5))

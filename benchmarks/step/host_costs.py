@@ -17,16 +17,16 @@ import torch
 from torch import Tensor, nn
 
 import fusedoptim
+from benchmarks.shared.files import Record
 from benchmarks.shared.measure import Call, CpuClock, interleaved, spread, time_call
-from benchmarks.shared.options import Parser, answer
-from benchmarks.shared.report import Record, Table, spread_text
+from benchmarks.shared.options import question
+from benchmarks.shared.report import Table
 
 FEW, MANY = 100, 400
 REPEATS = 20
 
 
 def parameters(count: int, elements: int, grads: bool = True) -> list[nn.Parameter]:
-    """Parameters of so many elements, with gradients or without."""
     params = [nn.Parameter(torch.full((elements,), 0.5)) for _ in range(count)]
     for p in params if grads else ():
         p.grad = torch.full((elements,), 0.01)
@@ -49,14 +49,13 @@ def clearing(kept: bool | None) -> Any:
 
     def make(count: int) -> tuple[Call, Call]:
         params = parameters(count, 64)
-        optimizer = fusedoptim.SGD(params)
         grads: list[Tensor | None] = [p.grad for p in params]
 
         def give() -> None:
             for p, grad in zip(params, grads, strict=True):
                 p.grad = None if kept is None else grad if kept else torch.empty(64)
 
-        return optimizer.zero_grad, give
+        return fusedoptim.SGD(params).zero_grad, give
 
     return make
 
@@ -74,15 +73,19 @@ CALLS: Mapping[str, Any] = {
     "zero_grad, gradients freed": clearing(False),
 }
 PARTS: Sequence[tuple[str, str, str | None]] = (  # what, with it, without it
-    ("to pass a parameter by", "nothing has a gradient", None),
-    ("parameter and gradient: look, task, version; 1 element", "SGD, 1 element", "nothing has a gradient"),
-    ("state: look-up, one tensor; 1 element", "SGD with momentum, 1 element", "SGD, 1 element"),
-    ("a second tensor and the step count", "Adam, 1 element", "SGD with momentum, 1 element"),
-    ("63 elements more", "Adam, 64 elements", "Adam, 1 element"),
-    ("zeroing within the step", "SGD, 64 elements, zeroing", "SGD, 64 elements"),
-    ("zero_grad: to pass a parameter by", "zero_grad, nothing there", None),
-    ("zero_grad: to drop a gradient", "zero_grad, gradients kept elsewhere", "zero_grad, nothing there"),
-    ("zero_grad: that torch frees it", "zero_grad, gradients freed", "zero_grad, gradients kept elsewhere"),
+    ("skip a parameter without a gradient", "nothing has a gradient", None),
+    (
+        "check parameter and gradient, prepare the task, bump the version; 1 element",
+        "SGD, 1 element",
+        "nothing has a gradient",
+    ),
+    ("look up the state, one tensor; 1 element", "SGD with momentum, 1 element", "SGD, 1 element"),
+    ("second state tensor and step count", "Adam, 1 element", "SGD with momentum, 1 element"),
+    ("63 more elements", "Adam, 64 elements", "Adam, 1 element"),
+    ("zero the gradient within the step", "SGD, 64 elements, zeroing", "SGD, 64 elements"),
+    ("zero_grad: skip a parameter without a gradient", "zero_grad, nothing there", None),
+    ("zero_grad: set a gradient to None", "zero_grad, gradients kept elsewhere", "zero_grad, nothing there"),
+    ("zero_grad: torch frees the gradient", "zero_grad, gradients freed", "zero_grad, gradients kept elsewhere"),
 )
 
 
@@ -104,13 +107,13 @@ def measure(rounds: int) -> dict[str, dict[str, list[float]]]:
     made = {(name, count): make(count) for name, make in CALLS.items() for count in (FEW, MANY)}
     times: dict[tuple[str, int], list[float]] = {key: [] for key in made}
     for key in interleaved(list(made), rounds):
-        times[key].append(time_one(made[key], clock))
+        times[key].append(1e3 * time_one(made[key], clock))
     result: dict[str, dict[str, list[float]]] = {}
     for name in CALLS:
-        pairs = list(zip(times[name, FEW], times[name, MANY], strict=True))
-        slopes = [1e3 * (many - few) / (MANY - FEW) for few, many in pairs]
-        fixed = [1e3 * few - FEW * slope for (few, _), slope in zip(pairs, slopes, strict=True)]
-        result[name] = {"tensor": slopes, "call": fixed, "all": [1e3 * many / MANY for _, many in pairs]}
+        few, many = (torch.tensor(times[name, count], dtype=torch.float64) for count in (FEW, MANY))
+        slopes = (many - few) / (MANY - FEW)
+        figures = {"tensor": slopes, "call": few - FEW * slopes, "all": many / MANY}
+        result[name] = {key: values.tolist() for key, values in figures.items()}
     return result
 
 
@@ -125,23 +128,16 @@ def parts_of(measured: Mapping[str, Mapping[str, Sequence[float]]]) -> list[dict
 
 
 def run(args: argparse.Namespace) -> Record:
-    """The calls and their parts."""
     measured = measure(args.rounds)
     calls = {name: {key: spread(values) for key, values in figures.items()} for name, figures in measured.items()}
     return {"calls": calls, "parts": parts_of(measured)}
 
 
 def tables(record: Record) -> Iterator[Table]:
-    """The parts, and the calls as a whole."""
     rows = ((part["part"], f"{part['ns']['median']:.0f}") for part in record["parts"])
     yield Table(("part", "ns a tensor"), rows, "parts")
-    calls = (
-        (n, *(spread_text(figures[k]) for k in ("tensor", "call", "all"))) for n, figures in record["calls"].items()
-    )
-    header = ("", "ns a tensor", "ns a call", "ns / tensor")
-    yield Table(header, calls, f"calls; the last column with {MANY} tensors")
+    columns = {"ns a tensor": "tensor", "ns a call": "call", "ns / tensor": "all"}
+    yield Table.of(columns, record["calls"], f"calls; the last column with {MANY} tensors")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Measures, prints and keeps."""
-    return answer("host_costs", Parser(__doc__, rounds=(60, 5), threads=1).parse(arguments), run, tables)
+main = question(__doc__, "host_costs", run, tables, rounds=(60, 5), threads=1)

@@ -2,8 +2,8 @@
 
 A figure is the slope between steps over one tensor of 48 KiB and of 160 KiB, in which all that a call costs beside its
 elements cancels out; both are taken within a round, after a step that is not timed, and it is the median over rounds.
-With its gradient and state the smaller is more than a first-level cache holds, the larger less than 1 MiB. One thread,
-whatever `--threads` says; the baseline kernels, which have no fma instruction, only where there are no others.
+With its gradient and state the smaller is more than a first-level cache holds, the larger less than 1 MiB. One thread;
+the baseline kernels, which have no fma instruction, only where there are no others.
 
 Output: a table of nanoseconds, `kernel_costs.json`.
 """
@@ -16,9 +16,10 @@ import torch
 
 from benchmarks.shared import variants
 from benchmarks.shared.arena import Arena
+from benchmarks.shared.files import Record
 from benchmarks.shared.measure import Call, CpuClock, interleaved, spread, time_call
-from benchmarks.shared.options import Parser, answer
-from benchmarks.shared.report import Record, Table
+from benchmarks.shared.options import question
+from benchmarks.shared.report import Table
 from benchmarks.shared.shapes import Model
 from benchmarks.shared.variants import LABELS, OURS
 from fusedoptim import native
@@ -49,15 +50,13 @@ def measure(sets: Sequence[str], rounds: int) -> dict[tuple[str, str, str], list
         for rule, dtype, name in interleaved(list(times), rounds):
             native.set_instruction_set(name)
             small, large = (time_warm(steps[rule, dtype, size], clock) for size in (SMALL, LARGE))
-            elements = (LARGE - SMALL) / DTYPES[dtype].itemsize
-            times[rule, dtype, name].append(1e3 * (large - small) / elements)
+            times[rule, dtype, name].append(1e3 * (large - small) * DTYPES[dtype].itemsize / (LARGE - SMALL))
     finally:
         native.set_instruction_set(before)
     return times
 
 
 def run(args: argparse.Namespace) -> Record:
-    """The slopes of all kernels."""
     sets = [name for name in native.build_info()["instruction_sets_supported"] if name != "baseline"] or ["baseline"]
     results = [
         {"rule": rule, "dtype": dtype, "instruction_set": name, "ns": spread(figures)}
@@ -67,7 +66,6 @@ def run(args: argparse.Namespace) -> Record:
 
 
 def tables(record: Record) -> Iterator[Table]:
-    """Of each rule and instruction set a row."""
     found = {(r["rule"], r["dtype"], r["instruction_set"]): r["ns"]["median"] for r in record["results"]}
     rows = (
         [f"{label}, {name}", *(f"{found[rule, dtype, name]:.3f}" for dtype in DTYPES)]
@@ -76,8 +74,4 @@ def tables(record: Record) -> Iterator[Table]:
     yield Table(("ns an element", *DTYPES), rows, "in the second-level cache")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Measures, prints and keeps."""
-    args = Parser(__doc__, rounds=(50, 3)).parse(arguments)
-    args.threads = 1
-    return answer("kernel_costs", args, run, tables)
+main = question(__doc__, "kernel_costs", run, tables, rounds=(50, 3), threads=1)

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from benchmarks.busy import fork, load, series, spinners
+from benchmarks.busy import parts
 from benchmarks.publish import sections
 from benchmarks.shared import forked as forks
-from benchmarks.shared.report import RESULTS
+from benchmarks.shared.files import RESULTS
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
@@ -26,7 +26,7 @@ def processor_time(pid: int) -> int:
 
 @linux
 def test_spinners_run_and_stand_still_as_told() -> None:
-    with spinners.Spinners(2) as some:
+    with parts.Spinners(2) as some:
         first, second = (process.pid for process in some.processes)
         some.run(1)
         before = processor_time(first), processor_time(second)
@@ -42,20 +42,20 @@ def test_spinners_run_and_stand_still_as_told() -> None:
 
 def test_a_series_ends_by_count_and_by_time() -> None:
     calls: list[str] = []
-    assert len(series.time_series(lambda: calls.append("step"), 10)) == len(calls) == 10
-    assert len(series.time_series(lambda: time.sleep(0.02), 1000, at_most=0.1)) < 10
-    assert sum(series.time_series(lambda: time.sleep(0.01), 0, at_least=0.1)) >= 0.09e6
+    assert len(parts.time_series(lambda: calls.append("step"), 10)) == len(calls) == 10
+    assert len(parts.time_series(lambda: time.sleep(0.02), 1000, at_most=0.1)) < 10
+    assert sum(parts.time_series(lambda: time.sleep(0.01), 0, at_least=0.1)) >= 0.09e6
 
 
 def test_the_largest_step_is_compared_within_its_block() -> None:
-    quiet, slow = [1.0] * load.BLOCK, [1.0] * (load.BLOCK - 1) + [9.0]
-    found = load.largest([slow, quiet, slow])
-    assert found["of"] == load.BLOCK
+    quiet, slow = [1.0] * parts.BLOCK, [1.0] * (parts.BLOCK - 1) + [9.0]
+    found = parts.largest([slow, quiet, slow])
+    assert found["of"] == parts.BLOCK
     assert found["ratio"]["median"] == 9.0
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
-@pytest.mark.parametrize("way", fork.WAYS)
+@pytest.mark.parametrize("way", parts.WAYS)
 @pytest.mark.parametrize(
     ("task", "outcome"),
     [
@@ -80,10 +80,10 @@ def test_a_child_of_other_bits_is_wrong_and_one_that_hangs_is_none() -> None:
         return {"parent": {"time": 2.0, "checksum": 7}, "child": {"time": 3.0, "checksum": checksum},
                 "parent_after": {"time": 2.0, "checksum": 7}}  # fmt: skip
 
-    assert fork.summary([one(7), one(7)])["correct"]
-    assert not fork.summary([one(7), one(8)])["correct"]
+    assert parts.summary([one(7), one(7)])["correct"]
+    assert not parts.summary([one(7), one(8)])["correct"]
     hangs = {**one(7), "child": {"hang": 8.0}}
-    summary = fork.summary([one(7), hangs])
+    summary = parts.summary([one(7), hangs])
     assert not summary["correct"]
     assert summary["failure"] == {"hang": 8.0}
 

@@ -394,7 +394,7 @@ def printed(record: dict[str, Any]) -> str:
 def test_targets_of_which_nothing_was_measured_are_named() -> None:
     record = {"settings": {"rehearsal": False}, "parts": {"time": {"state": "failed", "why": "no", "units": {}}}}
     assert [target.reached for target in gpu_report.targets(record)] == [None] * 4
-    assert gpu_report.failures(record) == ["time: no"]
+    assert gpu_report.lines(record, "failed") == ["time: no"]
 
 
 def test_tables_name_failures_and_what_was_left_out() -> None:

@@ -19,7 +19,7 @@ from benchmarks.gate import figures as gate_figures
 from benchmarks.gate import run as perf_gate
 from benchmarks.shared import report
 
-NAME = "direct 400x64 adam avx2 step"
+NAME = "fast 400x64 adam avx2 step"
 KEY = {"compiler": "gcc 12", "python": "3.11", "torch": "2.13.0", "libc": "glibc 2.36"}
 
 
@@ -29,7 +29,7 @@ def figures(per_tensor: int = 1000, per_element: int = 4, key: dict[str, str] = 
     for model in gate_cases.LIMITS:
         shapes = gate_cases.shapes_of(model)
         total = 20_000 + per_tensor * len(shapes) + per_element * sum(map(prod, shapes))
-        counts[f"direct {model} adam avx2 step"] = gate_counts.Count(total, module.get("own", 10_000))
+        counts[f"fast {model} adam avx2 step"] = gate_counts.Count(total, module.get("own", 10_000))
     return gate_figures.Figures(key, counts, {})
 
 
@@ -42,7 +42,7 @@ def figures(per_tensor: int = 1000, per_element: int = 4, key: dict[str, str] = 
             figures(per_tensor=1100),
             f"{NAME}: instructions per call rose from 522,400 to 562,400 (+7.7%), allowed are +3%",
         ),
-        (figures(per_element=5), "direct tutorial-mlp adam avx2 step: instructions per call rose from "),
+        (figures(per_element=5), "fast tutorial-mlp adam avx2 step: instructions per call rose from "),
         (figures(own=11_000), f"{NAME}: the module's own instructions rose from 10,000 to 11,000 (+10.0%)"),
         (replace(figures(), counts={}), f"{NAME}: was not counted"),
         # another Python: totals may differ, but not the module, and no tensor or element may cost far more
@@ -51,11 +51,11 @@ def figures(per_tensor: int = 1000, per_element: int = 4, key: dict[str, str] = 
         (figures(own=11_000, key={**KEY, "compiler": "clang 19"}), None),
         (
             figures(per_tensor=1900, key={**KEY, "compiler": "clang 19"}),
-            "direct adam avx2 step: instructions per tensor rose from 1,256 to 2,156 (+71.7%)",
+            "fast adam avx2 step: instructions per tensor rose from 1,256 to 2,156 (+71.7%)",
         ),
         (
             figures(per_element=7, key={**KEY, "compiler": "clang 19"}),
-            "direct adam avx2 step: instructions per element",
+            "fast adam avx2 step: instructions per element",
         ),
     ],
 )
@@ -65,7 +65,7 @@ def test_what_is_said_of_a_count(now: Any, message: str | None) -> None:
 
 
 def test_a_dump_is_read() -> None:
-    dump = """desc: Trigger: Client Request: direct 4x64 adam avx2 step
+    dump = """desc: Trigger: Client Request: fast 4x64 adam avx2 step
 ob=(2) /lib/libpython3.11.so
 fn=(1) a
 16 100
@@ -83,7 +83,7 @@ ob=(4) /tmp/gate_client.so
 totals: 4027
 """
     trigger, costs, total = gate_counts.read_dump(io.StringIO(dump))
-    assert trigger == "Client Request: direct 4x64 adam avx2 step"
+    assert trigger == "Client Request: fast 4x64 adam avx2 step"
     assert sum(costs.values()) == total
     assert gate_counts.count_of(costs) == gate_counts.Count(4020 // 2, 3900 // 2)
 
@@ -92,7 +92,7 @@ totals: 4027
 def test_the_figures_are_of_all_that_is_counted(tmp_path: Path) -> None:
     kept = gate_figures.Figures.load()
     names = {case.name for case in gate_cases.cases(planted=False)}
-    assert set(kept.counts) == {f"{path} {name}" for path in ("direct", "ordinary") for name in names}
+    assert set(kept.counts) == {f"{path} {name}" for path in ("fast", "general") for name in names}
     kept.save(tmp_path / "again.json")
     assert (tmp_path / "again.json").read_text() == gate_figures.FIGURES.read_text()
 

@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks import ROOT
 from benchmarks.publish import run
-from benchmarks.shared.report import RESULTS
+from benchmarks.shared.files import RESULTS
 
 
 def test_no_page_and_no_chart_is_older_than_its_results() -> None:
@@ -20,7 +20,7 @@ def test_no_page_and_no_chart_is_older_than_its_results() -> None:
 @pytest.fixture
 def copied(tmp_path: Path) -> Path:
     """The pages and the results."""
-    for page in {section.page for section in run.SECTIONS}:
+    for page in run.PAGES:
         (tmp_path / page).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / page, tmp_path / page)
     shutil.copytree(RESULTS, tmp_path / "results")
@@ -44,7 +44,11 @@ def test_what_is_older_is_written_once(copied: Path) -> None:
 
 def test_a_page_that_somebody_has_edited_is_older(copied: Path) -> None:
     page = copied / "docs/measurements.md"
-    page.write_text(page.read_text().replace("| to pass a parameter by | ", "| to pass a parameter by | 9"))
+    page.write_text(
+        page.read_text().replace(
+            "| skip a parameter without a gradient | ", "| skip a parameter without a gradient | 9"
+        )
+    )
     assert run.older(copied, copied / "results", write=True) == ["docs/measurements.md, host costs"]
     assert page.read_text() == (ROOT / "docs/measurements.md").read_text()
 

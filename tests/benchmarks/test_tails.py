@@ -15,7 +15,7 @@ import fusedoptim
 from benchmarks.loop import run as train_loop
 from benchmarks.publish import charts, sections
 from benchmarks.shared import tails, timed_training, training, variants, workloads
-from benchmarks.shared.report import RESULTS
+from benchmarks.shared.files import RESULTS
 
 pytestmark = need_kernels
 FULL = "clip+amp+ema"
@@ -25,7 +25,7 @@ OURS = [variants.OURS_CALLS, variants.OURS]
 def judge(tail: str) -> dict[str, Any]:
     """The verdict on each variant; gradients need clipping at first and not in the end."""
     workload = workloads.WORKLOADS["tiny-mlp"]
-    check = training.TrainingCheck(workload, "adam", torch.device("cpu"), "separate", 32, tail)
+    check = training.TrainingCheck(workload, "adam", torch.device("cpu"), 32, tail)
     verdicts: dict[str, Any] = check.judge({name: check.train(name) for name in (*variants.YARDSTICKS, *OURS)})
     return verdicts
 
@@ -117,7 +117,7 @@ def test_results_table_and_chart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert train_loop.main([*short, "--optimizer", "sgd", "--tail", "plain", FULL]) == 0
     record = json.loads((tmp_path / "train_loop.json").read_text())
     assert [result["tail"] for result in record["results"]] == ["plain", FULL]
-    charts.loops("sgd")(record, tmp_path / "train_loop-sgd.png", "a note")
+    charts.loops("sgd", record, tmp_path / "train_loop-sgd.png", "a note")
     assert b"a note" in (tmp_path / "train_loop-sgd.png").read_bytes()
     steps = json.loads((RESULTS / "compare_step.json").read_text())
     monkeypatch.setattr(sections, "RULE", "sgd")

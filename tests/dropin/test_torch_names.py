@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import os
 import pickle
 import pkgutil
-import subprocess
 import sys
 from pathlib import Path
 
+import fresh
 import pytest
 import torch
 from helpers import NAMES, make_params, run_python
@@ -116,5 +117,6 @@ assert importlib.reload(ours) is ours is importlib.import_module("torch.optim.sw
 
 def test_run_as_a_program() -> None:
     for module in ("fusedoptim.lr_scheduler", "fusedoptim.adagrad", "fusedoptim.sgd"):
-        done = subprocess.run([sys.executable, "-m", module], capture_output=True, text=True)
+        run_module = f"import runpy; runpy.run_module({module!r}, run_name='__main__')"
+        done = fresh.run(run_module, dict(os.environ), 60)
         assert (done.returncode, done.stdout) == (0, ""), done.stderr

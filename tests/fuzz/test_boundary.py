@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
-import sys
 from pathlib import Path
 
+import fresh
 import pytest
 
 from fusedoptim import native
@@ -44,15 +45,20 @@ def refused(call, *args):
 pytestmark = pytest.mark.skipif(not native.available(), reason="the compiled module is missing")
 
 
-def run_alone(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-W", "ignore", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=600)
+def run_alone(code: str) -> subprocess.CompletedProcess[str]:
+    return fresh.run(f"import warnings\nwarnings.simplefilter('ignore')\n{code}", dict(os.environ), 600)
+
+
+def run_program(program: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [str(program), *arguments]
+    code = f"sys.argv = {command}\nsys.path[0] = {str(program.parent)!r}"
+    return run_alone(f"import runpy, sys\n{code}\nrunpy.run_path({command[0]!r}, run_name='__main__')")
 
 
 @pytest.mark.parametrize("seed", [0, 10_000, 20_000])
 def test_malformed_arguments(seed: int, tmp_path: Path) -> None:
     log = tmp_path / "seed"
-    done = run_alone(str(FUZZ), "--cases", "500", "--seed", str(seed), "--log", str(log))
+    done = run_program(FUZZ, "--cases", "500", "--seed", str(seed), "--log", str(log))
     at = log.read_text() if log.exists() else "none"
     assert done.returncode == 0, f"ended with {done.returncode} in case {at}:\n{done.stdout}{done.stderr}"
     assert f"500 cases from seed {seed}" in done.stdout
@@ -70,7 +76,6 @@ def test_malformed_arguments(seed: int, tmp_path: Path) -> None:
 def test_memory_exchanged_while_the_scale_is_read(meddling: str) -> None:
     """Nothing is written, and the commit that failed is not repeated with what was seen before."""
     done = run_alone(
-        "-c",
         f"""{PREPARE}
 def meddle():
     {meddling}
@@ -86,7 +91,6 @@ assert "follows a gather()" in refused(commit, None)
 def test_errors_do_not_print_tensors_without_memory() -> None:
     """Torch's repr ends the process there."""
     done = run_alone(
-        "-c",
         f"""{PREPARE}
 p.untyped_storage().resize_(0)
 for wrong in (None, 3):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from test_boundary import run_alone
+from test_boundary import run_alone, run_program
 
 from fusedoptim import native
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(not native.available(), reason="the compiled mod
 @pytest.mark.parametrize("seed", [0, 10_000])
 def test_meddling(seed: int, tmp_path: Path) -> None:
     log = tmp_path / "seed"
-    done = run_alone(str(FUZZ), "--cases", "60", "--seed", str(seed), "--log", str(log))
+    done = run_program(FUZZ, "--cases", "60", "--seed", str(seed), "--log", str(log))
     at = log.read_text() if log.exists() else "none"
     assert done.returncode == 0, f"ended with {done.returncode} in case {at}:\n{done.stdout}{done.stderr}"
     assert f"60 cases from seed {seed}" in done.stdout
@@ -26,7 +26,6 @@ def test_meddling(seed: int, tmp_path: Path) -> None:
 def test_state_that_a_mode_takes_away(elements: int) -> None:
     """The mode runs where torch's getter is asked for gradients, after what the step will write to was looked up."""
     done = run_alone(
-        "-c",
         f"""
 import torch
 from torch.overrides import TorchFunctionMode

@@ -6,6 +6,7 @@ each phase in turn, and each process runs all scenarios of that phase, in one or
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
@@ -98,8 +99,10 @@ def main(folder: Path, backends: list[str]) -> None:
     import with_shards
 
     # What torch's engines import once they run: here, not in each process.
-    for late in ("fsspec", "torch._dynamo", "torch.distributed.fsdp"):
-        importlib.import_module(late)
+    late = ("algorithms.model_averaging.averagers", "checkpoint", "elastic.agent.server.api", "fsdp", "optim")
+    for name in ("fsspec", "torch._dynamo", *(f"torch.distributed.{x}" for x in late)):
+        importlib.import_module(name)
+    gc.freeze()  # or each process collects in all of that, and has its own copy then
     assert all((with_checkpoints, with_clipping, with_ddp, with_fsdp, with_fsdp1, with_mesh_norms, with_shards))
     for phase, world in PHASES.items():
         children = []

@@ -191,7 +191,8 @@ def test_an_import_within_a_mode_of_torch_does_not_mislead_it(within: str) -> No
 
 def test_tests_of_the_other_path() -> None:
     files = [str(TESTS / name) for name in FILES]
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *files]
+    ours = ["-k", "not reference or no_references"]  # the reference has no other path
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *ours, *files]
     environment = {**os.environ, "FUSEDOPTIM_DIRECT": "0"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
