@@ -115,6 +115,7 @@ class ReferencePlan:
         for index, group in enumerate(groups):
             left: list[Tensor] = []
             params, options = self._read(group, index)
+            position = -1
             for position, param in enumerate(params):
                 if param.grad is None:
                     continue
@@ -142,7 +143,7 @@ class ReferencePlan:
                     )
                 left.append(param)
             for_torch.append(left)
-            first_number += len(params)
+            first_number += position + 1
         return for_torch if any(for_torch) else None
 
     def _read(self, group: dict[str, Any], index: int) -> tuple[Any, dict[str, Any] | None]:

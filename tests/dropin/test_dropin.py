@@ -26,6 +26,7 @@ from torch.nn import Parameter
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import fusedoptim
+from fusedoptim.settings import DEFAULTS
 
 backend = helpers.backend
 pytestmark = pytest.mark.usefixtures("backend")
@@ -45,7 +46,7 @@ def test_class_has_the_constructor_of_torch(name: str) -> None:
     assert issubclass(ours, theirs)
     assert ours.__name__ == name
     mine, torchs = inspect.signature(ours), inspect.signature(theirs)
-    added = [mine.parameters[x] for x in ("max_grad_norm", "skip_nonfinite", "ema_decay")]
+    added = [mine.parameters[x] for x in DEFAULTS]
     assert list(mine.parameters.values()) == [*torchs.parameters.values(), *added]
     assert {parameter.kind for parameter in added} == {inspect.Parameter.KEYWORD_ONLY}
     assert mine.return_annotation == torchs.return_annotation
