@@ -28,6 +28,7 @@ from fusedoptim.explain import explain_step as explain_step
 from fusedoptim.from_torch import from_torch as from_torch
 from fusedoptim.grad_scaler import GradScaler as GradScaler
 from fusedoptim.malloc import keep_freed_memory as keep_freed_memory
+from fusedoptim.memory_report import memory as memory
 from fusedoptim.native import build_info as build_info
 from fusedoptim.sgd import SGD as SGD
 from fusedoptim.torch_names import find_modules_of_torch as _find_modules_of_torch
@@ -44,6 +45,7 @@ __all__ = [
     "from_torch",
     "get_backend",
     "keep_freed_memory",
+    "memory",
     "replace_clip_grad_norm",
     "set_backend",
     "verify",

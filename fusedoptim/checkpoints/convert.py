@@ -11,7 +11,9 @@ from torch import Tensor
 
 from fusedoptim.checkpoints.checks import format_value
 from fusedoptim.checkpoints.keys import meant_keys, not_meant, some_of
-from fusedoptim.settings import DEFAULTS
+from fusedoptim.checkpoints.storage import COMPANIONS, decoded, is_in_8bit, problem_of_scale
+from fusedoptim.reference.rules import RULES, Rule
+from fusedoptim.settings import DEFAULTS, STORAGE
 
 _Dict = dict[str, Any]
 
@@ -34,7 +36,9 @@ def convert_state_dict(state_dict: Mapping[str, Any], *, keep: Iterable[str] = (
     """Return a state dict in the format of ``torch.optim``, made from that of another library.
 
     It knows, by their keys: apex's ``FusedAdam``, DeepSpeed's ``DeepSpeedCPUAdam``, optimi's ``Adam``, ``AdamW`` and
-    ``SGD``, and ``torch.optim``'s own, which come back as they are. Load the result into the class that has the
+    ``SGD``, ``torch.optim``'s own, which come back as they are, and this package's own in any storage: 8 bits become
+    float32, and what parameters have beside them (masters, remainders, compensations) is left out.
+    Load the result into the class that has the
     same mathematics: those of apex and DeepSpeed do not tell whether their weight decay was decoupled (it is by
     default), so into ``AdamW`` if it was, and into ``Adam`` if not.
 
@@ -83,9 +87,23 @@ def _convert_group(group: _Dict, state: _Dict, keep: frozenset[str], where: str)
     _check_keys(group, _TORCH_ADAM if is_adam else _TORCH_SGD, keep, where)
     known = {"step", "max_exp_avg_sq", *_MOMENTS} if is_adam else {"momentum_buffer"}
     for index, entry in _entries(group, state):
-        _check_keys(entry, known, frozenset(), f"state[{index!r}]")
-        state[index] = entry
-    return group
+        state[index] = _of_plain_storage(entry, RULES["adam" if is_adam else "sgd"], f"state[{index!r}]")
+        _check_keys(state[index], known | {"ema"}, frozenset(), f"state[{index!r}]")
+    return {key: value for key, value in group.items() if key not in (*STORAGE, "seed")}
+
+
+def _of_plain_storage(entry: _Dict, rule: Rule, where: str) -> _Dict:
+    """Our own state without what torch cannot read: 8 bits become float32, and companions of parameters go."""
+    names = {key.removesuffix("_scale") for key in entry if key.endswith("_scale")}
+    plain = {key: value for key, value in entry.items() if key.removesuffix("_scale") not in names | COMPANIONS}
+    if rule is RULES["sgd"]:
+        plain.pop("step", None)  # of stochastic rounding
+    for name in names:
+        _require(is_in_8bit(entry, name), f"{where}[{name!r}] must be uint8 beside its scale")
+        problem = problem_of_scale(entry[f"{name}_scale"], entry[name])
+        _require(problem is None, f"{where}['{name}_scale'] {problem}")
+        plain[name] = decoded(entry, name, name not in rule.non_negative)
+    return {key: plain[key] for key in entry if key in plain}
 
 
 def _adam_of_apex_or_deepspeed(group: _Dict, state: _Dict, keep: frozenset[str], where: str) -> _Dict:

@@ -196,7 +196,8 @@ def test_a_second_moment_in_8_bits_is_never_zero_and_no_step_explodes() -> None:
         moves = [(param.detach() - old).abs() for param, old in zip(params, before, strict=True)]
         assert moves[0].max() < 2 * moves[1].max()
     state = optimizers[0].state[params[0]]
-    assert state["exp_avg_sq"].dtype == torch.uint8 and (state["exp_avg_sq"] > 0).all()
+    assert state["exp_avg_sq"].dtype == torch.uint8
+    assert (state["exp_avg_sq"] > 0).all()
     assert state["exp_avg_sq_scale"].shape == (64, 1)
 
 

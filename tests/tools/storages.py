@@ -94,7 +94,7 @@ def assert_same(ours: Sequence[dict[str, Tensor]], theirs: Sequence[dict[str, Te
         assert one.keys() == other.keys()
         for name, x in one.items():
             y = other[name]
-            assert x.dtype == y.dtype and x.shape == y.shape, f"{name} of parameter {index}"
+            assert (x.dtype, x.shape) == (y.dtype, y.shape), f"{name} of parameter {index}"
             assert torch.equal(x.nan_to_num(), y.nan_to_num()), f"{name} of parameter {index}"
             if x.is_floating_point():
                 assert torch.equal(x.isnan(), y.isnan()), f"{name} of parameter {index}"
