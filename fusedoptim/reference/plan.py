@@ -93,6 +93,7 @@ class ReferencePlan:
         new_state: Callable[[Tensor, dict[str, Any]], dict[str, Any]],
         write_grads: bool,
         clips: Sequence[float] = (),
+        first_number: int = 0,
     ) -> list[list[Tensor]] | None:
         """Read and check all parameters that have a gradient.
 
@@ -102,6 +103,7 @@ class ReferencePlan:
             new_state: Makes the state of a parameter that has none.
             write_grads: The step will also write to the gradients, which must be possible.
             clips: What the gradients of each group are multiplied by; none for 1.
+            first_number: Of the first parameter, as random bits know it.
 
         Returns:
             None, or for each group the parameters that torch's own implementation must take.
@@ -111,7 +113,6 @@ class ReferencePlan:
         """
         self.clear()
         for_torch: list[list[Tensor]] = []
-        first_number = 0
         for index, group in enumerate(groups):
             left: list[Tensor] = []
             params, options = self._read(group, index)

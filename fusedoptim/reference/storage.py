@@ -117,6 +117,8 @@ class Storage:
         if name not in self.signs:
             return value.double() if value.dtype == torch.float64 else value.float()
         assert scale is not None
+        if value.numel() == 0:
+            return value.float()
         sign, blocks = self.signs[name], _in_blocks(value).long()
         code = blocks & 0x7F if sign else blocks
         bits = torch.where(code == 0, 0, (code + _BIAS[sign]) << _DROPPED)
@@ -130,6 +132,8 @@ class Storage:
             self._write_rounded(name, x, value, step or 0.0)
             return
         assert scale is not None
+        if value.numel() == 0:
+            return
         sign, blocks = self.signs[name], _in_blocks(x)
         magnitude = _bits(blocks) & 0x7FFFFFFF
         scales = _scale_of(magnitude.amax(-1))

@@ -28,6 +28,26 @@ class Sample:
     copy: Tensor
     """Elements of the parameter, with those of the gradient as ``grad``."""
     state: dict[str, Any]
+    number: int = 0
+    """The parameter's, among those of all groups, of which random bits depend."""
+
+
+_LARGEST_WHOLE = 1 << 20
+_SCALES = "_scale"
+
+
+def must_be_whole(group: dict[str, Any], state: dict[str, Any]) -> bool:
+    """Whether elements cannot be stepped without the others: random bits depend on their place, and scales on all."""
+    asks = group.get("stochastic_rounding") or group.get("state_dtype") is not None
+    return bool(asks) or any(key.endswith(_SCALES) for key in state)
+
+
+def why_not_whole(param: Tensor) -> str | None:
+    """Why a parameter is not sampled that must be so as a whole, or None."""
+    if local_of(param) is not param:
+        return "rounding depends on the place in the whole tensor, of which this process has a part"
+    too_large = f"rounding depends on the place in the tensor, which has more than {_LARGEST_WHOLE:,} elements"
+    return too_large if param.numel() > _LARGEST_WHOLE else None
 
 
 def take_sample(
@@ -38,31 +58,41 @@ def take_sample(
     elements: int,
     draw: torch.Generator,
     group_index: int = 0,
+    number: int = 0,
 ) -> Sample:
-    """Copy at most ``elements`` elements, those at both ends among them."""
+    """Copy at most ``elements`` elements, those at both ends among them; or all, in their shape, where it must be."""
     count = local_of(param).numel()
-    if count <= elements:
+    is_whole = must_be_whole(group, state)
+    if count <= elements or is_whole:
         index = torch.arange(count, device="cpu")
     else:
         ends = min(_ENDS, elements // 2)
         middle = torch.randint(ends, count - ends, (elements - 2 * ends,), generator=draw, device="cpu")
         first, last = torch.arange(ends, device="cpu"), torch.arange(count - ends, count, device="cpu")
         index = torch.cat([first, middle, last])
-    copy = torch.nn.Parameter(taken(param, index))
-    copy.grad = taken(param.grad, index)
+    take = _whole if is_whole else taken
+    copy = torch.nn.Parameter(take(param, index))
+    if param.grad is not None and param.grad.dtype != param.dtype:
+        copy.grad_dtype = param.grad.dtype
+    copy.grad = take(param.grad, index)
     copied = {
-        key: taken(value, index) if key != "step" and isinstance(value, Tensor) else _kept(value)
+        key: take(value, index) if key != "step" and isinstance(value, Tensor) else _kept(value)
         for key, value in state.items()
     }
     options = {key: _kept(value) for key, value in group.items() if key not in ("params", "param_names")}
     options |= {"fused": None, "foreach": None, "params": [copy]}
-    return Sample(name, param, index, options, group_index, copy, copied)
+    return Sample(name, param, index, options, group_index, copy, copied, number)
 
 
 def taken(tensor: Any, index: Tensor) -> Tensor:
     """Elements of a tensor by their flat index, on the CPU."""
     plain = local_of(tensor).detach()
     return torch.take(plain, index.to(plain.device)).cpu()
+
+
+def _whole(tensor: Any, _: Tensor) -> Tensor:
+    copy: Tensor = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+    return copy
 
 
 def rows_that_share(rows: Iterable[Iterable[Any]]) -> set[int]:

@@ -19,9 +19,16 @@ from fusedoptim.reference.parameters import is_torchs, name_of, refusal
 from fusedoptim.reference.plan import ReferencePlan
 from fusedoptim.step import FusedStep
 from fusedoptim.torch_internals.dtensor import local_of
-from fusedoptim.verification.samples import Sample, rows_that_share, take_sample, taken
+from fusedoptim.verification.samples import (
+    Sample,
+    must_be_whole,
+    rows_that_share,
+    take_sample,
+    taken,
+    why_not_whole,
+)
 
-_INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 @dataclass(frozen=True)
@@ -137,26 +144,32 @@ class Verification:
 
     @torch.no_grad()
     def _take_samples(self) -> list[Sample]:
-        candidates = [
+        everyone = (
             (param, g, name_of(param, group, g, position))
             for g, group in enumerate(self.optimizer.param_groups)
             for position, param in enumerate(group["params"])
+        )
+        candidates = [
+            (param, g, name, number)
+            for number, (param, g, name) in enumerate(everyone)
             if param.grad is not None and param.numel() > 0
         ]
-        states = [self._state_of(param) for param, _, _ in candidates]
+        states = [self._state_of(param) for param, *_ in candidates]
         rows = zip(candidates, states, strict=True)
-        shared = rows_that_share([param, param.grad, *state.values()] for (param, _, _), state in rows)
+        shared = rows_that_share([param, param.grad, *state.values()] for (param, *_), state in rows)
         samples: list[Sample] = []
         for i in torch.randperm(len(candidates), generator=self._draw).tolist():
             if len(samples) == self.params:
                 break
-            param, g, name = candidates[i]
+            param, g, name, number = candidates[i]
             group = self.optimizer.param_groups[g]
             reason = "torch's own implementation was asked for" if is_torchs(group) else refusal(param)
             if reason is None and i in shared:
                 reason = "it shares memory with another tensor of the step"
+            if reason is None and must_be_whole(group, states[i]):
+                reason = why_not_whole(param)
             if reason is None and local_of(param).numel() > 0:
-                samples.append(take_sample(name, param, group, states[i], self.elements, self._draw, g))
+                samples.append(take_sample(name, param, group, states[i], self.elements, self._draw, g, number))
             elif reason is not None:
                 self.skipped[reason] += 1
         return samples
@@ -172,7 +185,9 @@ class Verification:
         plan = ReferencePlan(optimizer._rule)
         state = {sample.copy: sample.state} if sample.state else {}
         clip = clips[sample.group_index : sample.group_index + 1]
-        foreign = plan.gather([sample.group], state, optimizer._new_state, zero_grad or scale is not None, clip)
+        foreign = plan.gather(
+            [sample.group], state, optimizer._new_state, zero_grad or scale is not None, clip, sample.number
+        )
         assert foreign is None, "the reference takes every plain parameter"
         plan.commit(state, zero_grad, scale)
         sample.state = state.get(sample.copy, {})
@@ -189,7 +204,9 @@ class Verification:
                 found = torch.tensor([float("nan") if got is None else float(got)], dtype=torch.float64)
                 self._note(sample, tensor, found, torch.tensor([float(expected.flatten()[0])], dtype=torch.float64))
             else:
-                self._note(sample, tensor, taken(got, sample.index), expected.detach())
+                is_whole = got.numel() == expected.numel()
+                mine = local_of(got).detach().cpu().flatten() if is_whole else taken(got, sample.index)
+                self._note(sample, tensor, mine, expected.detach().flatten())
 
     def _note(self, sample: Sample, tensor: str, got: Tensor, expected: Tensor) -> None:
         self.compared += got.numel()

@@ -97,13 +97,16 @@ def main(folder: Path, backends: list[str]) -> None:
     import with_fsdp1
     import with_mesh_norms
     import with_shards
+    import with_storage
 
     # What torch's engines import once they run: here, not in each process.
     late = ("algorithms.model_averaging.averagers", "checkpoint", "elastic.agent.server.api", "fsdp", "optim")
     for name in ("fsspec", "torch._dynamo", *(f"torch.distributed.{x}" for x in late)):
         importlib.import_module(name)
     gc.freeze()  # or each process collects in all of that, and has its own copy then
-    assert all((with_checkpoints, with_clipping, with_ddp, with_fsdp, with_fsdp1, with_mesh_norms, with_shards))
+    assert all(
+        (with_checkpoints, with_clipping, with_ddp, with_fsdp, with_fsdp1, with_mesh_norms, with_shards, with_storage)
+    )
     for phase, world in PHASES.items():
         children = []
         for rank in range(world):
