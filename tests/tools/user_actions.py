@@ -158,13 +158,15 @@ class Memory(ThreeOptimizers):
 
     @rule(dtype=st.sampled_from(DTYPES))
     def move(self, dtype: torch.dtype) -> None:
-        """The model goes to another dtype, gradients with it, and loading takes the state after it."""
+        """The model goes to another dtype, gradients and state with it, which ours does not take along by itself."""
         if lacks_state(self.all[0]):
             return
 
         def work(o: Any) -> None:
             torch.nn.ParameterList(params_of(o)).to(dtype)
             o.load_state_dict(copy.deepcopy(o.state_dict()))
+            for entry in o.state.values():
+                entry.update({key: x.to(dtype) for key, x in entry.items() if key != "step" and x is not None})
 
         self.dtype = dtype
         self.each(work)
