@@ -1,6 +1,6 @@
-"""The charts: time of training loops by phase, growth of a step, steps of other packages."""
+"""The charts: time of training loops by phase, steps of other packages."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +12,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from benchmarks.growth.arena import RESIDENT
-from benchmarks.growth.breaks import time_of
-from benchmarks.growth.tables import TITLES
 from benchmarks.loop.run import case_label
 from benchmarks.peers.list import PEERS
 from benchmarks.shared.files import Record
 from benchmarks.shared.report import machine_line
 from benchmarks.shared.shapes import MODELS
-from benchmarks.shared.variants import LIMIT, OURS, RULES
+from benchmarks.shared.variants import OURS, RULES
 
 INK = "#333333"
 GRAY, YELLOW, BLUE = "#8e9cab", "#e9a23b", "#2166ac"
@@ -28,12 +25,6 @@ PHASES = {
     "zero_grad": YELLOW, "forward": "#c3ccd6", "backward": GRAY, "scaler": "#b2abd2", "clip": "#d6604d",
     "step": BLUE, "average": "#5aae61",
 }  # fmt: skip
-CURVES: Mapping[str, Mapping[str, Any]] = {
-    "torch-default": {"color": GRAY, "lw": 1.4},
-    "torch-fused": {"color": YELLOW, "lw": 1.4},
-    OURS: {"color": BLUE, "lw": 2.2},
-    LIMIT: {"color": INK, "lw": 1.0, "ls": ":"},
-}
 PEER_MARKS = {"adam": ("o", BLUE, 0.22), "adamw": ("D", YELLOW, 0.0), "sgd": ("s", "#5a9e6f", -0.22)}
 STYLE: Any = {
     **dict.fromkeys(("text.color", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color"), INK),
@@ -90,37 +81,6 @@ def loops(rule: str, record: Record, path: Path, note: str) -> None:
         axes.set_axis_off()
     title = f"{RULES[rule].class_name}: time of one training iteration (and its ratio to ours)"
     finish(figure, title, machine_line(record["machine"]), path, note, PHASES)
-
-
-def draw_curve(axes: Axes, record: Record, axis: str, name: str) -> None:
-    """The medians, the quartiles around them, and a mark on each break point."""
-    results = [result for result in record["axes"][axis] if name in result["variants"]]
-    look, times = CURVES[name], {result["size"]: time_of(result, name) for result in results}
-    low, medians, high = ([time[key] for time in times.values()] for key in ("low", "median", "high"))
-    axes.plot(list(times), medians, label=name, zorder=3 if name == OURS else 2, **look)
-    axes.fill_between(list(times), low, high, alpha=0.2, lw=0, color=look["color"])
-    pieces = record["breaks"].get(axis, {}).get(name, {}).get("pieces", [])
-    ends = [piece["last"] for piece in pieces[:-1]]
-    axes.plot(ends, [times[end]["median"] for end in ends], "o", color=look["color"], ms=4, zorder=4)
-
-
-@matplotlib.rc_context(STYLE)
-def growth(record: Record, path: Path, note: str) -> None:
-    """Draws a panel for each thing that grows; lines where what a step touches outgrows each cache."""
-    names = [name for name, results in record["axes"].items() if results]
-    figure, panels = plt.subplots(1, len(names), figsize=(5.6 * len(names), 4.8), squeeze=False)
-    for axes, axis in zip(panels.flat, names, strict=True):
-        axes.set(xscale="log", yscale="log", ylabel="µs a step", title=TITLES[axis])
-        for name in record["axes"][axis][0]["variants"]:
-            draw_curve(axes, record, axis, name)
-        axes.axhline(record["empty_call"]["median"], color=INK, lw=0.8, ls="--", alpha=0.6, label="an empty call")
-        for name, cache in record["caches"].items() if axis == "elements" else ():
-            size = cache["bytes"] * (1 if cache["shared"] else record["settings"]["threads"]) / RESIDENT
-            axes.axvline(size, color=INK, lw=0.5, alpha=0.4)
-            axes.text(size, 0.99, f" {name}", transform=axes.get_xaxis_transform(), va="top", fontsize=7)
-        axes.grid(color=INK, alpha=0.08)
-    caption = f"{machine_line(record['machine'])}; dots: break points"
-    finish(figure, "Time of a step of Adam", caption, path, note)
 
 
 def draw_peers(axes: Axes, results: Record, names: list[str]) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 
 from benchmarks.busy import run as busy_run
-from benchmarks.growth import tables as growth_tables
+from benchmarks.growth import run as growth_run
 from benchmarks.limits import run as limits_run
 from benchmarks.loop import run as loop_run
 from benchmarks.loop import tail as loop_tail
@@ -59,7 +59,8 @@ def _plain(tables: Callable[[Record], Iterator[Table]]) -> Callable[[Record], It
 kernel_costs = _plain(step_kernel_costs.tables)
 in_backward = _plain(step_in_backward.tables)
 tail = _plain(loop_tail.tables)
-growth, peers = growth_tables.section, peers_tables.section
+growth = _plain(growth_run.tables)
+peers = peers_tables.section
 
 
 def host_costs(record: Record) -> Iterator[str]:
