@@ -59,6 +59,7 @@ def _plain(tables: Callable[[Record], Iterator[Table]]) -> Callable[[Record], It
 kernel_costs = _plain(step_kernel_costs.tables)
 in_backward = _plain(step_in_backward.tables)
 tail = _plain(loop_tail.tables)
+busy = _plain(busy_run.tables)
 growth = _plain(growth_run.tables)
 peers = peers_tables.section
 
@@ -86,26 +87,3 @@ def limits(record: Record) -> Iterator[str]:
     machine, _, date = about(record).rpartition(", ")
     yield f"\n{machine}, caches of its threads {caches}, {date}."
     yield "Reproduce with `python -m benchmarks limits`.\n"
-
-
-def busy(record: Record) -> Iterator[str]:
-    first = record["busy"]["resnet50"]
-    cores = first["machine"]["cores"]
-    yield f"""\
-## Beside other processes, with more threads, after a fork
-
-Adam, fp32, steps one after another, beside no, one or two processes that spin, on a machine of {cores} processors.
-Medians over rounds of the median and of the mean, and the largest of 500 steps (or of as many as the time allowed)
-over their median. `python -m benchmarks busy` measures it.
-
-{about(first)}
-"""
-    texts = {
-        "busy": "",
-        "threads": "By the number of threads that torch is told to use, µs:\n",
-        "fork": "In a child forked from a process that has stepped with several threads, time over the parent's:\n",
-    }
-    for part, text in texts.items():
-        yield from [text] * bool(text)
-        for model, found in record[part].items():
-            yield from (*busy_run.table_of(part, model, found, first["machine"]["threads"]).markdown(), "")
