@@ -1,4 +1,4 @@
-"""The charts: time of training loops by phase, steps of other packages."""
+"""The charts: time of training loops by phase."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,13 +10,10 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from benchmarks.loop.run import case_label
-from benchmarks.peers.list import PEERS
 from benchmarks.shared.files import Record
 from benchmarks.shared.report import machine_line
-from benchmarks.shared.shapes import MODELS
 from benchmarks.shared.variants import OURS, RULES
 
 INK = "#333333"
@@ -25,7 +22,6 @@ PHASES = {
     "zero_grad": YELLOW, "forward": "#c3ccd6", "backward": GRAY, "scaler": "#b2abd2", "clip": "#d6604d",
     "step": BLUE, "average": "#5aae61",
 }  # fmt: skip
-PEER_MARKS = {"adam": ("o", BLUE, 0.22), "adamw": ("D", YELLOW, 0.0), "sgd": ("s", "#5a9e6f", -0.22)}
 STYLE: Any = {
     **dict.fromkeys(("text.color", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color"), INK),
     **dict.fromkeys(("axes.labelsize", "xtick.labelsize", "ytick.labelsize"), 8),
@@ -81,42 +77,3 @@ def loops(rule: str, record: Record, path: Path, note: str) -> None:
         axes.set_axis_off()
     title = f"{RULES[rule].class_name}: time of one training iteration (and its ratio to ours)"
     finish(figure, title, machine_line(record["machine"]), path, note, PHASES)
-
-
-def draw_peers(axes: Axes, results: Record, names: list[str]) -> None:
-    """One model: how many times our time each peer takes, on a logarithmic axis; quartiles as a line."""
-    axes.set_xscale("log")
-    for rule, (mark, color, offset) in PEER_MARKS.items():
-        variants = results.get(rule, {}).get("variants", {})
-        found = [(row + offset, variants[name]["ratio"]) for row, name in enumerate(names) if name in variants]
-        places = [place for place, _ in found]
-        low, medians, high = ([ratio[key] for _, ratio in found] for key in ("low", "median", "high"))
-        axes.hlines(places, low, high, color=color, lw=1)
-        axes.plot(medians, places, mark, color=color, ms=4, label=RULES[rule].class_name)
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g} x"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    left, right = axes.get_xlim()
-    axes.axvspan(min(left, 0.5), 1, color="#f3dcd3", zorder=0, lw=0)
-    axes.axvline(1, color=INK, lw=0.8)
-    axes.set(xlim=(min(left, 0.5), right), xlabel="times the step of fusedoptim")
-    axes.grid(axis="x", color="#e5e8ec", lw=0.6)
-    axes.set_axisbelow(True)
-    axes.spines.left.set_visible(False)
-
-
-@matplotlib.rc_context(STYLE)
-def peers(record: Record, path: Path, note: str) -> None:
-    by_model: dict[str, dict[str, Any]] = {}
-    for result in record["results"]:
-        by_model.setdefault(result["model"], {})[result["optimizer"]] = result
-    models = [model for model in MODELS if model in by_model]
-    measured = {name for result in record["results"] for name in result["variants"]}
-    names = [name for name in PEERS if name in measured and name != OURS][::-1]
-    size = 3.1 * len(models) + 1.4, 0.34 * len(names) + 1.5
-    figure, panels = plt.subplots(1, len(models), figsize=size, squeeze=False, sharey=True)
-    for axes, model in zip(panels.flat, models, strict=True):
-        draw_peers(axes, by_model[model], names)
-        axes.set_title(model)
-        axes.set_yticks(range(len(names)), names)
-    caption = f"{machine_line(record['results'][-1]['machine'])}. Lines: quartiles. Shaded: faster than fusedoptim."
-    finish(figure, "Time of a step, as a multiple of fusedoptim's", caption, path, note)

@@ -7,7 +7,7 @@ from benchmarks.growth import run as growth_run
 from benchmarks.limits import run as limits_run
 from benchmarks.loop import run as loop_run
 from benchmarks.loop import tail as loop_tail
-from benchmarks.peers import tables as peers_tables
+from benchmarks.peers import run as peers_run
 from benchmarks.shared.files import Record
 from benchmarks.shared.report import Table, about, time_and_ratio
 from benchmarks.shared.variants import OURS, OURS_CALLS, RULES
@@ -61,7 +61,13 @@ in_backward = _plain(step_in_backward.tables)
 tail = _plain(loop_tail.tables)
 busy = _plain(busy_run.tables)
 growth = _plain(growth_run.tables)
-peers = peers_tables.section
+
+
+def peers(record: Record) -> Iterator[str]:
+    yield from _plain(peers_run.tables)(record)
+    yield f"Python {record['machine']['python']}, {', '.join(map(' '.join, record['versions'].items()))}"
+    yield "\nNot measured, and why (exceptions as the package raised them):\n"
+    yield from (f"- {line}" for line in peers_run.not_measured(record))
 
 
 def host_costs(record: Record) -> Iterator[str]:
