@@ -19,14 +19,6 @@ from benchmarks.step import kernel_costs as step_kernel_costs
 RULE = "adam"  # whose figures the README shows
 LOOP_COLUMNS = (OURS, OURS_CALLS, "torch-default", "torch-fused")  # the best and the plainest of both
 FIXED = ("Adam, 64 elements", "zero_grad, nothing there")  # calls whose fixed costs are said
-LIMITS = """\
-The limit is the time in which this machine reads and writes the same bytes with almost no arithmetic: parameter and
-state read and written, the gradient read. It uses the same means as a step: both threads, the widest vectors,
-prefetching, every other call backwards so that it begins with what the caches still hold. Of three such ways, all
-measured in the rounds, the fastest counts. In brackets: how many times ours it takes. `torch-compiled` is
-`torch.compile` of the step of `torch.optim` without flags; GPT-2's steps are compiled for two rules in fp32 only, as
-each takes long to compile. WRONG is a result farther from float64 than rounding explains.
-"""
 
 
 def figures(loops: Record, steps: Record) -> Iterator[str]:
@@ -84,12 +76,9 @@ def cliffs(record: Record) -> Iterator[str]:
 
 
 def limits(record: Record) -> Iterator[str]:
-    yield f"## What the machine allows\n\n{LIMITS}"
-    yield from (f"- {line}" for line in limits_run.outcomes(record["claims"]))
     for table in limits_run.tables(record):
-        yield f"\n{table.title[0].upper()}{table.title[1:]}:\n"
-        yield from table.markdown()
+        yield f"{table.title[0].upper()}{table.title[1:]}:\n"
+        yield from (*table.markdown(), "")
     caches = ", ".join(f"{level} {size / 2**20:g} MiB" for level, size in sorted(record["caches"].items()))
     machine, _, date = about(record).rpartition(", ")
-    yield f"\n{machine}, caches of its threads {caches}, {date}."
-    yield "Reproduce with `python -m benchmarks limits`.\n"
+    yield f"{machine}, caches of its threads {caches}, {date}."
