@@ -19,6 +19,8 @@ QUESTIONS = {
     "growth": "growth.run",
     "busy": "busy.run",
     "memory": "memory.run",
+    "storage": "storage.run",
+    "quality": "storage.quality",
     "peers": "peers.run",
     "gate": "gate.run",
     "gpu": "gpu.run",

@@ -1,0 +1,1 @@
+"""How parameters and state are stored: time, memory and quality."""

@@ -1,0 +1,100 @@
+"""What does a storage cost in quality, in trainings to the end?
+
+Small models learn handwritten digits and source text with AdamW in each storage, from several seeds. What is told is
+the loss, and for digits the share that is recognised, of data that was held back; and the difference to float32 from
+the same seed. Forward and backward are in the dtype of the parameters.
+
+Output: a table for each training, `quality.json`.
+"""
+
+import argparse
+import copy
+import statistics
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+import fusedoptim
+from benchmarks.shared import options
+from benchmarks.shared.files import Record
+from benchmarks.shared.report import Table, each, make_console
+from benchmarks.shared.workloads import Task, bytes_gpt, cnn, digits, mlp
+from benchmarks.storage.settings import PLAIN, STORAGES, Storage
+
+LR = 2e-3
+TASKS = {
+    "digits, perceptron": (lambda: digits(mlp(64, 256, 128, 10), (64,), count=1797), 5, 600),
+    "digits, convolutions": (lambda: digits(cnn(10), (1, 8, 8), count=1797), 5, 400),
+    "source text, GPT": (lambda: bytes_gpt(batches=80), 16, 400),
+}
+
+
+def train(task: Task, held_back: int, storage: Storage, iterations: int) -> dict[str, float]:
+    """Loss, and the share of right answers, of the batches that were held back."""
+    model = copy.deepcopy(task.model).to(storage.param)
+    for param in model.parameters() if storage.grad is not storage.param else ():
+        param.grad_dtype = storage.grad
+    optimizer = fusedoptim.AdamW(model.parameters(), lr=LR, **storage.settings)
+    seen, held = task.batches[:-held_back], task.batches[-held_back:]
+
+    def output(x: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = model(x.to(storage.param) if x.is_floating_point() else x)
+        return found.float()
+
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, iterations)
+    for i in range(iterations):
+        x, y = seen[i % len(seen)]
+        task.criterion(output(x), y).backward()  # type: ignore[no-untyped-call]
+        optimizer.step(zero_grad="to_none")
+        schedule.step()  # type: ignore[no-untyped-call]
+    with torch.no_grad():
+        outputs = [(output(x), y) for x, y in held]
+        loss = sum(float(task.criterion(o, y)) for o, y in outputs) / len(outputs)
+        right = [(o.argmax(-1) == y).float().mean().item() for o, y in outputs]
+    return {"loss": loss, "accuracy": statistics.mean(right)}
+
+
+def run(name: str, seeds: int, iterations: int | None) -> dict[str, Any]:
+    make, held_back, most = TASKS[name]
+    found: dict[str, list[dict[str, float]]] = {storage: [] for storage in STORAGES}
+    for seed in range(seeds):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            task = make()
+            for storage, results in found.items():
+                results.append(train(task, held_back, STORAGES[storage], iterations or most))
+    return {"task": name, "variants": {storage: summary(results, found[PLAIN]) for storage, results in found.items()}}
+
+
+def summary(results: list[dict[str, float]], plain: list[dict[str, float]]) -> dict[str, Any]:
+    """Means over the seeds, with their standard deviations; and the mean of the differences of the losses."""
+    figures: dict[str, Any] = {}
+    for key in ("loss", "accuracy"):
+        values = [result[key] for result in results]
+        figures[key] = {"mean": statistics.mean(values), "deviation": statistics.pstdev(values)}
+    differences = [mine["loss"] - theirs["loss"] for mine, theirs in zip(results, plain, strict=True)]
+    figures["difference"] = {"mean": statistics.mean(differences), "deviation": statistics.pstdev(differences)}
+    return figures
+
+
+def measure(args: argparse.Namespace) -> Record:
+    names = list(TASKS)[: 1 if args.quick else None]
+    seeds, iterations = (2, 30) if args.quick else (args.rounds, None)
+    return {"results": [run(name, seeds, iterations) for name in each(make_console(), names, str)], "seeds": seeds}
+
+
+def with_deviation(key: str, form: str) -> Any:
+    return lambda figures: f"{figures[key]['mean']:{form}} ±{figures[key]['deviation']:{form.lstrip('+')}}"
+
+
+def tables(record: Record) -> Iterator[Table]:
+    columns = {
+        "loss": with_deviation("loss", ".4f"), "beyond fp32": with_deviation("difference", "+.4f"),
+        "right": with_deviation("accuracy", ".2%"),
+    }  # fmt: skip
+    for result in record["results"]:
+        yield Table.of(columns, result["variants"], f"{result['task']}, {record['seeds']} seeds", PLAIN)
+
+
+main = options.question(__doc__, "quality", measure, tables, rounds=(5, 2))
