@@ -77,3 +77,18 @@ def loops(rule: str, record: Record, path: Path, note: str) -> None:
         axes.set_axis_off()
     title = f"{RULES[rule].class_name}: time of one training iteration (and its ratio to ours)"
     finish(figure, title, machine_line(record["machine"]), path, note, PHASES)
+
+
+@matplotlib.rc_context(STYLE)
+def quality(record: Record, path: Path, note: str) -> None:
+    """One panel a training: the loss of each storage beyond float32's of the same seed, with its deviation."""
+    results = record["results"]
+    figure, panels = plt.subplots(1, len(results), figsize=(4 * len(results), 3.4), squeeze=False, sharey=True)
+    for axes, result in zip(panels[0], results, strict=True):
+        names = list(result["variants"])[:0:-1]  # float32 itself comes first
+        found = [result["variants"][name]["difference"] for name in names]
+        means, deviations = [x["mean"] for x in found], [x["deviation"] for x in found]
+        axes.errorbar(means, names, xerr=deviations, fmt="o", color=BLUE, ms=4, label="mean and deviation")
+        axes.axvline(0, color=GRAY, lw=1)
+        axes.set_title(result["task"])
+    finish(figure, "Loss beyond float32", machine_line(record["machine"]), path, note)

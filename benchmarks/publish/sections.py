@@ -15,6 +15,8 @@ from benchmarks.step import cliffs as step_cliffs
 from benchmarks.step import host_costs as step_host_costs
 from benchmarks.step import in_backward as step_in_backward
 from benchmarks.step import kernel_costs as step_kernel_costs
+from benchmarks.storage import quality as storage_quality
+from benchmarks.storage import run as storage_run
 
 RULE = "adam"  # whose figures the README shows
 LOOP_COLUMNS = (OURS, OURS_CALLS, "torch-default", "torch-fused")  # the best and the plainest of both
@@ -52,6 +54,8 @@ kernel_costs = _plain(step_kernel_costs.tables)
 in_backward = _plain(step_in_backward.tables)
 tail = _plain(loop_tail.tables)
 busy = _plain(busy_run.tables)
+storage = _plain(storage_run.tables)
+quality = _plain(storage_quality.tables)
 growth = _plain(growth_run.tables)
 
 

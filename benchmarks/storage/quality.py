@@ -10,7 +10,7 @@ Output: a table for each training, `quality.json`.
 import argparse
 import copy
 import statistics
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ from benchmarks.shared.workloads import Task, bytes_gpt, cnn, digits, mlp
 from benchmarks.storage.settings import PLAIN, STORAGES, Storage
 
 LR = 2e-3
-TASKS = {
+TASKS: dict[str, tuple[Callable[[], Task], int, int]] = {  # what is learnt, batches held back, iterations
     "digits, perceptron": (lambda: digits(mlp(64, 256, 128, 10), (64,), count=1797), 5, 600),
     "digits, convolutions": (lambda: digits(cnn(10), (1, 8, 8), count=1797), 5, 400),
     "source text, GPT": (lambda: bytes_gpt(batches=80), 16, 400),
@@ -47,7 +47,7 @@ def train(task: Task, held_back: int, storage: Storage, iterations: int) -> dict
         x, y = seen[i % len(seen)]
         task.criterion(output(x), y).backward()  # type: ignore[no-untyped-call]
         optimizer.step(zero_grad="to_none")
-        schedule.step()  # type: ignore[no-untyped-call]
+        schedule.step()
     with torch.no_grad():
         outputs = [(output(x), y) for x, y in held]
         loss = sum(float(task.criterion(o, y)) for o, y in outputs) / len(outputs)
