@@ -5,7 +5,8 @@
 //
 // --seed: of all numbers and of the order of blocks and threads, where 0 is ascending and 1 descending; --guard: how
 // many elements behind each operand must stay as they are, 0 under AddressSanitizer, which watches the end of each
-// block of memory; --brief: few launches; --storage: the kernels of one storage type, where no others are linked.
+// block of memory; --brief: few launches; --storage: launches of one storage type, or `mixed`: where no other kernels
+// are linked.
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
