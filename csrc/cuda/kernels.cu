@@ -24,23 +24,26 @@ struct Numbers {
   const double& step;  // the step count, after its increment
 };
 
-// A row's operands, of which the rule has the first `kRule`; the average and the companion have places here even where
-// there are none.
+// A row's operands: those of the rule, then the companion, which has a place here even where there is none. In grad's
+// place there may be the average, which no pass needs beside it.
 template <int kRule>
 struct Operands {
-  static constexpr int kAverage = kRule, kCompanion = kRule + 1, kAll = sizeof(T) == 4 ? kRule + 2 : kRule + 1;
+  static constexpr int kGrad = 1, kCompanion = kRule, kAll = sizeof(T) == 4 ? kRule + 1 : kRule;
 
   const Row& row;
   const StepLaunch& launch;
+  const bool has_average;
   Raw<T> raw[kAll];
 
-  __device__ __forceinline__ Operands(const Row& row, const StepLaunch& launch) : row(row), launch(launch) {}
+  __device__ __forceinline__ Operands(const Row& row, const StepLaunch& launch, bool has_average)
+      : row(row), launch(launch), has_average(has_average) {}
 
-  __device__ __forceinline__ int index(int k) const { return k == kCompanion ? kRule + launch.averages : k; }
-  __device__ __forceinline__ bool is_there(int k) const {
-    return k < kRule || (k == kAverage ? launch.averages : launch.companion != Companion::none);
+  // In the row and the launch.
+  __device__ __forceinline__ int index(int k) const {
+    return k == kCompanion ? kRule + launch.averages : k == kGrad && has_average ? kRule : k;
   }
-  __device__ __forceinline__ Format format(int k) const { return launch.formats[k]; }
+  __device__ __forceinline__ bool is_there(int k) const { return k < kRule || launch.companion != Companion::none; }
+  __device__ __forceinline__ Format format(int k) const { return launch.formats[index(k)]; }
   __device__ __forceinline__ int size(int k) const { return sizeof(T) == 8 ? 8 : launch.sizes[index(k)]; }
 
   // Not kept: there are fewer registers than would be wanted.
@@ -114,36 +117,19 @@ struct Operands {
 template <template <class> class Rule, int variant, class Operands>
 __device__ __forceinline__ void apply(Room<Rule<T>>& rules, const Part& part, const Numbers& numbers,
                                       Operands& operands) {
-  constexpr int kStates = Rule<T>::states_of(variant), kRule = 2 + kStates, kCount = kElements<T>;
-  const StepLaunch& launch = operands.launch;
-  const Row& row = operands.row;
+  constexpr int kStates = Rule<T>::states_of(variant), kCount = kElements<T>;
   T param[kCount], grad[kCount], states[kStates + 1][kCount];
   decode(operands.raw[1], operands.format(1), grad);
-  // What is unscaled is stored so; what is clipped is not. Either is rounded as grad is stored before it is used.
-  const bool unscales = launch.grad_scale != nullptr;
-#pragma unroll 1
-  for (int pass = unscales ? 0 : 1; pass < (numbers.factor != 1 ? 2 : 1); ++pass) {
-    Raw<T> rounded;
+  if (numbers.factor != 1) {  // rounded as grad is stored, which it is not
 #pragma unroll
-    for (int i = 0; i < kCount; ++i) grad[i] = pass == 0 ? grad[i] / numbers.grad_scale : grad[i] * numbers.factor;
-    encode(grad, operands.format(1), nullptr, rounded);
-    decode(rounded, operands.format(1), grad);
-    if (pass == 0) operands.raw[1] = rounded;
+    for (int i = 0; i < kCount; ++i) grad[i] = grad[i] * numbers.factor;
+    encode(grad, operands.format(1), nullptr, operands.raw[1]);
+    decode(operands.raw[1], operands.format(1), grad);
   }
-  const bool has_companion = sizeof(T) == 4 && launch.companion != Companion::none;
-  if constexpr (sizeof(T) == 4) {
-    if (has_companion)
-      decode_pair(operands.raw[0], operands.raw[Operands::kCompanion], launch.companion,
-                  operands.format(0) == Format::f16, param);
-  }
-  if (!has_companion) decode(operands.raw[0], operands.format(0), param);
-  for_each<kStates>([&](auto k) {
-    const Format format = operands.format(2 + k);
-    if constexpr (sizeof(T) == 4) {
-      if (is_8bit(format)) return decode_8bit(operands.raw[2 + k], format, row.scales[k][part.block], states[k]);
-    }
-    decode(operands.raw[2 + k], format, states[k]);
-  });
+  const Surroundings surroundings{operands.row, numbers.step, part.first, part.block, part.count};
+  decode_param(operands.raw, Operands::kCompanion, operands.format(0), operands.launch.companion, param);
+  for_each<kStates>(
+      [&](auto k) { decode_state(operands.raw[2 + k], operands.format(2 + k), k, surroundings, states[k]); });
 
   const Rule<T> rule = rules.get();
 #pragma unroll
@@ -156,36 +142,24 @@ __device__ __forceinline__ void apply(Room<Rule<T>>& rules, const Part& part, co
     for (int k = 0; k < kStates; ++k) states[k][i] = state[k];
   }
 
-  for_each<kRule>([&](auto k) {
-    if constexpr (k != 1) {
-      const Format format = operands.format(k);
-      T* const from = k == 0 ? param : states[k == 0 ? 0 : k - 2];
-      if constexpr (sizeof(T) == 8) {
-        encode(from, format, nullptr, operands.raw[k]);
-      } else {
-        if (k == 0 && has_companion) {
-          return encode_pair(from, launch.companion, format == Format::f16, operands.raw[0],
-                             operands.raw[Operands::kCompanion]);
-        }
-        uint32_t bits[4] = {};
-        if (is_random(format)) {
-          const RandomKey key = RandomKey::of(row.seed, numbers.step, row.parameter, k);
-          random_bits(key, uint64_t(row.first_element + part.first), bits);
-        }
-        if (k == 0 || !is_8bit(format)) return encode(from, format, bits, operands.raw[k]);
-        const uint32_t scale = scale_of(largest_of_warp(largest_of(from, part.count)));
-        encode_8bit(from, format, scale, bits, operands.raw[k]);
-        // All lanes have read the old one: largest_of_warp() waits for what they made of it.
-        if (threadIdx.x % kWarp == 0) row.scales[k == 0 ? 0 : k - 2][part.block] = __uint_as_float(scale);
-      }
-    }
-  });
+  encode_param(param, operands.format(0), operands.launch.companion, surroundings, Operands::kCompanion, operands.raw);
+  for_each<kStates>(
+      [&](auto k) { encode_state(states[k], operands.format(2 + k), k, surroundings, operands.raw[2 + k]); });
+}
+
+template <class Operands>
+__device__ __forceinline__ void unscale(const Numbers& numbers, Operands& operands) {
+  T grad[kElements<T>];
+  decode(operands.raw[1], operands.format(1), grad);
+#pragma unroll
+  for (int i = 0; i < kElements<T>; ++i) grad[i] = grad[i] / numbers.grad_scale;
+  encode(grad, operands.format(1), nullptr, operands.raw[1]);
 }
 
 // Moves the average towards the parameter as it is stored.
 template <class Operands>
 __device__ __forceinline__ void move_average(Operands& operands) {
-  constexpr int kAverage = Operands::kAverage;
+  constexpr int kAverage = Operands::kGrad;
   const StepLaunch& launch = operands.launch;
   T param[kElements<T>], average[kElements<T>];
   decode(operands.raw[0], operands.format(0), param);
@@ -198,69 +172,49 @@ __device__ __forceinline__ void move_average(Operands& operands) {
   encode(average, operands.format(kAverage), nullptr, operands.raw[kAverage]);
 }
 
-// Updates the elements of a thread, whatever their number and wherever they lie. The average has a pass of its own,
-// which finds the parameter in the cache: there are not registers enough for all operands at once.
+enum Pass { kUnscales, kApplies, kAverages, kPasses };
+
+// Updates the elements of a thread, whatever their number and wherever they lie. There are not registers enough for all
+// operands at once: so unscaling and averages have passes of their own, which leave and find numbers in the cache.
 template <template <class> class Rule, int variant>
 __device__ __forceinline__ void update(Room<Rule<T>>& rules, const Row& row, const Part& part, const Numbers& numbers,
                                        const StepLaunch& launch) {
   constexpr int kRule = 2 + Rule<T>::states_of(variant);
-  using All = Operands<kRule>;
-  constexpr unsigned kParam = 1, kGrad = 2, kAverage = 1u << All::kAverage;
-  const unsigned companion = launch.companion != Companion::none ? 1u << All::kCompanion : 0;
-  const bool stores_grad = launch.grad_scale != nullptr || launch.zero_grad;
+  constexpr unsigned kParam = 1, kGrad = 2, kAverage = kGrad;  // sets of operands
+  const unsigned all = ((1u << kRule) - 1) | (launch.companion != Companion::none ? 1u << kRule : 0);
 #pragma unroll 1
-  for (int pass = 0; pass < (launch.averages && !numbers.skip ? 2 : 1); ++pass) {
-    All operands(row, launch);
-    const unsigned all = ((1u << kRule) - 1) | companion;
-    operands.load(part, numbers.skip ? 0 : pass == 0 ? all : kParam | (launch.average_is_new ? 0 : kAverage));
-    if (pass == 0) {
+  for (int pass = launch.grad_scale != nullptr && !numbers.skip ? kUnscales : kApplies; pass < kPasses; ++pass) {
+    if (pass == kAverages && (!launch.averages || numbers.skip)) continue;
+    Operands<kRule> operands(row, launch, pass == kAverages);
+    const unsigned average_read = launch.average_is_new ? 0 : kAverage, applies = numbers.skip ? 0 : all;
+    operands.load(part, pass == kUnscales ? kGrad : pass == kAverages ? kParam | average_read : applies);
+    if (pass == kUnscales) {
+      unscale(numbers, operands);
+    } else if (pass == kAverages) {
+      move_average(operands);
+    } else {
       if (!numbers.skip) apply<Rule, variant>(rules, part, numbers, operands);
       if (launch.zero_grad) operands.raw[1] = {};
-    } else {
-      move_average(operands);
     }
-    operands.store(part, numbers.skip ? kGrad : pass == 0 ? all & ~(stores_grad ? 0 : kGrad) : kAverage);
+    const unsigned applied = (applies & ~kGrad) | (launch.zero_grad ? kGrad : 0);
+    operands.store(part, pass == kUnscales ? kGrad : pass == kAverages ? kAverage : applied);
   }
 }
 
-// Which elements the threads of a warp take: one unit after another of a chunk, a unit being a block of 8 bits where a
-// row has such.
-class Units {
- public:
-  __device__ __forceinline__ Units(const Row& row, int32_t chunk)
-      : row_(row), first_(int64_t(chunk) * kUnitsOfChunk), unit_(threadIdx.x / kWarp) {
-    if (!has_blocks()) return;
-    const int64_t in_row = Blocks{row.columns}.in_row();
-    line_ = (first_ + unit_) / in_row;
-    in_line_ = (first_ + unit_) - line_ * in_row;
+// Which elements of a chunk a thread takes with its warp: unit by unit, or block by block of 8 bits where a row has
+// such. False where there are none left, for all threads of the warp alike.
+__device__ __forceinline__ bool find(const Row& row, int32_t chunk, int unit, Part& part) {
+  part.block = int64_t(chunk) * kUnitsOfChunk + unit;
+  int64_t begin = part.block * kUnit, end = row.count;
+  if (sizeof(T) == 4 && row.columns != 0) {
+    const int64_t in_line = Blocks{row.columns}.in_row(), line = part.block / in_line;
+    begin = line * row.columns + (part.block - line * in_line) * kBlockOf8Bits;
+    end = min(min(begin + kBlockOf8Bits, (line + 1) * row.columns), end);
   }
-
-  // False where none are left, for all threads of the warp alike.
-  __device__ __forceinline__ bool next(Part& part) {
-    part.block = first_ + unit_;
-    int64_t begin = part.block * kUnit, end = row_.count;
-    if (has_blocks()) {
-      begin = line_ * row_.columns + in_line_ * kBlockOf8Bits;
-      end = min(min(begin + kBlockOf8Bits, (line_ + 1) * row_.columns), end);
-    }
-    if (unit_ >= kUnitsOfChunk || begin >= end) return false;
-    part.first = begin + threadIdx.x % kWarp * kElements<T>;
-    part.count = int(max(min(end - part.first, int64_t(kElements<T>)), int64_t(0)));
-    unit_ += kWarps;
-    if (!has_blocks()) return true;
-    const int64_t in_row = Blocks{row_.columns}.in_row();
-    for (in_line_ += kWarps; in_line_ >= in_row; ++line_) in_line_ -= in_row;
-    return true;
-  }
-
- private:
-  __device__ __forceinline__ bool has_blocks() const { return sizeof(T) == 4 && row_.columns != 0; }
-
-  const Row& row_;
-  const int64_t first_;
-  int unit_;
-  int64_t line_ = 0, in_line_ = 0;  // where there are blocks: which line of them it is in, and where there
-};
+  part.first = begin + threadIdx.x % kWarp * kElements<T>;
+  part.count = int(max(min(end - part.first, int64_t(kElements<T>)), int64_t(0)));
+  return begin < end;
+}
 
 // The row's step count after this step, rounded as it will be stored.
 __device__ __forceinline__ double next_step(const Row& row) {
@@ -283,8 +237,8 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor) step(const __gr
   const T factor = T(launch.factor * clip);
 
   const bool computes = launch.computes_constants && threadIdx.x == 0;
-  double rule_step = NAN;
   if (computes) {
+    computed_step = NAN;
     options.get() = *reinterpret_cast<const Options*>(launch.rule);
     for (int i = 0; i < launch.number_count; ++i) {
       const DeviceNumber& number = launch.numbers[i];
@@ -306,13 +260,13 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor) step(const __gr
       __syncthreads();  // nobody reads the rule of the last chunk any more
       if (computes) {
         const double next = row.step != nullptr ? next_step(row) : launch.step;
-        if (next != rule_step) computed.get() = Rule<T>(options.get(), next);
-        rule_step = computed_step = next;
+        if (next != computed_step) computed.get() = Rule<T>(options.get(), next);
+        computed_step = next;
       }
       __syncthreads();
     }
-    Units units(row, chunk.index);
-    for (Part part; units.next(part);) {
+    Part part;
+    for (int unit = threadIdx.x / kWarp; unit < kUnitsOfChunk && find(row, chunk.index, unit, part); unit += kWarps) {
       __syncwarp();  // or the rule would be kept in registers from one to the next
       update<Rule, variant>(computed, row, part, {skip, grad_scale, factor, computed_step}, launch);
     }

@@ -295,4 +295,69 @@ __device__ __forceinline__ void encode_8bit(const float* from, Format format, ui
   });
 }
 
+// ---- a state, in whatever it is stored ----------------------------------------------------------------------------
+// What its storage may need beside the numbers. `count` elements are there.
+struct Surroundings {
+  const Row& row;
+  const double& step;  // the step count, after its increment
+  int64_t first;       // element of the row
+  int64_t block;       // of 8 bits
+  int count;
+};
+
+__device__ __forceinline__ void decode_state(const Raw<double>& raw, Format format, int, const Surroundings&,
+                                             double* to) {
+  decode(raw, format, to);
+}
+__device__ __forceinline__ void decode_state(const Raw<float>& raw, Format format, int state,
+                                             const Surroundings& surroundings, float* to) {
+  if (!is_8bit(format)) return decode(raw, format, to);
+  decode_8bit(raw, format, surroundings.row.scales[state][surroundings.block], to);
+}
+
+// The bits that operand k takes, or 0.
+__device__ __forceinline__ void random_bits_of(int k, Format format, const Surroundings& surroundings, uint32_t* bits) {
+  const Row& row = surroundings.row;
+  if (!is_random(format)) return;
+  random_bits(RandomKey::of(row.seed, surroundings.step, row.parameter, k),
+              uint64_t(row.first_element + surroundings.first), bits);
+}
+
+__device__ __forceinline__ void encode_state(const double* from, Format format, int, const Surroundings&,
+                                             Raw<double>& raw) {
+  encode(from, format, nullptr, raw);
+}
+__device__ __forceinline__ void encode_state(const float* from, Format format, int state,
+                                             const Surroundings& surroundings, Raw<float>& raw) {
+  uint32_t bits[4] = {};
+  random_bits_of(2 + state, format, surroundings, bits);
+  if (!is_8bit(format)) return encode(from, format, bits, raw);
+  const uint32_t scale = scale_of(largest_of_warp(largest_of(from, surroundings.count)));
+  encode_8bit(from, format, scale, bits, raw);
+  // All lanes have read the old one: largest_of_warp() waits for what they made of it.
+  if (threadIdx.x % kWarp == 0) surroundings.row.scales[state][surroundings.block] = __uint_as_float(scale);
+}
+
+// ---- the parameter, with its companion if it has one --------------------------------------------------------------
+__device__ __forceinline__ void decode_param(const Raw<double>* raw, int, Format format, Companion, double* to) {
+  decode(raw[0], format, to);
+}
+__device__ __forceinline__ void decode_param(const Raw<float>* raw, int companion, Format format, Companion kind,
+                                             float* to) {
+  if (kind == Companion::none) return decode(raw[0], format, to);
+  decode_pair(raw[0], raw[companion], kind, format == Format::f16, to);
+}
+
+__device__ __forceinline__ void encode_param(const double* from, Format format, Companion, const Surroundings&, int,
+                                             Raw<double>* raw) {
+  encode(from, format, nullptr, raw[0]);
+}
+__device__ __forceinline__ void encode_param(const float* from, Format format, Companion kind,
+                                             const Surroundings& surroundings, int companion, Raw<float>* raw) {
+  if (kind != Companion::none) return encode_pair(from, kind, format == Format::f16, raw[0], raw[companion]);
+  uint32_t bits[4] = {};
+  random_bits_of(0, format, surroundings, bits);
+  encode(from, format, bits, raw[0]);
+}
+
 }  // namespace fusedoptim::cuda
