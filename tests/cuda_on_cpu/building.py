@@ -22,6 +22,7 @@ CACHE = ROOT / "build" / "cuda_on_cpu"
 COMPILER = shutil.which("g++") or shutil.which("c++") or shutil.which("clang++")
 ARITHMETICS = ("f64", "f32")
 
+PROGRAM = ("source_level", "covering", "step_case", "zero_case", "norm_case")
 JOBS = 2
 DAYS_KEPT = 7  # of what the cache holds, after its last use
 
@@ -212,9 +213,11 @@ def source_level(
 ) -> Path:
     """The program of ``source_level.cpp``, with the kernels of ``csrc``."""
     whole = tuple(arithmetics) == ARITHMETICS
-    sources = [HERE / f"{name}.cpp" for name in ("source_level", "covering", "step_case", "zero_case", "norm_case")]
+    sources = [HERE / f"{name}.cpp" for name in PROGRAM]
     sources.append(CSRC / "cuda" / "kernels.cpp" if whole else HERE / "linked_kernels.cpp")
     program = [Object(source, ("-O1", "-g1")) for source in sources]
+    cuda = ("-isystem", str(find_cuda_include()), "-O1", "-g1")
+    program += [Object(HERE / "table_case.cpp", cuda), Object(csrc / "cuda" / "buckets.cpp", cuda, csrc)]
     # The slowest first, so that the last does not run alone.
     objects = [*kernels(sanitizer, arithmetics, csrc, optimize), *cpu_driver(), *program, runtime(sanitizer)]
     return link(compile_objects(objects), "source_level", SANITIZERS[sanitizer].flags)

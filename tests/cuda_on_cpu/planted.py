@@ -65,8 +65,8 @@ ARITHMETIC = [
     Planted("the factor forgotten", STEP, "if (numbers.factor != 1) {", "if (false) {", "row 0 of 1 elements"),
     Planted("a new average as it was", STEP, "launch.average_is_new ? param[i] :", "false ? param[i] :",
             "new average"),
-    Planted("a clipped gradient not rounded", STEP, "    decode(operands.raw[1], operands.format(1), grad);\n  }", "  }",
-            "clip 0.3", storage="bf16"),
+    Planted("a clipped gradient not rounded", STEP, "    decode(operands.raw[1], operands.format(1), grad);\n  }",
+            "  }", "clip 0.3", storage="bf16"),
     Planted("states swapped on the way back", STEP, "states[k][i] = state[k];",
             "states[kStates - 1 - k][i] = state[k];", "adam"),
     Planted("param and grad swapped", STEP, "(param[i], grad[i], state);", "(grad[i], param[i], state);",
@@ -118,7 +118,8 @@ MIXED = [
            "enum Pass { kUnscales = 0, kAverages = 1, kApplies = 2, kPasses = 3 };", ", average"),
     _mixed("a scale of a thread's elements", STORAGE, "scale_of(largest_of_warp(largest_of(from, surroundings.count)))",
            "scale_of(largest_of(from, surroundings.count))", "scale of state"),
-    _mixed("a scale written while others read it", STORAGE, "scale_of(largest_of_warp(largest_of(from, surroundings.count)))",
+    _mixed("a scale written while others read it", STORAGE,
+           "scale_of(largest_of_warp(largest_of(from, surroundings.count)))",
            "scale_of(largest_of(from, surroundings.count))", "data race", "thread"),
     _mixed("a scale that counts what is not there", STORAGE, "largest = i < count ? max(", "largest = i < 8 ? max(",
            "scale of state"),
@@ -134,6 +135,19 @@ MIXED = [
     _mixed("codes of a block that is not finite", STORAGE, "scale == kNaN ? uint32_t(top) : stored & 0xff",
            "stored & 0xff", "should be"),
     _mixed("codes cut off", STORAGE, "kHalf - 1 + (magnitude >> kQuantumBits & 1)", "0", "sign"),
+]  # fmt: skip
+
+TABLE = [
+    _mixed("dtypes in one launch", "cuda/buckets.cpp", "same = format_of(a, k) == format_of(b, k);", "same = true;",
+           "dtypes are mixed up"),
+    _mixed("companions in one launch", "cuda/buckets.cpp", "bool same = a.companion == b.companion &&", "bool same =",
+           "companions are mixed up"),
+    _mixed("steps in one launch", "cuda/buckets.cpp", "a.next_step == b.next_step ||", "true ||",
+           "random bits of the first row's step"),
+    _mixed("blocks cut like other elements", "cuda/buckets.cpp", "cut(chunks, i, elements_to_cut(rows[i]), kChunk);",
+           "cut(chunks, i, rows[i].count, kChunk);", "blocks of 8 bits are cut"),
+    _mixed("scales in the places of operands", "cuda/buckets.cpp", "task.scales + 2, task.scales + 2 + kMaxStates",
+           "task.scales, task.scales + kMaxStates", "tables: scales"),
 ]  # fmt: skip
 
 FOUND_INF = [
@@ -158,7 +172,13 @@ FOUND_INF = [
 FOLDING = [
     Planted("step counts are floats", STEP, "read(row.step, row.step_is_double)", "read(row.step, false)", "should be"),
     Planted("options in order", STEP, "(options.bytes)[number.option]", "(options.bytes)[i]", "device numbers"),
-    Planted("constants computed once", STEP, "if (next != computed_step)", "if (computed_step != computed_step)", "should be"),
+    Planted(
+        "constants computed once",
+        STEP,
+        "if (next != computed_step)",
+        "if (computed_step != computed_step)",
+        "should be",
+    ),
     Planted(
         "as many counts as threads",
         STEP,
@@ -317,7 +337,7 @@ MEASURING = [
             "false ? clip_coefficient", "on the device"),
 ]  # fmt: skip
 
-SOURCE_LEVEL = [*BOUNDS, *STRIDED, *ARITHMETIC, *MIXED, *FOUND_INF, *FOLDING, *ORDER, *ZEROING, *MEASURING]
+SOURCE_LEVEL = [*BOUNDS, *STRIDED, *ARITHMETIC, *MIXED, *TABLE, *FOUND_INF, *FOLDING, *ORDER, *ZEROING, *MEASURING]
 
 # ---- the host's side of a step, from Python to the launch -----------------------------------------------------------
 
