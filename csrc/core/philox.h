@@ -38,11 +38,16 @@ struct Counter {
 // Of element 8 n + i the bits are half i % 2, the lower one first, of word i / 2.
 FUSEDOPTIM_INLINE Counter philox(Counter c, const RandomKey& key) {
   uint32_t k0 = key.seed[0], k1 = key.seed[1];
+  // Numbers of their own: there are no such arrays in device code.
+  constexpr uint32_t kA = kPhiloxMultiplier[0], kB = kPhiloxMultiplier[1], kW0 = kPhiloxWeyl[0], kW1 = kPhiloxWeyl[1];
+#if defined(__CUDACC__)
+#pragma unroll 1
+#endif
   for (int round = 0; round < kPhiloxRounds; ++round) {
-    const uint64_t a = uint64_t(kPhiloxMultiplier[0]) * c.words[0], b = uint64_t(kPhiloxMultiplier[1]) * c.words[2];
+    const uint64_t a = uint64_t(kA) * c.words[0], b = uint64_t(kB) * c.words[2];
     c = {{uint32_t(b >> 32) ^ c.words[1] ^ k0, uint32_t(b), uint32_t(a >> 32) ^ c.words[3] ^ k1, uint32_t(a)}};
-    k0 += kPhiloxWeyl[0];
-    k1 += kPhiloxWeyl[1];
+    k0 += kW0;
+    k1 += kW1;
   }
   return c;
 }

@@ -24,6 +24,24 @@ bool same_constants(const Task& task, const Task& first) {
          same_options(*task.device_options, *first.device_options);
 }
 
+bool has_random_bits(const Task& task) {
+  for (int k = 0; task.mixed && k < task.operand_count; ++k) {
+    if (is_random(format_of(task, k))) return true;
+  }
+  return false;
+}
+
+bool same_storage(const Task& a, const Task& b) {
+  bool same = a.companion == b.companion && a.operand_count == b.operand_count;
+  for (int k = 0; same && k < a.operand_count; ++k) same = format_of(a, k) == format_of(b, k);
+  return same;
+}
+
+// Of random bits rounded up or down: by the step count, which constants do not always tell.
+bool same_random_step(const Task& a, const Task& b) {
+  return a.step.at != nullptr || a.next_step == b.next_step || !has_random_bits(a);
+}
+
 bool same_limit(const Task& a, const Task& b) {
   return a.norm == nullptr || std::memcmp(&a.max_norm, &b.max_norm, sizeof(double)) == 0;  // NaN as well
 }
@@ -41,26 +59,46 @@ void cut(std::vector<Chunk>& chunks, size_t row, int64_t count, int64_t chunk) {
   for (int64_t i = 0; i * chunk < count; ++i) chunks.push_back({int32_t(row), int32_t(i)});
 }
 
+// Blocks of 8 bits count as if all of them were whole.
+int64_t elements_to_cut(const Row& row) {
+  if (row.columns == 0 || row.count == 0) return row.count;
+  return (Blocks{row.columns}.of(row.count - 1) + 1) * kBlockOf8Bits;
+}
+
 }  // namespace
+
+Format format_of(const Task& task, int operand) {
+  return task.mixed ? format_of(task.dtypes[operand], task.codings[operand]) : Format(task.dtype);
+}
 
 bool Bucket::takes(const Task& task) const {
   return task.device == first->device && task.rule == first->rule && task.variant == first->variant &&
-         task.dtype == first->dtype && task.factor == first->factor && task.norm == first->norm &&
+         same_storage(task, *first) && task.factor == first->factor && task.norm == first->norm &&
          same_limit(task, *first) && task.averages == first->averages && task.average_is_new == first->average_is_new &&
          task.average_weight == first->average_weight &&
-         (task.device_options == nullptr) == (first->device_options == nullptr) && same_constants(task, *first);
+         (task.device_options == nullptr) == (first->device_options == nullptr) && same_constants(task, *first) &&
+         same_random_step(task, *first);
 }
 
 void Bucket::add(const Task& task) {
   Row row{};
   std::copy(task.operands, task.operands + task.operand_count, row.operands);
   row.count = task.count;
+  if (task.mixed) {
+    std::copy(task.scales + 2, task.scales + 2 + kMaxStates, row.scales);
+    row.columns = task.blocks.columns;
+  }
+  if (has_random_bits(task)) {
+    row.seed = task.seed;
+    row.parameter = task.parameter;
+    row.first_element = task.first_element;
+  }
   row.step = task.step.at;
   row.step_is_double = task.step.is_double;
   row.layout = kNoLayout;
   if (task.layout != nullptr) {
     const Layout& layout = *task.layout;
-    row.layout = int32_t(layouts.size());
+    row.layout = int64_t(layouts.size());
     layouts.push_back(layout.ndim);
     layouts.insert(layouts.end(), layout.sizes, layout.sizes + layout.ndim);
     layouts.insert(layouts.end(), layout.strides, layout.strides + task.operand_count * layout.ndim);
@@ -72,7 +110,7 @@ Shape write_step_table(const std::vector<Row>& rows, const std::vector<int64_t>&
   std::vector<Chunk> chunks;
   std::vector<Count> counts;
   for (size_t i = 0; i < rows.size(); ++i) {
-    cut(chunks, i, rows[i].count, kChunk);
+    cut(chunks, i, elements_to_cut(rows[i]), kChunk);
     if (rows[i].step != nullptr) counts.push_back({const_cast<void*>(rows[i].step), rows[i].step_is_double});
   }
   const auto by_address = [](const Count& a, const Count& b) { return std::less<>()(a.at, b.at); };

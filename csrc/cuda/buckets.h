@@ -8,6 +8,8 @@
 
 namespace fusedoptim::cuda {
 
+Format format_of(const Task& task, int operand);
+
 // Tasks that one launch serves, and their rows.
 struct Bucket {
   const Task* first;

@@ -49,6 +49,22 @@ __device__ __forceinline__ S narrow(Arithmetic<S> x) {
   }
 }
 
+// Two numbers as words are stored, the first in the lower half: one instruction where there is one.
+template <class S>
+__device__ __forceinline__ uint32_t narrow_pair(float low, float high) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  uint32_t pair;
+  if constexpr (std::is_same_v<S, Half>) {
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  } else {
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  }
+  return pair;
+#else
+  return narrow<S>(low).bits | uint32_t(narrow<S>(high).bits) << 16;
+#endif
+}
+
 __device__ __forceinline__ bool aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
 
 // Tells the compiler that a pointer from a table points into global memory: accesses by a generic one are slower.

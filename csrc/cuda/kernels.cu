@@ -1,66 +1,219 @@
-// One kernel over any rule, for the storage type that FUSEDOPTIM_STORAGE names: compiled once for each.
-#include <utility>
-
+// One kernel over any rule, for the arithmetic type that FUSEDOPTIM_ARITHMETIC names: compiled once for each.
 #include "core/average.h"
-#include "cuda/device.cuh"
+#include "cuda/storage.cuh"
 
 namespace fusedoptim::cuda {
-namespace FUSEDOPTIM_STORAGE {
+namespace FUSEDOPTIM_ARITHMETIC {
 
-using S = Storage<DType::FUSEDOPTIM_STORAGE>;
-using T = Arithmetic<S>;
+using T = Storage<DType::FUSEDOPTIM_ARITHMETIC>;
 
-// Updates `width` elements, which lie side by side at each of `at`. Body, tail and every layout are this one text.
-template <template <class> class Rule, int variant, int width>
-__device__ __forceinline__ void update(const Rule<T>& rule, S* const* at, const StepLaunch& launch, bool skip,
-                                       T grad_scale, T factor) {
-  constexpr int kStates = Rule<T>::states_of(variant), kOperands = 2 + kStates;
-  using Elements = Pack<S, width>;
-  if (!skip) {
-    Elements operands[kOperands];
-#pragma unroll
-    for (int k = 0; k < kOperands; ++k) operands[k] = *reinterpret_cast<const Elements*>(global(at[k]));
-#pragma unroll
-    for (int i = 0; i < width; ++i) {
-      if (launch.grad_scale != nullptr) operands[1].at[i] = narrow<S>(widen(operands[1].at[i]) / grad_scale);
-      T param = widen(operands[0].at[i]), grad = widen(operands[1].at[i]), state[kStates + 1];
-      if (factor != 1) grad = widen(narrow<S>(grad * factor));
-#pragma unroll
-      for (int k = 0; k < kStates; ++k) state[k] = widen(operands[2 + k].at[i]);
-      rule.template operator()<variant>(param, grad, state);
-      operands[0].at[i] = narrow<S>(param);
-#pragma unroll
-      for (int k = 0; k < kStates; ++k) operands[2 + k].at[i] = narrow<S>(state[k]);
-    }
-#pragma unroll
-    for (int k = 0; k < kOperands; ++k) {
-      if (k != 1) *reinterpret_cast<Elements*>(global(at[k])) = operands[k];
-    }
-    if (launch.grad_scale != nullptr && !launch.zero_grad) *reinterpret_cast<Elements*>(global(at[1])) = operands[1];
-    if (launch.averages) {
-      Elements* const average = reinterpret_cast<Elements*>(global(at[kOperands]));
-      const Average<T> lerp(launch.average_weight);
-      Elements moved = launch.average_is_new ? operands[0] : *average;
-      if (!launch.average_is_new) {
-#pragma unroll
-        for (int i = 0; i < width; ++i) moved.at[i] = narrow<S>(lerp(widen(moved.at[i]), widen(operands[0].at[i])));
+constexpr int kUnit = kElements<T> * kWarp, kUnitsOfChunk = kChunk / kUnit;  // elements that a warp takes at once
+constexpr int kWarps = kThreads / kWarp;
+
+// Elements that a thread takes at once: `count` from number `first` of the row on.
+struct Part {
+  int64_t first;
+  int count;
+  int64_t block;  // of 8 bits, to which they belong
+};
+
+// What is the same for all elements of a row.
+struct Numbers {
+  bool skip;
+  T grad_scale, factor;
+  const double& step;  // the step count, after its increment
+};
+
+// A row's operands: those of the rule, then the companion, which has a place here even where there is none. In grad's
+// place there may be the average, which no pass needs beside it.
+template <int kRule>
+struct Operands {
+  static constexpr int kGrad = 1, kCompanion = kRule, kAll = sizeof(T) == 4 ? kRule + 1 : kRule;
+
+  const Row& row;
+  const StepLaunch& launch;
+  const bool has_average;
+  Raw<T> raw[kAll];
+
+  __device__ __forceinline__ Operands(const Row& row, const StepLaunch& launch, bool has_average)
+      : row(row), launch(launch), has_average(has_average) {}
+
+  // In the row and the launch.
+  __device__ __forceinline__ int index(int k) const {
+    return k == kCompanion ? kRule + launch.averages : k == kGrad && has_average ? kRule : k;
+  }
+  __device__ __forceinline__ bool is_there(int k) const { return k < kRule || launch.companion != Companion::none; }
+  __device__ __forceinline__ Format format(int k) const { return launch.formats[index(k)]; }
+  __device__ __forceinline__ int size(int k) const { return sizeof(T) == 8 ? 8 : launch.sizes[index(k)]; }
+
+  // Not kept: there are fewer registers than would be wanted.
+  __device__ __forceinline__ char* at(int k, int64_t element) const {
+    return static_cast<char*>(row.operands[index(k)]) + element * size(k);
+  }
+
+  // Reads the elements of a set of operands: those that are whole at once, the others one by one.
+  __device__ __forceinline__ void load(const Part& part, unsigned wanted) {
+    unsigned by_one = 0;
+    for_each<kAll>([&](auto k) {
+      if ((wanted >> k & 1) == 0) return;
+      const char* const from = at(k, part.first);
+      if (row.layout == kNoLayout && is_whole<T>(from, size(k), part.count)) {
+        cuda::load(from, size(k), raw[k]);
+      } else {
+        raw[k] = {};
+        by_one |= 1u << k;
       }
-      *average = moved;
+    });
+    for_each_one(by_one, part, [&](auto k, int i, char* from) { load_one(from, size(k), i, raw[k]); });
+  }
+
+  __device__ __forceinline__ void store(const Part& part, unsigned wanted) const {
+    unsigned by_one = 0;
+    for_each<kAll>([&](auto k) {
+      if ((wanted >> k & 1) == 0) return;
+      char* const to = at(k, part.first);
+      if (row.layout == kNoLayout && is_whole<T>(to, size(k), part.count)) {
+        cuda::store(raw[k], to, size(k));
+      } else {
+        by_one |= 1u << k;
+      }
+    });
+    for_each_one(by_one, part, [&](auto k, int i, char* to) { store_one(raw[k], i, to, size(k)); });
+  }
+
+ private:
+  // Calls `work` for each element of the operands in the set, with its place.
+  template <class Work>
+  __device__ __forceinline__ void for_each_one(unsigned operands, const Part& part, const Work& work) const {
+    if (operands == 0) return;
+#pragma unroll 1
+    for (int i = 0; i < part.count; ++i) {
+      int64_t places[kAll];
+      locate(part.first + i, places);
+      for_each<kAll>([&](auto k) {
+        if (operands >> k & 1) work(k, i, at(k, places[k]));
+      });
     }
   }
-  if (launch.zero_grad) *reinterpret_cast<Elements*>(global(at[1])) = Elements{};
+
+  // Where element `number`, in row-major order, lies in each operand, in elements.
+  __device__ __forceinline__ void locate(int64_t number, int64_t* places) const {
+    for_each<kAll>([&](auto k) { places[k] = row.layout == kNoLayout ? number : 0; });
+    if (row.layout == kNoLayout) return;
+    const int64_t* const layout = launch.layouts + row.layout;
+    const int ndim = int(layout[0]);
+#pragma unroll 1
+    for (int d = ndim - 1; d >= 0; --d) {
+      const int64_t size = layout[1 + d], rest = number / size, place = number - rest * size;
+      for_each<kAll>([&](auto k) {
+        if (is_there(k)) places[k] += place * layout[1 + (1 + index(k)) * ndim + d];
+      });
+      number = rest;
+    }
+  }
+};
+
+// Applies the rule to what was read, and leaves what is to be stored.
+template <template <class> class Rule, int variant, class Operands>
+__device__ __forceinline__ void apply(Room<Rule<T>>& rules, const Part& part, const Numbers& numbers,
+                                      Operands& operands) {
+  constexpr int kStates = Rule<T>::states_of(variant), kCount = kElements<T>;
+  T param[kCount], grad[kCount], states[kStates + 1][kCount];
+  decode(operands.raw[1], operands.format(1), grad);
+  if (numbers.factor != 1) {  // rounded as grad is stored, which it is not
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) grad[i] = grad[i] * numbers.factor;
+    encode(grad, operands.format(1), nullptr, operands.raw[1]);
+    decode(operands.raw[1], operands.format(1), grad);
+  }
+  const Surroundings surroundings{operands.row, numbers.step, part.first, part.block, part.count};
+  decode_param(operands.raw, Operands::kCompanion, operands.format(0), operands.launch.companion, param);
+  for_each<kStates>(
+      [&](auto k) { decode_state(operands.raw[2 + k], operands.format(2 + k), k, surroundings, states[k]); });
+
+  const Rule<T> rule = rules.get();
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) {
+    T state[kStates + 1];
+#pragma unroll
+    for (int k = 0; k < kStates; ++k) state[k] = states[k][i];
+    rule.template operator()<variant>(param[i], grad[i], state);
+#pragma unroll
+    for (int k = 0; k < kStates; ++k) states[k][i] = state[k];
+  }
+
+  encode_param(param, operands.format(0), operands.launch.companion, surroundings, Operands::kCompanion, operands.raw);
+  for_each<kStates>(
+      [&](auto k) { encode_state(states[k], operands.format(2 + k), k, surroundings, operands.raw[2 + k]); });
 }
 
-// Finds element `index`, in row-major order, in each operand of a layout.
-template <int operands>
-__device__ __forceinline__ void locate(const int64_t* layout, int64_t index, S** at) {
-  const int ndim = int(layout[0]);
-  for (int d = ndim - 1; d >= 0; --d) {
-    const int64_t size = layout[1 + d], rest = index / size, place = index - rest * size;
+template <class Operands>
+__device__ __forceinline__ void unscale(const Numbers& numbers, Operands& operands) {
+  T grad[kElements<T>];
+  decode(operands.raw[1], operands.format(1), grad);
 #pragma unroll
-    for (int k = 0; k < operands; ++k) at[k] += place * layout[1 + (1 + k) * ndim + d];
-    index = rest;
+  for (int i = 0; i < kElements<T>; ++i) grad[i] = grad[i] / numbers.grad_scale;
+  encode(grad, operands.format(1), nullptr, operands.raw[1]);
+}
+
+// Moves the average towards the parameter as it is stored.
+template <class Operands>
+__device__ __forceinline__ void move_average(Operands& operands) {
+  constexpr int kAverage = Operands::kGrad;
+  const StepLaunch& launch = operands.launch;
+  T param[kElements<T>], average[kElements<T>];
+  decode(operands.raw[0], operands.format(0), param);
+  decode(operands.raw[kAverage], operands.format(kAverage), average);
+  const Average<T> lerp(launch.average_weight);
+#pragma unroll
+  for (int i = 0; i < kElements<T>; ++i) {
+    average[i] = launch.average_is_new ? param[i] : lerp(average[i], param[i]);
   }
+  encode(average, operands.format(kAverage), nullptr, operands.raw[kAverage]);
+}
+
+enum Pass { kUnscales, kApplies, kAverages, kPasses };
+
+// Updates the elements of a thread, whatever their number and wherever they lie. There are not registers enough for all
+// operands at once: so unscaling and averages have passes of their own, which leave and find numbers in the cache.
+template <template <class> class Rule, int variant>
+__device__ __forceinline__ void update(Room<Rule<T>>& rules, const Row& row, const Part& part, const Numbers& numbers,
+                                       const StepLaunch& launch) {
+  constexpr int kRule = 2 + Rule<T>::states_of(variant);
+  constexpr unsigned kParam = 1, kGrad = 2, kAverage = kGrad;  // sets of operands
+  const unsigned all = ((1u << kRule) - 1) | (launch.companion != Companion::none ? 1u << kRule : 0);
+#pragma unroll 1
+  for (int pass = launch.grad_scale != nullptr && !numbers.skip ? kUnscales : kApplies; pass < kPasses; ++pass) {
+    if (pass == kAverages && (!launch.averages || numbers.skip)) continue;
+    Operands<kRule> operands(row, launch, pass == kAverages);
+    const unsigned average_read = launch.average_is_new ? 0 : kAverage, applies = numbers.skip ? 0 : all;
+    operands.load(part, pass == kUnscales ? kGrad : pass == kAverages ? kParam | average_read : applies);
+    if (pass == kUnscales) {
+      unscale(numbers, operands);
+    } else if (pass == kAverages) {
+      move_average(operands);
+    } else {
+      if (!numbers.skip) apply<Rule, variant>(rules, part, numbers, operands);
+      if (launch.zero_grad) operands.raw[1] = {};
+    }
+    const unsigned applied = (applies & ~kGrad) | (launch.zero_grad ? kGrad : 0);
+    operands.store(part, pass == kUnscales ? kGrad : pass == kAverages ? kAverage : applied);
+  }
+}
+
+// Which elements of a chunk a thread takes with its warp: unit by unit, or block by block of 8 bits where a row has
+// such. False where there are none left, for all threads of the warp alike.
+__device__ __forceinline__ bool find(const Row& row, int32_t chunk, int unit, Part& part) {
+  part.block = int64_t(chunk) * kUnitsOfChunk + unit;
+  int64_t begin = part.block * kUnit, end = row.count;
+  if (sizeof(T) == 4 && row.columns != 0) {
+    const int64_t in_line = Blocks{row.columns}.in_row(), line = part.block / in_line;
+    begin = line * row.columns + (part.block - line * in_line) * kBlockOf8Bits;
+    end = min(min(begin + kBlockOf8Bits, (line + 1) * row.columns), end);
+  }
+  part.first = begin + threadIdx.x % kWarp * kElements<T>;
+  part.count = int(max(min(end - part.first, int64_t(kElements<T>)), int64_t(0)));
+  return begin < end;
 }
 
 // The row's step count after this step, rounded as it will be stored.
@@ -71,10 +224,10 @@ __device__ __forceinline__ double next_step(const Row& row) {
 
 template <template <class> class Rule, int variant>
 __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor) step(const __grid_constant__ StepLaunch launch) {
-  constexpr int kOperands = 2 + Rule<T>::states_of(variant), kWhole = kWidth<S>;
   using Options = typename Rule<T>::Options;
   FUSEDOPTIM_SHARED(Room<Options>, options);
   FUSEDOPTIM_SHARED(Room<Rule<T>>, computed);
+  FUSEDOPTIM_SHARED(double, computed_step);
   FUSEDOPTIM_SHARED(bool, is_last);
 
   const bool skip = launch.found_inf != nullptr && *launch.found_inf != 0;
@@ -84,8 +237,8 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor) step(const __gr
   const T factor = T(launch.factor * clip);
 
   const bool computes = launch.computes_constants && threadIdx.x == 0;
-  double rule_step = NAN;
   if (computes) {
+    computed_step = NAN;
     options.get() = *reinterpret_cast<const Options*>(launch.rule);
     for (int i = 0; i < launch.number_count; ++i) {
       const DeviceNumber& number = launch.numbers[i];
@@ -93,6 +246,13 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor) step(const __gr
     }
   }
 
+  if (!launch.computes_constants) {
+    if (threadIdx.x == 0) {
+      computed.get() = *reinterpret_cast<const Rule<T>*>(launch.rule);
+      computed_step = launch.step;
+    }
+    __syncthreads();
+  }
   for (int c = blockIdx.x; c < launch.chunk_count; c += gridDim.x) {
     const Chunk chunk = launch.chunks[c];
     const Row& row = launch.rows[chunk.row];
@@ -100,40 +260,15 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor) step(const __gr
       __syncthreads();  // nobody reads the rule of the last chunk any more
       if (computes) {
         const double next = row.step != nullptr ? next_step(row) : launch.step;
-        if (next != rule_step) computed.get() = Rule<T>(options.get(), next);
-        rule_step = next;
+        if (next != computed_step) computed.get() = Rule<T>(options.get(), next);
+        computed_step = next;
       }
       __syncthreads();
     }
-    const Rule<T> rule = launch.computes_constants ? computed.get() : *reinterpret_cast<const Rule<T>*>(launch.rule);
-
-    const int64_t begin = int64_t(chunk.index) * kChunk;
-    const int count = int(min(row.count - begin, int64_t(kChunk)));
-    S* first[kOperands + 1];
-    bool whole = row.layout == kNoLayout;
-#pragma unroll
-    for (int k = 0; k < kOperands + 1; ++k) {
-      const bool is_used = k < kOperands || launch.averages;
-      first[k] = is_used ? static_cast<S*>(row.operands[k]) + (row.layout == kNoLayout ? begin : 0) : nullptr;
-      whole = whole && aligned(first[k]);
-    }
-    const int packed = whole ? count / kWhole * kWhole : 0;  // elements taken 16 bytes at a time
-    for (int i = threadIdx.x * kWhole; i < packed; i += kThreads * kWhole) {
-      S* at[kOperands + 1];
-#pragma unroll
-      for (int k = 0; k < kOperands + 1; ++k) at[k] = first[k] + i;
-      update<Rule, variant, kWhole>(rule, at, launch, skip, grad_scale, factor);
-    }
-    for (int i = packed + threadIdx.x; i < count; i += kThreads) {
-      S* at[kOperands + 1];
-#pragma unroll
-      for (int k = 0; k < kOperands + 1; ++k) at[k] = first[k] + (row.layout == kNoLayout ? i : 0);
-      if (row.layout != kNoLayout) {
-        const int64_t* const layout = launch.layouts + row.layout;
-        const int64_t index = begin + i;
-        launch.averages ? locate<kOperands + 1>(layout, index, at) : locate<kOperands>(layout, index, at);
-      }
-      update<Rule, variant, 1>(rule, at, launch, skip, grad_scale, factor);
+    Part part;
+    for (int unit = threadIdx.x / kWarp; unit < kUnitsOfChunk && find(row, chunk.index, unit, part); unit += kWarps) {
+      __syncwarp();  // or the rule would be kept in registers from one to the next
+      update<Rule, variant>(computed, row, part, {skip, grad_scale, factor, computed_step}, launch);
     }
   }
 
@@ -177,5 +312,5 @@ KernelHandle find(int rule, int variant, RuleList<Rules...>) {
 
 KernelHandle step_kernel(int rule, int variant) { return find(rule, variant, AllRules()); }
 
-}  // namespace FUSEDOPTIM_STORAGE
+}  // namespace FUSEDOPTIM_ARITHMETIC
 }  // namespace fusedoptim::cuda

@@ -8,22 +8,39 @@
 namespace fusedoptim::cuda {
 
 constexpr int kThreads = 256;           // of a block
+constexpr int kWarp = 32;               // of a warp
 constexpr int kBlocksPerProcessor = 2;  // that registers must suffice for: with fewer registers ptxas spills
 constexpr int kChunk = 8192;            // elements that a block takes at once
 constexpr int kZeroChunk = 65536;       // bytes that a block zeroes at once
 constexpr int kNoLayout = -1;
 
-// One parameter. Operands are param, grad, the states, and the average if there is one.
+// How an operand is stored, its dtype and its coding in one: cuda/storage.cuh reads and writes each.
+enum class Format : int32_t { f64, f32, bf16, f16, stochastic, magnitude, sign };
+
+constexpr Format format_of(DType dtype, Coding coding) {
+  return coding == Coding::stochastic  ? Format::stochastic
+         : coding == Coding::magnitude ? Format::magnitude
+         : coding == Coding::sign      ? Format::sign
+                                       : Format(dtype);
+}
+constexpr bool is_random(Format format) { return format == Format::stochastic || format == Format::magnitude; }
+
+// One parameter. Operands are param, grad, the states, then the average and the companion if there are any.
 struct Row {
   void* operands[kMaxOperands];
-  int64_t count;     // elements
-  const void* step;  // its step count on the device, or null
+  float* scales[kMaxStates];  // of states in 8 bits
+  int64_t columns;            // of their blocks; 0: there are none
+  int64_t count;              // elements
+  const void* step;           // its step count on the device, or null
+  uint64_t seed;              // of random bits, as are the next two: core/philox.h
+  int64_t first_element;
+  uint32_t parameter;
   int32_t step_is_double;
-  int32_t layout;  // kNoLayout: all operands are contiguous in one order; else where its Layout begins in `layouts`:
+  int64_t layout;  // kNoLayout: all operands are contiguous in one order; else where its Layout begins in `layouts`:
 };  // ndim, the sizes, and a row of ndim element strides for each operand
 
 struct Chunk {
-  int32_t row, index;  // elements index * kChunk and on
+  int32_t row, index;  // elements index * kChunk and on; of a row with blocks of 8 bits, so many blocks as these are
 };
 
 // A step count to raise, each listed once however many rows read it.
@@ -48,6 +65,9 @@ struct StepLaunch {
   double factor;  // grad is multiplied by it and by the coefficient that clips, and rounded as grad is stored
   double average_weight;
   bool zero_grad;
+  Format formats[kMaxOperands];  // of the operands
+  int32_t sizes[kMaxOperands];   // of their elements, in bytes
+  Companion companion;
   bool averages, average_is_new;  // as a task's: the average is the operand behind the rule's
   bool computes_constants;        // on the device: `rule` holds the options and not the constants
   int32_t number_count;
@@ -68,9 +88,10 @@ struct ZeroLaunch {
   int32_t chunk_count;
 };
 
-// The host's handles of the kernels, for cudaLaunchKernel; null for a variant that the rule does not have.
+// The host's handles of the kernels, for cudaLaunchKernel; null for a variant that the rule does not have. Step kernels
+// have their arithmetic in float32 or in float64; how operands are stored they are told in the launch.
 using KernelHandle = const void*;
-KernelHandle step_kernel(int rule, int variant, DType dtype);
+KernelHandle step_kernel(int rule, int variant, bool in_double);
 KernelHandle zero_kernel();
 
 }  // namespace fusedoptim::cuda

@@ -63,7 +63,7 @@ struct Driver::State {
     Launch& launch = launches.emplace_back();
     launch.device = task.device;
     launch.stream = stream;
-    launch.kernel = step_kernel(task.rule, task.variant, task.dtype);
+    launch.kernel = step_kernel(task.rule, task.variant, !task.mixed && task.dtype == DType::f64);
     launch.blocks = capacity.blocks(task.device, launch.kernel, shape.chunk_count);
     launch.name = std::string(rule_name(task.rule, AllRules())) + " on " + std::to_string(bucket.rows.size()) + " " +
                   torch_name(task.dtype) + " parameters";
@@ -82,6 +82,11 @@ struct Driver::State {
     step.factor = task.factor;
     step.norm = task.norm;
     step.max_norm = task.max_norm;
+    for (int k = 0; k < task.operand_count; ++k) {
+      step.formats[k] = format_of(task, k);
+      step.sizes[k] = int32_t(size_of(task.dtype_of(k)));
+    }
+    step.companion = task.companion;
     step.averages = task.averages;
     step.average_is_new = task.average_is_new;
     step.average_weight = task.average_weight;

@@ -20,8 +20,9 @@ ROOT = HERE.parent.parent
 CSRC = ROOT / "csrc"
 CACHE = ROOT / "build" / "cuda_on_cpu"
 COMPILER = shutil.which("g++") or shutil.which("c++") or shutil.which("clang++")
-STORAGES = ("f64", "f32", "bf16", "f16")
+ARITHMETICS = ("f64", "f32")
 
+PROGRAM = ("source_level", "covering", "step_case", "zero_case", "norm_case")
 JOBS = 2
 DAYS_KEPT = 7  # of what the cache holds, after its last use
 
@@ -182,12 +183,14 @@ def prune() -> None:
 
 
 def kernels(
-    sanitizer: str, storages: Sequence[str] = STORAGES, csrc: Path = CSRC, optimize: str = "-O1"
+    sanitizer: str, arithmetics: Sequence[str] = ARITHMETICS, csrc: Path = CSRC, optimize: str = "-O1"
 ) -> list[Object]:
     """The product's kernels, as host code."""
     host = ("-x", "c++", "-isystem", str(find_cuda_include()), "-include", "device_on_host.h", "-Wno-unknown-pragmas")
     flags = (*host, "-g1", optimize, *SANITIZERS[sanitizer].flags)
-    step = [Object(csrc / "cuda" / "kernels.cu", (*flags, f"-DFUSEDOPTIM_STORAGE={name}"), csrc) for name in storages]
+    step = [
+        Object(csrc / "cuda" / "kernels.cu", (*flags, f"-DFUSEDOPTIM_ARITHMETIC={name}"), csrc) for name in arithmetics
+    ]
     return [*step, *(Object(csrc / "cuda" / f"{name}.cu", flags, csrc) for name in ("norm", "zero"))]
 
 
@@ -205,14 +208,18 @@ def cpu_driver() -> list[Object]:
     return [kernels, *(Object(path, flags) for path in others)]
 
 
-def source_level(sanitizer: str, storages: Sequence[str] = STORAGES, csrc: Path = CSRC, optimize: str = "-O1") -> Path:
+def source_level(
+    sanitizer: str, arithmetics: Sequence[str] = ARITHMETICS, csrc: Path = CSRC, optimize: str = "-O1"
+) -> Path:
     """The program of ``source_level.cpp``, with the kernels of ``csrc``."""
-    whole = tuple(storages) == STORAGES
-    sources = [HERE / f"{name}.cpp" for name in ("source_level", "covering", "step_case", "zero_case", "norm_case")]
+    whole = tuple(arithmetics) == ARITHMETICS
+    sources = [HERE / f"{name}.cpp" for name in PROGRAM]
     sources.append(CSRC / "cuda" / "kernels.cpp" if whole else HERE / "linked_kernels.cpp")
     program = [Object(source, ("-O1", "-g1")) for source in sources]
+    cuda = ("-isystem", str(find_cuda_include()), "-O1", "-g1")
+    program += [Object(HERE / "table_case.cpp", cuda), Object(csrc / "cuda" / "buckets.cpp", cuda, csrc)]
     # The slowest first, so that the last does not run alone.
-    objects = [*kernels(sanitizer, storages, csrc, optimize), *cpu_driver(), *program, runtime(sanitizer)]
+    objects = [*kernels(sanitizer, arithmetics, csrc, optimize), *cpu_driver(), *program, runtime(sanitizer)]
     return link(compile_objects(objects), "source_level", SANITIZERS[sanitizer].flags)
 
 

@@ -9,6 +9,10 @@
 //   large    sizes around one chunk and beyond two, since the chunk is where indices are cut.
 //   strided  layouts x zero_grad x grad_scale, as a strided row takes another way through the loop.
 //
+//   mixed    in float32 arithmetic: how the parameter is stored and its companion, how each state is, the average; on
+//            sizes around what a thread, a warp and a block of 8 bits take, and every operand misaligned by itself.
+//            Over the kernels every storage meets every other.
+//
 // All else turns with the number of the launch, by counts that share no factor, so that across the 64 kernels every
 // pair of it occurs: found_inf absent or 0, -0; the clip; the average; the fold; the grid from one block to more blocks
 // than chunks.
@@ -23,6 +27,8 @@
 namespace cuda_on_cpu {
 namespace {
 
+using fusedoptim::Coding;
+using fusedoptim::Companion;
 using fusedoptim::cuda::kChunk;
 
 const Strides kTransposed{{9, 7}, {{7, 1}, {1, 9}, {1, 9}, {7, 1}, {1, 9}}};
@@ -66,6 +72,47 @@ class Design {
     strided_rows();
   }
 
+  // How operands are stored: number i of the mixtures of a kernel.
+  void mixed(int mixtures) {
+    using Stored = Mixture::Stored;
+    struct Param {
+      Stored stored;
+      Companion companion;
+    };
+    constexpr Coding kPlain = Coding::nearest, kUpOrDown = Coding::stochastic;
+    const Param params[] = {
+        {{DType::bf16, kPlain}, Companion::remainder},    {{DType::bf16, kUpOrDown}, Companion::none},
+        {{DType::f16, kPlain}, Companion::master},        {{DType::f32, kPlain}, Companion::none},
+        {{DType::bf16, kPlain}, Companion::compensation}, {{DType::bf16, kPlain}, Companion::master},
+        {{DType::f16, kPlain}, Companion::none},          {{DType::f16, kPlain}, Companion::compensation},
+        {{DType::bf16, kPlain}, Companion::none}};
+    const Stored grads[] = {{DType::bf16}, {DType::f32}, {DType::f16}};
+    const Stored states[] = {{DType::u8}, {DType::bf16, kUpOrDown}, {DType::f32}, {DType::bf16}, {DType::f16}};
+    for (int i = 0; i < mixtures; ++i) {
+      StepCase step = next();
+      const auto turn = size_t(launch_);
+      const Param& param = params[turn % std::size(params)];
+      Mixture& mixture = step.mixture.emplace();
+      mixture.companion = param.companion;
+      mixture.operands = {param.stored, grads[turn % 3]};
+      bool has_blocks = false;
+      for (int k = 2; k < operands_of(rule_, variant_); ++k) {
+        mixture.operands.push_back(states[(turn / 2 + size_t(k) * turn) % std::size(states)]);
+        Stored& made = mixture.operands.back();
+        if (made.dtype == DType::u8) made.coding = k == 2 && turn % 7 != 0 ? Coding::sign : Coding::magnitude;
+        has_blocks = has_blocks || made.dtype == DType::u8;
+      }
+      if (step.averages) mixture.operands.push_back(grads[turn / 4 % 3]);
+      if (param.companion != Companion::none) {
+        mixture.operands.push_back({param.companion == Companion::master ? DType::f32 : param.stored.dtype});
+      }
+      mixture.plain = has_blocks && turn % 4 != 0;
+      const auto operands = int(mixture.operands.size());
+      has_blocks ? add_blocks(step, operands) : add_sizes(step, operands);
+      visit(step);
+    }
+  }
+
   // Each thread's own elements, a second chunk for the same and for another block, rules folded by one thread for all,
   // step counts raised by the last block: that is all that threads share.
   void brief() {
@@ -89,6 +136,41 @@ class Design {
   }
 
  private:
+  void add_sizes(StepCase& step, int operands) const {
+    for (const int64_t size : {1, 7, 8, 9, 255, 257}) step.rows.push_back({size});
+    for (const unsigned misaligned : alignments(operands)) step.rows.push_back({300, misaligned, nullptr, 3});
+    step.rows.push_back(strided(kTransposed));
+    if (launch_ % 5 == 0) step.rows.push_back({kChunk + 9, 0, nullptr, 0, false, (1 << 18) + 1});
+    turn_first_elements(step);
+  }
+
+  // Blocks that are whole, that end with a line or within a thread's elements, in one chunk and beyond.
+  void add_blocks(StepCase& step, int operands) const {
+    for (const int64_t size : {1, 8, 255, 256, 257, 777}) step.rows.push_back(lines(size, size));
+    for (const unsigned misaligned : alignments(operands)) step.rows.push_back(lines(600, 300, misaligned));
+    step.rows.push_back(lines(400, 10));
+    step.rows.push_back(strided(kTransposed));
+    step.rows.back().columns = 7;
+    if (launch_ % 5 == 0) {
+      step.rows.push_back(lines(2 * kChunk + 2 * 515, kChunk + 515));
+      step.rows.push_back(lines(35 * 300, 300));
+      step.rows.push_back(strided(kBeyondOneChunk));
+      step.rows.back().columns = 41 * 71;
+    }
+    turn_first_elements(step);
+  }
+
+  void turn_first_elements(StepCase& step) const {
+    constexpr int64_t kPlaces[] = {0, 8, 0, 3, (int64_t(1) << 35) + 5};
+    for (size_t i = 0; i < step.rows.size(); ++i) step.rows[i].first_element = kPlaces[(i + launch_) % 5];
+  }
+
+  static RowCase lines(int64_t count, int64_t columns, unsigned misaligned = 0) {
+    RowCase row{count, misaligned, nullptr, 3};
+    row.columns = columns;
+    return row;
+  }
+
   void small() {
     std::vector<RowCase> rows;
     for (const int64_t size : {1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65}) {
@@ -213,9 +295,10 @@ void for_each_step_case(const std::string& storage, bool brief, uint64_t seed,
   for (const DType dtype : {DType::f64, DType::f32, DType::bf16, DType::f16}) {
     for (size_t rule = 0; rule < all_rules().size(); ++rule) {
       for (int variant = 0; variant < all_rules()[rule].variants; ++variant, ++kernel) {
-        if (!storage.empty() && storage != name_of(dtype)) continue;
+        const auto is_wanted = [&](const char* name) { return storage.empty() || storage == name; };
         Design design(int(rule), variant, dtype, kernel, seed, visit);
-        brief ? design.brief() : design.all();
+        if (is_wanted(name_of(dtype))) brief ? design.brief() : design.all();
+        if (dtype == DType::f32 && is_wanted("mixed")) design.mixed(brief ? 3 : 15);
       }
     }
   }

@@ -38,6 +38,10 @@
   Type& name = *static_cast<Type*>(::cuda_on_cpu::shared_memory(&name##_key, sizeof(Type)))
 
 inline void __syncthreads() { ::cuda_on_cpu::block_barrier(); }
+inline void __syncwarp() { ::cuda_on_cpu::warp_barrier(); }
+inline uint32_t __shfl_xor_sync(unsigned, uint32_t value, int lanes) {
+  return ::cuda_on_cpu::warp_exchange(value, uint32_t(lanes));
+}
 inline void __threadfence() { ::cuda_on_cpu::fence(); }
 
 inline unsigned atomicInc(unsigned* at, unsigned limit) {
@@ -53,6 +57,22 @@ inline float __uint_as_float(uint32_t bits) {
   float x;
   std::memcpy(&x, &bits, sizeof(x));
   return x;
+}
+inline double __hiloint2double(int high, int low) {
+  const uint64_t bits = uint64_t(uint32_t(high)) << 32 | uint32_t(low);
+  double x;
+  std::memcpy(&x, &bits, sizeof(x));
+  return x;
+}
+inline int __double2hiint(double x) {
+  uint64_t bits;
+  std::memcpy(&bits, &x, sizeof(bits));
+  return int(uint32_t(bits >> 32));
+}
+inline int __double2loint(double x) {
+  uint64_t bits;
+  std::memcpy(&bits, &x, sizeof(bits));
+  return int(uint32_t(bits));
 }
 
 using std::max;

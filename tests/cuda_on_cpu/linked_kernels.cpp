@@ -1,4 +1,4 @@
-// Stands in for csrc/cuda/kernels.cpp in a program that links the kernels of some storage types only.
+// Stands in for csrc/cuda/kernels.cpp in a program that links the kernels of one arithmetic type only.
 #include "cuda/launch.h"
 
 namespace fusedoptim::cuda {
@@ -9,16 +9,10 @@ __attribute__((weak)) KernelHandle step_kernel(int rule, int variant);
 namespace f32 {
 __attribute__((weak)) KernelHandle step_kernel(int rule, int variant);
 }
-namespace bf16 {
-__attribute__((weak)) KernelHandle step_kernel(int rule, int variant);
-}
-namespace f16 {
-__attribute__((weak)) KernelHandle step_kernel(int rule, int variant);
-}
 
-KernelHandle step_kernel(int rule, int variant, DType dtype) {
-  KernelHandle (*const find[])(int, int) = {f64::step_kernel, f32::step_kernel, bf16::step_kernel, f16::step_kernel};
-  return find[int(dtype)] == nullptr ? nullptr : find[int(dtype)](rule, variant);
+KernelHandle step_kernel(int rule, int variant, bool in_double) {
+  KernelHandle (*const find)(int, int) = in_double ? f64::step_kernel : f32::step_kernel;
+  return find == nullptr ? nullptr : find(rule, variant);
 }
 
 }  // namespace fusedoptim::cuda

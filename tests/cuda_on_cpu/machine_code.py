@@ -32,7 +32,7 @@ _PTX = re.compile(r"^\.target (sm_\w+)", re.MULTILINE)
 _PTX_ENTRY = re.compile(r"^\s*(?:\.\w+ )*\.entry (\w+)\(", re.MULTILINE)
 _PTX_INSTRUCTION = re.compile(r"^\s*(?:@!?%p\d+\s+)?([a-z][a-z0-9_.:]*)\s[^;]*;", re.MULTILINE)
 _OTHER = re.compile(r"4cudaL?\d(zero|norm|clip|judge)E")
-# The kernels that serve all storage types, and how many instructions of each kind must access 128 bits. In that of the
+# The kernels of no rule, and how many instructions of each kind must access 128 bits. In that of the
 # norm, of which each thread adds one lane, the loads that come ahead of the first use are counted instead.
 OTHERS: dict[str, dict[str, int]] = {
     "zero": {"STG": 1},
@@ -41,14 +41,14 @@ OTHERS: dict[str, dict[str, int]] = {
     "judge": {},
 }
 READ_AHEAD = 8
-_STEP = re.compile(r"4cuda\d(f64|f32|bf16|f16)4stepINS_\d+(\w+?)ELi(\d+)E")
+_STEP = re.compile(r"4cuda3(f64|f32)4stepINS_\d+(\w+?)ELi(\d+)E")
 
 
 @dataclass(frozen=True)
 class Variant:
     """What a kernel is made from."""
 
-    storage: str
+    arithmetic: str
     rule: str
     number: int
 
@@ -177,12 +177,12 @@ def _wide(instructions: Counter[str], *kinds: str) -> int:
     )
 
 
-def problems_of_kernel(kernel: Kernel, operands: tuple[int, int] | None, other: str | None = None) -> list[str]:
+def problems_of_kernel(kernel: Kernel, accesses: tuple[int, int] | None, other: str | None = None) -> list[str]:
     """What is wrong with one kernel.
 
     Args:
         kernel: The kernel.
-        operands: How many arrays a step kernel reads and how many it writes; None for another kernel.
+        accesses: How many loads and stores of a step kernel must access 128 bits; None for another kernel.
         other: The name of another kernel, in ``OTHERS``.
     """
     problems = []
@@ -197,7 +197,7 @@ def problems_of_kernel(kernel: Kernel, operands: tuple[int, int] | None, other: 
     approximate = {name for name in instructions if name.split(".")[0] == "MUFU"} - SEEDS
     if approximate:
         problems.append(f"approximates: {sorted(approximate)}")
-    if operands is None:
+    if accesses is None:
         for kind, count in OTHERS[other or ""].items():
             if _wide(instructions, kind) < count:
                 problems.append(f"has {_wide(instructions, kind)} 128-bit {kind} and not {count}")
@@ -205,9 +205,9 @@ def problems_of_kernel(kernel: Kernel, operands: tuple[int, int] | None, other: 
             problems.append(f"reads {kernel.ahead} elements ahead and not {READ_AHEAD}")
         return problems
     # A load of unknown address space (LD, ST) is slower, so it does not count.
-    for kind, verb, count in zip(("LDG", "STG"), ("loads", "stores"), operands, strict=True):
+    for kind, verb, count in zip(("LDG", "STG"), ("loads", "stores"), accesses, strict=True):
         if _wide(instructions, kind) < count:
-            problems.append(f"has {_wide(instructions, kind)} 128-bit {verb} for {count} operands")
+            problems.append(f"has {_wide(instructions, kind)} 128-bit {verb} and not {count}")
     return problems
 
 

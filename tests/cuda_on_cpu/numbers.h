@@ -18,25 +18,26 @@ struct Format {
 };
 
 inline Format format_of(DType dtype) {
-  constexpr Format kFormats[] = {{11, 52}, {8, 23}, {8, 7}, {5, 10}};
+  constexpr Format kFormats[] = {{11, 52}, {8, 23}, {8, 7}, {5, 10}, {}};
   return kFormats[int(dtype)];
 }
 
 inline const char* name_of(DType dtype) {
-  constexpr const char* kNames[] = {"f64", "f32", "bf16", "f16"};
+  constexpr const char* kNames[] = {"f64", "f32", "bf16", "f16", "u8"};
   return kNames[int(dtype)];
 }
 
-// Mostly numbers around 1, which meet each other in sums; one in sixteen is special: a zero, a subnormal, the ends of
-// the range, infinity, NaN.
-inline uint64_t random_number(DType dtype, bool negative_too, Random& random) {
+// Mostly numbers around 1, which meet each other in sums; one in sixteen is special, unless it is to be `plain`: a
+// zero, a subnormal, the ends of the range, infinity, NaN. Of u8 any byte.
+inline uint64_t random_number(DType dtype, bool negative_too, Random& random, bool plain = false) {
+  if (dtype == DType::u8) return random() & 0xff;
   const Format format = format_of(dtype);
   const uint64_t largest_exponent = (uint64_t(1) << format.exponent_bits) - 1, bias = largest_exponent / 2;
   const uint64_t mantissas = uint64_t(1) << format.mantissa_bits;
   const auto number = [&](uint64_t exponent, uint64_t mantissa) { return exponent << format.mantissa_bits | mantissa; };
   const uint64_t bits = random(), any_mantissa = bits & (mantissas - 1), choice = bits >> 58;
   uint64_t magnitude = number(bias - 5 + (bits >> 53) % 10, any_mantissa);
-  if (choice < 4) {
+  if (choice < 4 && !plain) {
     const uint64_t special[] = {number(0, 0),
                                 number(0, 1),
                                 number(0, any_mantissa),
@@ -59,6 +60,7 @@ inline uint64_t load_number(DType dtype, const void* at) {
 }
 
 inline bool is_nan(DType dtype, uint64_t bits) {
+  if (dtype == DType::u8) return false;
   const Format format = format_of(dtype);
   const uint64_t infinity = ((uint64_t(1) << format.exponent_bits) - 1) << format.mantissa_bits;
   const uint64_t sign = uint64_t(1) << (format.exponent_bits + format.mantissa_bits);

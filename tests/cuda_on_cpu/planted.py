@@ -28,128 +28,127 @@ class Planted:
 
 
 STEP, ZERO, DEVICE = "cuda/kernels.cu", "cuda/zero.cu", "cuda/device.cuh"
+STORAGE, PHILOX = "cuda/storage.cuh", "core/philox.h"
 
 # ---- the source of the kernels, run on the host ---------------------------------------------------------------------
 
 BOUNDS = [
-    Planted(
-        "an element beyond the end",
-        STEP,
-        "int(min(row.count - begin, int64_t(kChunk)))",
-        "int(min(row.count - begin + 1, int64_t(kChunk)))",
-        "heap-buffer-overflow",
-        sanitizer="address",
-    ),
-    Planted(
-        "whole packs rounded up",
-        STEP,
-        "whole ? count / kWhole * kWhole : 0",
-        "whole ? (count + kWhole - 1) / kWhole * kWhole : 0",
-        "heap-buffer-overflow",
-        sanitizer="address",
-    ),
-    Planted(
-        "an element beyond the end, without a sanitizer",
-        STEP,
-        "int(min(row.count - begin, int64_t(kChunk)))",
-        "int(min(row.count - begin + 1, int64_t(kChunk)))",
-        "of 1 elements, misaligned operands 0x0: param[1] is",
-    ),
-    Planted("tail left out", STEP, "i < count; i += kThreads)", "i < packed; i += kThreads)", "of 1 elements"),
-    Planted(
-        "no alignment needed",
-        STEP,
-        "whole = whole && aligned(first[k]);",
-        "",
-        "misaligned address",
-        sanitizer="address",
-    ),
-    Planted(
-        "alignment of the first operand only",
-        STEP,
-        "whole = whole && aligned(first[k]);",
-        "whole = whole && (k > 0 || aligned(first[k]));",
-        "misaligned address",
-        sanitizer="address",
-    ),
-    Planted(
-        "chunk begins in 32 bits",
-        STEP,
-        "int64_t(chunk.index) * kChunk",
-        "int64_t(chunk.index * kChunk)",
-        "signed integer overflow",
-        sanitizer="address",
-    ),
+    Planted("an element beyond the end", STEP, "end = row.count;", "end = row.count + 1;", "heap-buffer-overflow",
+            sanitizer="address"),
+    Planted("elements that are not all there taken at once", STORAGE, "return count == kElements<T> &&",
+            "return count > 0 &&", "heap-buffer-overflow", sanitizer="address"),
+    Planted("an element beyond the end, without a sanitizer", STEP, "end = row.count;", "end = row.count + 1;",
+            "of 1 elements, misaligned operands 0x0: param[1] is"),
+    Planted("tail left out", STEP, "i < part.count; ++i)", "i < part.count / kElements<T> * kElements<T>; ++i)",
+            "of 1 elements"),
+    Planted("no alignment needed", STORAGE, "reinterpret_cast<uintptr_t>(at) % (size == 1 ? 8 : 16) == 0", "true",
+            "misaligned address", sanitizer="address"),
+    Planted("alignment of the first operand only", STEP, "is_whole<T>(to, size(k), part.count)",
+            "(k > 0 ? part.count == kElements<T> : is_whole<T>(to, size(k), part.count))", "misaligned address",
+            sanitizer="address"),
+    Planted("alignment of 8 bytes", STORAGE, "(size == 1 ? 8 : 16)", "8", "misaligned address", sanitizer="address",
+            storage="mixed"),
+    Planted("chunk begins in 32 bits", STEP, "int64_t begin = part.block * kUnit",
+            "int64_t begin = int(part.block) * kUnit", "signed integer overflow", sanitizer="address"),
     Planted("wrong stride over chunks", STEP, "c += gridDim.x)", "c += gridDim.x + 1)", "should be"),
-    Planted("wrong stride over packs", STEP, "i += kThreads * kWhole", "i += kThreads", "should be"),
-]
+    Planted("wrong stride over units", STEP, "unit += kWarps)", "unit += kWarps + 1)", "should be"),
+]  # fmt: skip
 
 STRIDED = [
-    Planted(
-        "every operand by the strides of the first",
-        STEP,
-        "layout[1 + (1 + k) * ndim + d]",
-        "layout[1 + ndim + d]",
-        "strided elements",
-    ),
-    Planted(
-        "second chunk strided as the first",
-        STEP,
-        "const int64_t index = begin + i;",
-        "const int64_t index = i;",
-        "8733 strided elements",
-    ),
-]
+    Planted("every operand by the strides of the first", STEP, "layout[1 + (1 + index(k)) * ndim + d]",
+            "layout[1 + ndim + d]", "strided elements"),
+    Planted("second chunk strided as the first", STEP, "const int ndim = int(layout[0]);",
+            "const int ndim = int(layout[0]);\n    number %= kChunk;", "8733 strided elements"),
+]  # fmt: skip
 
 ARITHMETIC = [
-    Planted("the factor forgotten", STEP, "if (factor != 1) grad =", "if (false) grad =", "row 0 of 1 elements"),
-    Planted(
-        "a new average as it was", STEP, "launch.average_is_new ? operands[0] : *average", "*average", "new average"
-    ),
-    Planted(
-        "a clipped gradient not rounded",
-        STEP,
-        "widen(narrow<S>(grad * factor))",
-        "grad * factor",
-        "clip 0.3",
-        storage="bf16",
-    ),
-    Planted("states swapped on the way back", STEP, "narrow<S>(state[k])", "narrow<S>(state[kStates - 1 - k])", "adam"),
-    Planted(
-        "param and grad swapped",
-        STEP,
-        "operands[0].at[i] = narrow<S>(param);",
-        "operands[1].at[i] = narrow<S>(param);",
-        "param[0] is",
-    ),
-    Planted(
-        "division by a reciprocal",
-        STEP,
-        "widen(operands[1].at[i]) / grad_scale",
-        "widen(operands[1].at[i]) * (1 / grad_scale)",
-        "grad_scale 3.0",
-    ),
-    Planted(
-        "the scaled gradient not stored",
-        STEP,
-        "if (launch.grad_scale != nullptr && !launch.zero_grad) *",
-        "if (false) *",
-        "grad[0] is",
-    ),
-    Planted(
-        "gradient zeroed before it is read",
-        STEP,
-        "  if (!skip) {\n    Elements operands",
-        "  if (launch.zero_grad) *reinterpret_cast<Elements*>(global(at[1])) = Elements{};\n"
-        "  if (!skip) {\n    Elements operands",
-        "zero_grad",
-    ),
+    Planted("the factor forgotten", STEP, "if (numbers.factor != 1) {", "if (false) {", "row 0 of 1 elements"),
+    Planted("a new average as it was", STEP, "launch.average_is_new ? param[i] :", "false ? param[i] :",
+            "new average"),
+    Planted("a clipped gradient not rounded", STEP, "    decode(operands.raw[1], operands.format(1), grad);\n  }",
+            "  }", "clip 0.3", storage="bf16"),
+    Planted("states swapped on the way back", STEP, "states[k][i] = state[k];",
+            "states[kStates - 1 - k][i] = state[k];", "adam"),
+    Planted("param and grad swapped", STEP, "(param[i], grad[i], state);", "(grad[i], param[i], state);",
+            "param[0] is"),
+    Planted("division by a reciprocal", STEP, "grad[i] / numbers.grad_scale", "grad[i] * (1 / numbers.grad_scale)",
+            "grad_scale 3.0"),
+    Planted("the scaled gradient not stored", STEP, "operands.store(part, pass == kUnscales ? kGrad",
+            "operands.store(part, pass == kUnscales ? 0", "grad[0] is"),
+    Planted("gradient zeroed before it is read", STEP, "    operands.load(part, pass == kUnscales",
+            "    operands.raw[1] = {};\n    if (launch.zero_grad) operands.store(part, kGrad);\n"
+            "    operands.load(part, pass == kUnscales", "zero_grad"),
     Planted("bf16 ties away from zero", DEVICE, "0x7fff + ((bits >> 16) & 1)", "0x8000", "should be", storage="bf16"),
-    Planted(
-        "bf16 cut off", DEVICE, "(bits + 0x7fff + ((bits >> 16) & 1)) >> 16", "bits >> 16", "should be", storage="bf16"
-    ),
+    Planted("bf16 cut off", DEVICE, "(bits + 0x7fff + ((bits >> 16) & 1)) >> 16", "bits >> 16", "should be",
+            storage="bf16"),
     Planted("fp16 cut off", DEVICE, "__float2half_rn(x)", "__float2half_rz(x)", "should be", storage="f16"),
-]
+]  # fmt: skip
+
+
+def _mixed(name: str, file: str, old: str, new: str, seen: str, sanitizer: str = "none") -> Planted:
+    return Planted(name, file, old, new, seen, sanitizer=sanitizer, storage="mixed")
+
+
+MIXED = [
+    _mixed("rounded to nearest and not up or down", STORAGE, "__float_as_uint(from[i]) + half_of(random, i)",
+           "__float_as_uint(from[i]) + 0x7fff", "stochastic"),
+    _mixed("random bits of another operand", STORAGE, "row.parameter, k),", "row.parameter, 0),", "state 0["),
+    _mixed("random bits of the step before", STORAGE, "RandomKey::of(row.seed, surroundings.step,",
+           "RandomKey::of(row.seed, surroundings.step - 1,", "should be"),
+    _mixed("random bits of another shard", STORAGE, "uint64_t(row.first_element + surroundings.first)",
+           "uint64_t(surroundings.first)",
+           "should be"),
+    _mixed("random bits of one counter where it takes two", STORAGE, "i = ahead == 0 ? 0 : 1; i >= 0",
+           "i = 0; i >= 0", "should be"),
+    _mixed("a round of Philox left out", PHILOX, "round < kPhiloxRounds; ++round) {\n    const uint64_t a",
+           "round < kPhiloxRounds - 1; ++round) {\n    const uint64_t a", "should be"),
+    _mixed("a remainder without its sign", STORAGE, "int32_t(int16_t(half_of(companion.words, i)))",
+           "int32_t(half_of(companion.words, i))", "remainder"),
+    _mixed("a remainder that leads out of the numbers", STORAGE,
+           "is_below ? magnitude == 0 : magnitude >= kInfinity", "false", "remainder"),
+    _mixed("a master that the parameter has left", STORAGE, "== own ? wide : own", "== own ? wide : wide", "master"),
+    _mixed("a parameter that is its master's upper half", STORAGE, "(bits_or_nan(x) + 0x8000) >> 16",
+           "bits_or_nan(x) >> 16", "should be"),
+    _mixed("a compensation of the other sign", STORAGE, "rest[i] = from[i] - rest[i];", "rest[i] = rest[i] - from[i];",
+           "compensation"),
+    _mixed("the companion in the average's place", STEP, "kRule + launch.averages : k", "kRule : k", ", average"),
+    _mixed("an average stored as the parameter is", STEP, "decode(operands.raw[kAverage], operands.format(kAverage),",
+           "decode(operands.raw[kAverage], operands.format(0),", ", average"),
+    _mixed("an average towards the parameter as it was", STEP, "enum Pass { kUnscales, kApplies, kAverages, kPasses };",
+           "enum Pass { kUnscales = 0, kAverages = 1, kApplies = 2, kPasses = 3 };", ", average"),
+    _mixed("a scale of a thread's elements", STORAGE, "scale_of(largest_of_warp(largest_of(from, surroundings.count)))",
+           "scale_of(largest_of(from, surroundings.count))", "scale of state"),
+    _mixed("a scale written while others read it", STORAGE,
+           "scale_of(largest_of_warp(largest_of(from, surroundings.count)))",
+           "scale_of(largest_of(from, surroundings.count))", "data race", "thread"),
+    _mixed("a scale that counts what is not there", STORAGE, "largest = i < count ? max(", "largest = i < 8 ? max(",
+           "scale of state"),
+    _mixed("the scale of the first block", STORAGE, "row.scales[state][surroundings.block], to)",
+           "row.scales[state][0], to)", "should be"),
+    _mixed("blocks that go on in the next line", STEP, "min(begin + kBlockOf8Bits, (line + 1) * row.columns)",
+           "begin + kBlockOf8Bits", "should be"),
+    _mixed("lines counted as whole blocks", STEP, "begin = line * row.columns +", "begin = line * 256 +",
+           "should be"),
+    _mixed("a magnitude that vanishes", STORAGE, "!has_sign && __float_as_uint(from[i]) != 0 ? 1 : 0", "0",
+           "magnitude"),
+    _mixed("codes without their sign", STORAGE, "stored |= bits >> 24 & 0x80;", "stored |= 0;", "sign"),
+    _mixed("codes of a block that is not finite", STORAGE, "scale == kNaN ? uint32_t(top) : stored & 0xff",
+           "stored & 0xff", "should be"),
+    _mixed("codes cut off", STORAGE, "kHalf - 1 + (magnitude >> kQuantumBits & 1)", "0", "sign"),
+]  # fmt: skip
+
+TABLE = [
+    _mixed("dtypes in one launch", "cuda/buckets.cpp", "same = format_of(a, k) == format_of(b, k);", "same = true;",
+           "dtypes are mixed up"),
+    _mixed("companions in one launch", "cuda/buckets.cpp", "bool same = a.companion == b.companion &&", "bool same =",
+           "companions are mixed up"),
+    _mixed("steps in one launch", "cuda/buckets.cpp", "a.next_step == b.next_step ||", "true ||",
+           "random bits of the first row's step"),
+    _mixed("blocks cut like other elements", "cuda/buckets.cpp", "cut(chunks, i, elements_to_cut(rows[i]), kChunk);",
+           "cut(chunks, i, rows[i].count, kChunk);", "blocks of 8 bits are cut"),
+    _mixed("scales in the places of operands", "cuda/buckets.cpp", "task.scales + 2, task.scales + 2 + kMaxStates",
+           "task.scales, task.scales + kMaxStates", "tables: scales"),
+]  # fmt: skip
 
 FOUND_INF = [
     Planted(
@@ -173,7 +172,13 @@ FOUND_INF = [
 FOLDING = [
     Planted("step counts are floats", STEP, "read(row.step, row.step_is_double)", "read(row.step, false)", "should be"),
     Planted("options in order", STEP, "(options.bytes)[number.option]", "(options.bytes)[i]", "device numbers"),
-    Planted("constants computed once", STEP, "if (next != rule_step)", "if (rule_step != rule_step)", "should be"),
+    Planted(
+        "constants computed once",
+        STEP,
+        "if (next != computed_step)",
+        "if (computed_step != computed_step)",
+        "should be",
+    ),
     Planted(
         "as many counts as threads",
         STEP,
@@ -195,8 +200,8 @@ ORDER = [
     Planted(
         "no barrier behind the constants",
         STEP,
-        "rule_step = next;\n      }\n      __syncthreads();\n",
-        "rule_step = next;\n      }\n",
+        "computed_step = next;\n      }\n      __syncthreads();\n",
+        "computed_step = next;\n      }\n",
         "data race",
         sanitizer="thread",
     ),
@@ -332,7 +337,7 @@ MEASURING = [
             "false ? clip_coefficient", "on the device"),
 ]  # fmt: skip
 
-SOURCE_LEVEL = [*BOUNDS, *STRIDED, *ARITHMETIC, *FOUND_INF, *FOLDING, *ORDER, *ZEROING, *MEASURING]
+SOURCE_LEVEL = [*BOUNDS, *STRIDED, *ARITHMETIC, *MIXED, *TABLE, *FOUND_INF, *FOLDING, *ORDER, *ZEROING, *MEASURING]
 
 # ---- the host's side of a step, from Python to the launch -----------------------------------------------------------
 
@@ -371,8 +376,8 @@ END_TO_END = [
           "return false && task.device == first->device &&", "test_400_tensors_are_one"),
     _host("groups that share what they must not", BUCKETS,
           "std::memcmp(task.constants, first.constants, kMaxRuleBytes) == 0", "true", "test_one_launch_per_bucket"),
-    _host("kernels of another dtype", RUN, "step_kernel(task.rule, task.variant, task.dtype)",
-          "step_kernel(task.rule, task.variant, DType::bf16)", "test_bits_of_the_host"),
+    _host("kernels of the other arithmetic", RUN, "!task.mixed && task.dtype == DType::f64);",
+          "task.dtype != DType::f64);", "test_bits_of_the_host"),
     _host("found_inf not handed on", RUN, "step.found_inf = bucket.run->found_inf;", "", "test_found_inf"),
     _host("found_inf of the first device", RUN, "buckets.push_back({&task, &*run, {}, {}});",
           "buckets.push_back({&task, &runs[0], {}, {}});", "test_two_devices"),

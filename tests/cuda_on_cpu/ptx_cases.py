@@ -366,6 +366,12 @@ CASES = {
         "fd2 f2",
         [((TINY, 1 + 2.0**-24), (TINY, 1.0)), ((INF, 1e300), (INF, INF)), ((NAN, TINY * 1.5), (NAN, TINY * 2))],
     ),
+    "cvt of pairs": Case(
+        "cvt.rn.f16x2.f32 %r1, %f1, %f2; cvt.rn.bf16x2.f32 %r2, %f1, %f2;",
+        "f1 f2",
+        "r1 r2",
+        [((1.0, -2.0), (0x3C00C000, 0x3F80C000)), ((1 + 2.0**-11, 1 + 2.0**-8), (0x3C003C04, 0x3F803F80))],
+    ),
     "cvt of f16": Case(
         "cvt.rn.f16.f32 %rs1, %f1; cvt.f32.f16 %f2, %rs1; cvt.rn.bf16.f32 %rs2, %f1; cvt.f32.bf16 %f3, %rs2;",
         "f1",
@@ -457,6 +463,15 @@ GRID = {
         "membar.gl; atom.global.inc.u32 %r1, [%in], 7; fence.acq_rel.gpu; mul.wide.u32 %rd1, %r1, 8;"
         "add.s64 %rd1, %out, %rd1; mov.u32 %r2, %nctaid.x; cvt.u64.u32 %rd2, %r2; st.global.u64 [%rd1], %rd2;",
         [2] * 8,
+    ),
+    # Thread t of a warp has t: what its neighbour has, and 16 times the most that any has.
+    "warp": (
+        4,
+        "mov.u32 %r1, %tid.x; shfl.sync.bfly.b32 %r2|%p1, %r1, 1, 31, -1; redux.sync.max.u32 %r3, %r1, 0xffffffff;"
+        "bar.warp.sync -1; shfl.sync.bfly.b32 %r4, %r3, 2, 31, -1; mad.lo.s32 %r5, %r4, 16, %r2; mov.u32 %r6, %ctaid.x;"
+        "mad.lo.s32 %r7, %r6, 4, %r1; mul.wide.u32 %rd1, %r7, 8; add.s64 %rd1, %out, %rd1; @!%p1 add.s32 %r5, %r5, 99;"
+        "cvt.u64.u32 %rd2, %r5; st.global.u64 [%rd1], %rd2;",
+        [49, 48, 51, 50, 49, 48, 51, 50],
     ),
     "misaligned": (1, "ld.global.v2.u32 {%r1, %r2}, [%in+4];", []),
 }

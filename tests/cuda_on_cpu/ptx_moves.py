@@ -83,6 +83,13 @@ def convert_floats(operand: Operands, found: re.Match[str], args: list[str]) -> 
     return operand.write(args[0], to, CONVERSIONS[found["how"]].format(operand.read(args[1], source)))
 
 
+@instruction(r"cvt\.rn\.(?P<to>b?f16)x2\.f32", 3)
+def convert_pair(operand: Operands, found: re.Match[str], args: list[str]) -> str:
+    # The first goes to the upper half.
+    high, low = (f"uint32_t(f32_to_{found['to']}({operand.read(arg, 'f32')}))" for arg in args[1:])
+    return operand.write(args[0], "b32", f"{high} << 16 | {low}")
+
+
 # ---- memory ----------------------------------------------------------------------------------------------------------
 @instruction(rf"ld(?:\.(?P<space>global|shared|param))?(?:\.v(?P<count>[24]))?\.{STORED}", 2)
 def load(operand: Operands, found: re.Match[str], args: list[str]) -> str:
@@ -181,6 +188,34 @@ def barrier(operand: Operands, _: re.Match[str], args: list[str]) -> str:
     if args[0] != "0":
         raise operand.error("unknown barrier")
     return "block_barrier();"
+
+
+def check_whole_warp(operand: Operands, mask: str) -> None:
+    if mask not in ("-1", "0xffffffff"):
+        raise operand.error("not of all threads of a warp")
+
+
+@instruction(r"bar\.warp\.sync", 1)
+def warp_barrier(operand: Operands, _: re.Match[str], args: list[str]) -> str:
+    check_whole_warp(operand, args[0])
+    return "warp_barrier();"
+
+
+@instruction(r"redux\.sync\.max\.u32", 3)
+def warp_maximum(operand: Operands, _: re.Match[str], args: list[str]) -> str:
+    check_whole_warp(operand, args[2])
+    return operand.write(args[0], "u32", f"warp_maximum({operand.read(args[1], 'u32')})")
+
+
+@instruction(r"shfl\.sync\.bfly\.b32", 5)
+def warp_exchange(operand: Operands, _: re.Match[str], args: list[str]) -> str:
+    check_whole_warp(operand, args[4])
+    target, is_from_lane = [*args[0].split("|"), "_"][:2]
+    if args[3] != "31":
+        raise operand.error("not of all lanes")
+    value = f"warp_exchange({operand.read(args[1], 'b32')}, {operand.read(args[2], 'b32')})"
+    exchange = operand.write(target, "b32", value)
+    return exchange if is_from_lane == "_" else f"{{ {exchange} {operand.write(is_from_lane, 'pred', 'true')} }}"
 
 
 # Not those of a block only.

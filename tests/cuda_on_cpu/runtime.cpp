@@ -119,9 +119,14 @@ class WatchedThreads {
 };
 
 // ---- a thread, a block, a grid -------------------------------------------------------------------------------------
+enum class Waits { kForNothing, kForItsWarp, kForTheBlock };
+
 struct Thread {
   Suspended suspended;
-  bool has_exited;  // a thread that is suspended and has not exited waits at the barrier
+  bool has_exited;
+  Waits waits;
+  uint32_t warp_barriers;  // that it has come to
+  uint32_t exchanged[2];   // with its warp, at barriers of even and odd number
   Dim3 index;
   void* frames;                      // AddressSanitizer's, while suspended
   void* watched;                     // ThreadSanitizer's
@@ -140,7 +145,8 @@ struct Grid {
   std::vector<std::unique_ptr<SharedVariable>> shared;
   Thread* running = nullptr;
   std::exception_ptr thrown;  // by a thread
-  const char* barrier;        // what its next barrier releases and acquires
+  const char* barriers;       // what barriers release and acquire: the block's two, then two of each warp
+  uint64_t block_barriers;    // that were passed
 
   Suspended scheduler;
   void* scheduler_watched;
@@ -231,6 +237,8 @@ void begin_block(Dim3 block) {
     Thread& thread = grid.threads[i];
     thread.suspended = begin_stack(grid.stacks.at(i), Stacks::kBytes, thread_entry);
     thread.has_exited = false;
+    thread.waits = Waits::kForNothing;
+    thread.warp_barriers = 0;
     thread.index = place(i, grid.block_size);
     thread.watched = grid.watched.next();
     thread.has_fenced = false;
@@ -249,26 +257,52 @@ void end_block([[maybe_unused]] bool given_up) {
 #endif
 }
 
-// Consecutive barriers of a block take turns with two addresses, else a thread that has just passed one would acquire
-// what another did on its way to the next. No two blocks share one, as nothing orders blocks.
+// Consecutive barriers of a block, or of a warp, take turns with two addresses, else a thread that has just passed one
+// would acquire what another did on its way to the next. No two of them share one, as nothing orders them.
 constexpr int kBarriers = 2;
+size_t barriers_of(Dim3 block) { return kBarriers * (1 + (volume(block) + kWarpThreads - 1) / kWarpThreads); }
+
+// Lets those go on all of whom have come; whether there are any.
+bool open_barriers() {
+  std::vector<Thread>& threads = grid.threads;
+  const auto all_wait = [](auto begin, auto end, Waits barrier) {
+    return std::all_of(begin, end, [=](const Thread& t) { return !t.has_exited && t.waits == barrier; });
+  };
+  const auto go_on = [](auto begin, auto end) {
+    for (; begin != end; ++begin) begin->waits = Waits::kForNothing;
+  };
+  bool any = all_wait(threads.begin(), threads.end(), Waits::kForTheBlock);
+  if (any) go_on(threads.begin(), threads.end());
+  for (size_t first = 0; first < threads.size(); first += kWarpThreads) {
+    const auto begin = threads.begin() + long(first),
+               end = begin + long(std::min<size_t>(kWarpThreads, threads.size() - first));
+    if (!all_wait(begin, end, Waits::kForItsWarp)) continue;
+    go_on(begin, end);
+    any = true;
+  }
+  return any;
+}
 
 void run_block(const char* barriers, std::minstd_rand& random) {
   std::vector<uint32_t> order = numbers_in_order(uint32_t(grid.threads.size()), random);
-  for (uint64_t passed = 0;; ++passed) {
-    grid.barrier = barriers + passed % kBarriers;
+  grid.barriers = barriers;
+  grid.block_barriers = 0;
+  for (;;) {
     for (const uint32_t i : order) {
+      if (grid.threads[i].has_exited || grid.threads[i].waits != Waits::kForNothing) continue;
       resume(grid.threads[i]);
       if (grid.thrown) std::rethrow_exception(std::exchange(grid.thrown, nullptr));
     }
     const auto exited = size_t(std::count_if(grid.threads.begin(), grid.threads.end(),
                                              [](const Thread& thread) { return thread.has_exited; }));
     if (exited == grid.threads.size()) return;
-    if (exited > 0) {
+    const bool block_waits = grid.threads[0].waits == Waits::kForTheBlock;
+    if (!open_barriers()) {
       throw Fault("divergent barrier in block " + text(grid.block) + ": " +
                   std::to_string(grid.threads.size() - exited) + " threads wait, " + std::to_string(exited) +
                   " have exited");
     }
+    if (block_waits && grid.threads[0].waits == Waits::kForNothing) ++grid.block_barriers;
     if (grid.seed > 1) std::shuffle(order.begin(), order.end(), random);
   }
 }
@@ -286,11 +320,12 @@ void run_grid(Dim3 size, Dim3 block, const std::function<void()>& thread) {
   release(&grid.begin);
   grid.watched.begin_grid();
   std::minstd_rand random(uint32_t(grid.seed + 1));
-  const std::vector<char> barriers(volume(size) * kBarriers);
+  const size_t of_block = barriers_of(block);
+  const std::vector<char> barriers(volume(size) * of_block);
   try {
     for (const uint64_t number : numbers_in_order(volume(size), random)) {
       begin_block(place(number, size));
-      run_block(&barriers[number * kBarriers], random);
+      run_block(&barriers[number * of_block], random);
       end_block(false);
     }
   } catch (...) {
@@ -307,10 +342,50 @@ Dim3 block_size() { return grid.block_size; }
 Dim3 grid_size() { return grid.size; }
 
 void block_barrier() {
-  const char* const barrier = grid.barrier;  // by the time this one opens, `grid` names the next
+  const char* const barrier = grid.barriers + grid.block_barriers % kBarriers;  // by the time it opens, the next counts
   release(barrier);
+  grid.running->waits = Waits::kForTheBlock;
   suspend();
   acquire(barrier);
+}
+
+namespace {
+
+size_t running() { return size_t(grid.running - grid.threads.data()); }
+
+// Which of the two is next for a thread, as is its place for what it exchanges: whoever writes there again has passed
+// the barrier after this one, and so have all who read.
+uint32_t next_of_two(const Thread& thread) { return thread.warp_barriers % kBarriers; }
+
+}  // namespace
+
+void warp_barrier() {
+  Thread& thread = *grid.running;
+  const char* const barrier = grid.barriers + kBarriers * (1 + running() / kWarpThreads) + next_of_two(thread);
+  release(barrier);
+  thread.waits = Waits::kForItsWarp;
+  ++thread.warp_barriers;
+  suspend();
+  acquire(barrier);
+}
+
+uint32_t warp_exchange(uint32_t value, uint32_t lane_mask) {
+  const uint32_t place = next_of_two(*grid.running);
+  grid.running->exchanged[place] = value;
+  warp_barrier();
+  return grid.threads[running() ^ lane_mask].exchanged[place];
+}
+
+uint32_t warp_maximum(uint32_t value) {
+  const uint32_t place = next_of_two(*grid.running);
+  grid.running->exchanged[place] = value;
+  warp_barrier();
+  const size_t first = running() / kWarpThreads * kWarpThreads;
+  uint32_t most = 0;
+  for (size_t i = first; i < std::min(first + kWarpThreads, grid.threads.size()); ++i) {
+    most = std::max(most, grid.threads[i].exchanged[place]);
+  }
+  return most;
 }
 
 void fence() {

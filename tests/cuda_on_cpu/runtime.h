@@ -33,6 +33,12 @@ Dim3 grid_size();
 void block_barrier();  // __syncthreads, bar.sync 0
 void fence();          // __threadfence, membar.gl
 
+// Among the threads of a warp, all of which must come here.
+constexpr uint32_t kWarpThreads = 32;
+void warp_barrier();                                         // __syncwarp, bar.warp.sync
+uint32_t warp_exchange(uint32_t value, uint32_t lane_mask);  // __shfl_xor_sync, shfl.sync.bfly: that of lane ^ mask
+uint32_t warp_maximum(uint32_t value);                       // __reduce_max_sync, redux.sync.max
+
 // The block's shared memory for `key`, filled with 0xff when the block begins.
 void* shared_memory(const void* key, size_t bytes);
 

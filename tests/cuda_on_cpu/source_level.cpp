@@ -5,7 +5,8 @@
 //
 // --seed: of all numbers and of the order of blocks and threads, where 0 is ascending and 1 descending; --guard: how
 // many elements behind each operand must stay as they are, 0 under AddressSanitizer, which watches the end of each
-// block of memory; --brief: few launches; --storage: the kernels of one storage type, where no others are linked.
+// block of memory; --brief: few launches; --storage: launches of one storage type, or `mixed`: where no other kernels
+// are linked.
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -16,6 +17,7 @@
 #include "covering.h"
 #include "norm_case.h"
 #include "runtime.h"
+#include "table_case.h"
 #include "zero_case.h"
 
 namespace cuda_on_cpu {
@@ -63,13 +65,13 @@ void check_all(const Arguments& arguments) {
   });
   const ZeroTotals zeroed = check_zero(arguments.brief, arguments.guard);
   const NormTotals normed = check_norm(arguments.brief, arguments.guard, arguments.seed);
+  const int tables = check_tables();
   std::printf(
       "%zu step kernels, %lld launches, %lld elements compared; %lld launches zeroed %lld bytes; %lld launches "
-      "measured "
-      "or clipped %lld elements: all correct\n",
+      "measured or clipped %lld elements; %d tables: all correct\n",
       kernels.size(), static_cast<long long>(launches), static_cast<long long>(elements),
       static_cast<long long>(zeroed.launches), static_cast<long long>(zeroed.bytes),
-      static_cast<long long>(normed.launches), static_cast<long long>(normed.elements));
+      static_cast<long long>(normed.launches), static_cast<long long>(normed.elements), tables);
 }
 
 }  // namespace

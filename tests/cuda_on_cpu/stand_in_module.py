@@ -61,7 +61,7 @@ def _ptx_command(name: str) -> tuple[list[str], Path]:
 def kernels() -> list[Object]:
     """All kernels, as C++ made of their PTX."""
     objects = []
-    for name in (*(f"kernels_{storage}" for storage in building.STORAGES), "zero", "norm"):
+    for name in (*(f"kernels_{arithmetic}" for arithmetic in building.ARITHMETICS), "zero", "norm"):
         command, source = _ptx_command(name)
         key = building.key(*command, source.read_bytes(), *building.headers(CSRC))
         ptx = building.cached(key, f"{name}.ptx", command)

@@ -17,6 +17,9 @@ namespace {
 constexpr double kNorm = 1.7;                       // of gradients that are clipped by it
 constexpr double kAverageWeights[] = {0.001, 0.7};  // from the near end, and from the far one
 
+using fusedoptim::Blocks;
+using fusedoptim::Coding;
+using fusedoptim::Companion;
 using fusedoptim::Task;
 using fusedoptim::cuda::kChunk;
 using fusedoptim::cuda::StepLaunch;
@@ -67,9 +70,20 @@ class Constant {
 
 struct Operand {
   std::string name;
+  DType dtype;
   int64_t lead;  // elements ahead of it
   Memory device, expected;
+
+  size_t size() const { return fusedoptim::size_of(dtype); }
 };
+
+// What operand k of a row has beside it if it is a state in 8 bits: a scale for each block.
+int64_t blocks_of(const RowCase& row) { return row.count == 0 ? 0 : Blocks{row.columns}.of(row.count - 1) + 1; }
+
+int64_t chunks_of_row(const RowCase& row) {
+  const int64_t elements = row.columns != 0 ? blocks_of(row) * fusedoptim::kBlockOf8Bits : row.count;
+  return (elements + kChunk - 1) / kChunk;
+}
 
 struct StepCount {
   bool is_double;
@@ -102,16 +116,12 @@ struct alignas(16) Constants {
 class Check {
  public:
   Check(const StepCase& step, int guard)
-      : step_(step),
-        rule_(all_rules()[step.rule]),
-        guard_(guard),
-        size_(fusedoptim::size_of(step.dtype)),
-        random_(step.seed) {
+      : step_(step), rule_(all_rules()[step.rule]), guard_(guard), random_(step.seed) {
     make_options();
     for (const RowCase& row : step_.rows) add_row(row);
     for (size_t row = 0; row < step_.rows.size(); ++row) {
       int index = step_.rows[row].first_chunk;
-      for (int64_t at = 0; at < step_.rows[row].count; at += kChunk) chunks_.push_back({int(row), index++});
+      for (int64_t i = 0; i < chunks_of_row(step_.rows[row]); ++i) chunks_.push_back({int(row), index++});
     }
   }
 
@@ -124,6 +134,10 @@ class Check {
  private:
   bool on_device() const { return step_.fold == Fold::kOnDevice || step_.fold == Fold::kOnDeviceHostStep; }
   bool counts() const { return step_.fold == Fold::kOnDevice || step_.fold == Fold::kOnHostCounting; }
+  bool in_double() const { return !step_.mixture && step_.dtype == DType::f64; }
+  Companion companion() const { return step_.mixture ? step_.mixture->companion : Companion::none; }
+  DType dtype_of(int k) const { return step_.mixture ? step_.mixture->operands[size_t(k)].dtype : step_.dtype; }
+  Coding coding_of(int k) const { return step_.mixture ? step_.mixture->operands[size_t(k)].coding : Coding::nearest; }
   bool skips() const { return step_.found_inf.has_value() && *step_.found_inf != 0; }
 
   // The options of the expected step, and those in the launch: where an option lies on the device, the launch holds
@@ -153,9 +167,15 @@ class Check {
   };
 
   void add_row(const RowCase& row) {
-    const int operands = operands_of(step_.rule, step_.variant) + (step_.averages ? 1 : 0);
+    const int operands =
+        operands_of(step_.rule, step_.variant) + (step_.averages ? 1 : 0) + (companion() != Companion::none ? 1 : 0);
     std::vector<Operand>& made = operands_.emplace_back();
     for (int k = 0; k < operands; ++k) made.push_back(make_operand(row, k));
+    if (companion() != Companion::none) make_companion(made.front(), made.back());
+    std::vector<Operand>& scales = scales_.emplace_back();
+    for (int k = 2; k < operands; ++k) {
+      if (is_8bit(coding_of(k))) scales.push_back(make_scales(row, k));
+    }
 
     if (counts() && !(row.shares_step && !counts_.empty())) {
       const bool is_double = counts_.size() % 2 == 1;
@@ -167,11 +187,18 @@ class Check {
     fusedoptim::cuda::Row table{};
     const int64_t before = int64_t(row.first_chunk) * kChunk;  // elements that have no memory at all
     for (int k = 0; k < operands; ++k) {
-      const auto at = reinterpret_cast<uintptr_t>(begin(made[k], made[k].device)) - uintptr_t(before) * size_;
+      const auto at = reinterpret_cast<uintptr_t>(begin(made[k], made[k].device)) - uintptr_t(before) * made[k].size();
       table.operands[k] = reinterpret_cast<void*>(at);
     }
+    for (size_t i = 0; i < scales.size(); ++i) {
+      table.scales[scale_place(int(i)) - 2] = reinterpret_cast<float*>(scales[i].device.data());
+    }
+    if (!scales.empty()) table.columns = row.columns;
+    table.seed = step_.seed * 0x9e3779b97f4a7c15;
+    table.parameter = uint32_t(rows_.size() * 77);
+    table.first_element = row.first_element;
     table.count = before + row.count;
-    table.layout = row.strides == nullptr ? fusedoptim::cuda::kNoLayout : int32_t(layouts_.size());
+    table.layout = row.strides == nullptr ? fusedoptim::cuda::kNoLayout : int64_t(layouts_.size());
     if (step_.fold == Fold::kOnDevice) {
       table.step = count->memory.data();
       table.step_is_double = count->is_double;
@@ -197,24 +224,65 @@ class Check {
       for (size_t d = 0; d < strides.size(); ++d) extent += (row.strides->sizes[d] - 1) * strides[d];
     }
     const int64_t lead = row.misaligned >> k & 1;
-    Memory memory(size_t(lead + extent + guard_) * size_);
+    const DType dtype = dtype_of(k);
+    const size_t size = fusedoptim::size_of(dtype);
+    Memory memory(size_t(lead + extent + guard_) * size);
     const bool is_second_moment = k > 2;  // of which the rules take the square root
     for (int64_t i = 0; i < lead + extent + guard_; ++i) {
-      const uint64_t bits = random_number(step_.dtype, !is_second_moment, random_);
-      std::memcpy(memory.data() + size_t(i) * size_, &bits, size_);
+      const uint64_t bits =
+          random_number(dtype, !is_second_moment, random_, step_.mixture.has_value() && step_.mixture->plain);
+      std::memcpy(memory.data() + size_t(i) * size, &bits, size);
     }
     Memory expected = Memory::copy(memory.data(), memory.bytes());
     const char* const names[] = {"param", "grad"};
-    return {k < 2 ? names[k] : "state " + std::to_string(k - 2), lead, std::move(memory), std::move(expected)};
+    return {k < 2 ? names[k] : "state " + std::to_string(k - 2), dtype, lead, std::move(memory), std::move(expected)};
+  }
+
+  // Numbers that go with those of the parameter: of most it is their master rounded, of the others it has been changed.
+  void make_companion(const Operand& param, Operand& made) {
+    made.name = "companion";
+    const auto count = int64_t(std::min(param.device.bytes() / param.size() - size_t(param.lead),
+                                        made.device.bytes() / made.size() - size_t(made.lead)));
+    for (int64_t i = 0; i < count && companion() != Companion::compensation; ++i) {
+      uint32_t bits = uint32_t(load_number(param.dtype, begin(param, param.device) + i * int64_t(param.size())));
+      if (companion() == Companion::remainder) {
+        bits = uint32_t(random_());
+      } else if (param.dtype == DType::f16) {  // of a normal number, whose exponent has another bias here
+        bits = (bits & 0x8000) << 16 | ((bits & 0x7fff) << 13) + (112u << 23) + (random_() & 0xfff);
+      } else {
+        bits = (bits << 16) + uint32_t(int32_t(int16_t(random_())));
+      }
+      if (companion() == Companion::master && random_() % 4 == 0) continue;
+      char* const at = begin(made, made.device) + i * int64_t(made.size());
+      std::memcpy(at, &bits, made.size());
+    }
+    std::memcpy(made.expected.data(), made.device.data(), made.device.bytes());
+  }
+
+  // A power of two for each block, or NaN.
+  Operand make_scales(const RowCase& row, int k) {
+    std::vector<float> scales;
+    for (int64_t i = 0; i < blocks_of(row) + guard_; ++i) {
+      scales.push_back(random_() % 16 == 0 ? NAN : std::ldexp(1.0f, int(random_() % 12) - 6));
+    }
+    return {"scale of state " + std::to_string(k - 2), DType::f32, 0, Memory::copy(scales), Memory::copy(scales)};
+  }
+
+  // The operand to which the scales of number i of a row belong.
+  int scale_place(int i) const {
+    int k = 2;
+    for (;; ++k) {
+      if (is_8bit(coding_of(k)) && i-- == 0) return k;
+    }
   }
 
   char* begin(const Operand& operand, const Memory& memory) const {
-    return memory.data() + size_t(operand.lead) * size_;
+    return memory.data() + size_t(operand.lead) * operand.size();
   }
 
   // ---- the kernel ----
   void run_kernel() {
-    const fusedoptim::cuda::KernelHandle handle = fusedoptim::cuda::step_kernel(step_.rule, step_.variant, step_.dtype);
+    const fusedoptim::cuda::KernelHandle handle = fusedoptim::cuda::step_kernel(step_.rule, step_.variant, in_double());
     if (handle == nullptr) throw Mismatch("there is no such kernel");
     const auto kernel = reinterpret_cast<void (*)(StepLaunch)>(const_cast<void*>(handle));
 
@@ -244,6 +312,11 @@ class Check {
     } else {
       launch.factor *= step_.clip;
     }
+    for (size_t k = 0; k < operands_[0].size(); ++k) {
+      launch.formats[k] = fusedoptim::cuda::format_of(dtype_of(int(k)), coding_of(int(k)));
+      launch.sizes[k] = int(fusedoptim::size_of(dtype_of(int(k))));
+    }
+    launch.companion = companion();
     launch.averages = step_.averages;
     launch.average_is_new = step_.average_is_new;
     launch.average_weight = kAverageWeights[step_.seed % 2];
@@ -257,7 +330,7 @@ class Check {
         launch.numbers[launch.number_count++] = {number.memory.data(), number.is_double, number.option};
       }
     } else {
-      rule_.fold(options_.bytes, step_.rows[0].step + 1, step_.dtype == DType::f64, launch.rule);
+      rule_.fold(options_.bytes, step_.rows[0].step + 1, in_double(), launch.rule);
     }
 
     run_grid({step_.grid, 1, 1}, {fusedoptim::cuda::kThreads, 1, 1}, [&] { kernel(launch); });
@@ -290,12 +363,28 @@ class Check {
       task.variant = step_.variant;
       task.dtype = step_.dtype;
       task.operand_count = int(operands_[i].size());
-      rule_.fold(options_.bytes, step_of(i), step_.dtype == DType::f64, constants[i].bytes);
+      rule_.fold(options_.bytes, step_of(i), in_double(), constants[i].bytes);
       task.constants = constants[i].bytes;
       for (size_t k = 0; k < operands_[i].size(); ++k) {
         task.operands[k] = begin(operands_[i][k], operands_[i][k].expected);
       }
       task.count = step_.rows[i].count;
+      task.next_step = step_of(i);
+      if (step_.mixture) {
+        task.mixed = true;
+        for (int k = 0; k < task.operand_count; ++k) {
+          task.dtypes[k] = dtype_of(k);
+          task.codings[k] = coding_of(k);
+        }
+        for (size_t n = 0; n < scales_[i].size(); ++n) {
+          task.scales[scale_place(int(n))] = reinterpret_cast<float*>(scales_[i][n].expected.data());
+        }
+        task.blocks.columns = rows_[i].columns;
+        task.companion = companion();
+        task.seed = rows_[i].seed;
+        task.parameter = rows_[i].parameter;
+        task.first_element = rows_[i].first_element + int64_t(step_.rows[i].first_chunk) * kChunk;
+      }
       if (rows_[i].layout != fusedoptim::cuda::kNoLayout) {
         const int64_t* const layout = &layouts_[rows_[i].layout];
         layouts[i] = {int(layout[0]), layout + 1, layout + 1 + layout[0]};
@@ -325,6 +414,7 @@ class Check {
     int64_t compared = 0;
     for (size_t row = 0; row < operands_.size(); ++row) {
       for (const Operand& operand : operands_[row]) compared += compare(row, operand);
+      for (const Operand& scales : scales_[row]) compared += compare(row, scales);
     }
     for (const StepCount& count : counts_) {
       const double wanted = count.before + (skips() ? 0 : 1);
@@ -336,19 +426,19 @@ class Check {
   }
 
   int64_t compare(size_t row, const Operand& operand) const {
-    const auto elements = int64_t(operand.device.bytes() / size_);
+    const auto elements = int64_t(operand.device.bytes() / operand.size());
     if (operand.device.equals(operand.expected.data())) return elements;
     for (int64_t i = 0; i < elements; ++i) {
-      const uint64_t got = load_number(step_.dtype, operand.device.data() + size_t(i) * size_);
-      const uint64_t wanted = load_number(step_.dtype, operand.expected.data() + size_t(i) * size_);
-      if (same_number(step_.dtype, got, wanted)) continue;
+      const uint64_t got = load_number(operand.dtype, operand.device.data() + size_t(i) * operand.size());
+      const uint64_t wanted = load_number(operand.dtype, operand.expected.data() + size_t(i) * operand.size());
+      if (same_number(operand.dtype, got, wanted)) continue;
       const RowCase& which = step_.rows[row];
       char misaligned[16];
       std::snprintf(misaligned, sizeof(misaligned), "0x%x", which.misaligned);
       throw Mismatch("row " + std::to_string(row) + " of " + std::to_string(which.count) +
                      (which.strides != nullptr ? " strided" : "") + " elements, misaligned operands " + misaligned +
                      ": " + operand.name + "[" + std::to_string(i - operand.lead) + "] is " +
-                     hexadecimal(step_.dtype, got) + " and should be " + hexadecimal(step_.dtype, wanted));
+                     hexadecimal(operand.dtype, got) + " and should be " + hexadecimal(operand.dtype, wanted));
     }
     return elements;
   }
@@ -356,11 +446,11 @@ class Check {
   const StepCase& step_;
   const AnyRule& rule_;
   const int guard_;
-  const size_t size_;
   Random random_;
   Constants options_{}, launch_options_{};
   std::vector<Number> numbers_;
   std::vector<std::vector<Operand>> operands_;  // of each row
+  std::vector<std::vector<Operand>> scales_;    // of each row, of its states in 8 bits
   std::vector<StepCount> counts_;
   std::vector<int> count_of_row_;
   std::vector<fusedoptim::cuda::Row> rows_;
@@ -374,15 +464,30 @@ int operands_of(int rule, int variant) { return 2 + all_rules()[rule].states_of(
 
 int64_t chunks_of(const std::vector<RowCase>& rows) {
   int64_t chunks = 0;
-  for (const RowCase& row : rows) chunks += (row.count + kChunk - 1) / kChunk;
+  for (const RowCase& row : rows) chunks += chunks_of_row(row);
   return chunks;
 }
+
+namespace {
+
+std::string describe(const Mixture& mixture) {
+  constexpr const char* kCodings[] = {"", " stochastic", " magnitude", " sign"};
+  constexpr const char* kNames[] = {"", ", master", ", remainder", ", compensation"};
+  std::string text;
+  for (const Mixture::Stored& one : mixture.operands) {
+    text += (text.empty() ? "" : ", ") + std::string(name_of(one.dtype)) + kCodings[int(one.coding)];
+  }
+  return " (" + text + kNames[int(mixture.companion)] + ")";
+}
+
+}  // namespace
 
 std::string describe(const StepCase& step) {
   constexpr const char* kFolds[] = {"the host", "the host, counting on the device", "the device",
                                     "the device, counting on the host"};
   const auto optional = [](const std::optional<float>& x) { return x.has_value() ? std::to_string(*x) : "none"; };
-  return all_rules()[step.rule].name + " variant " + std::to_string(step.variant) + " " + name_of(step.dtype) +
+  return all_rules()[step.rule].name + " variant " + std::to_string(step.variant) + " " +
+         (step.mixture ? "mixed" + describe(*step.mixture) : name_of(step.dtype)) +
          (step.maximize ? ", maximize" : "") + (step.zero_grad ? ", zero_grad" : "") +
          (step.averages ? step.average_is_new ? ", new average" : ", average" : "") + ", clip " +
          std::to_string(step.clip) + (step.clip_on_device ? " on the device" : "") + ", grad_scale " +

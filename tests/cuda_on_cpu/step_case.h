@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "core/task.h"
 #include "numbers.h"
 
 namespace cuda_on_cpu {
@@ -29,6 +30,19 @@ struct RowCase {
   double step = 0;                   // before the step
   bool shares_step = false;          // with the row before: one step count for both
   int first_chunk = 0;               // the row is the end of a larger one, of which these chunks are not launched
+  int64_t columns = 0;               // of blocks of 8 bits, in a launch that has such
+  int64_t first_element = 0;         // the place of the first in the whole tensor
+};
+
+// How the operands of a launch are stored, where that is not simply in its dtype.
+struct Mixture {
+  struct Stored {
+    DType dtype;
+    fusedoptim::Coding coding = fusedoptim::Coding::nearest;
+  };
+  std::vector<Stored> operands;  // as in a task: the rule's, the average, the companion
+  fusedoptim::Companion companion = fusedoptim::Companion::none;
+  bool plain = false;  // no numbers that are not finite: one of these is that of its whole block of 8 bits
 };
 
 // Where the constants are folded from the options, and where step counts lie.
@@ -49,6 +63,7 @@ struct StepCase {
   std::optional<float> grad_scale, found_inf;
   Fold fold = Fold::kOnHost;
   int device_numbers = 0;  // so many options lie on the device, float and double in turn, if constants are folded there
+  std::optional<Mixture> mixture;
   unsigned grid = 1;
   std::vector<RowCase> rows;
   uint64_t seed = 0;  // of all numbers

@@ -38,7 +38,8 @@ class Mode:
 
 
 def run_source_level(csrc: Path, mode: Mode, _: Planted | None) -> subprocess.CompletedProcess[str]:
-    program = building.source_level(mode.sanitizer, (mode.storage,), csrc, "-O0")
+    arithmetic = "f64" if mode.storage == "f64" else "f32"
+    program = building.source_level(mode.sanitizer, (arithmetic,), csrc, "-O0")
     return building.run_source_level(program, mode.sanitizer, "--storage", mode.storage)
 
 

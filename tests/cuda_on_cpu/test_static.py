@@ -17,7 +17,8 @@ import fusedoptim.native
 from fusedoptim import build_info
 
 ROOT = Path(__file__).parent.parent.parent
-STORAGES = ("f64", "f32", "bf16", "f16")
+# By arithmetic: in how many accesses a thread takes an operand, and how many operands there are besides the rule's.
+OPERANDS = {"f64": (1, 1), "f32": (2, 2)}
 LIST_VARIANTS = """
 #include <cstdio>
 #include <typeinfo>
@@ -68,8 +69,8 @@ def built() -> Contents:
 
 
 @pytest.fixture(scope="module")
-def operands(tmp_path_factory: pytest.TempPathFactory) -> dict[Variant, tuple[int, int]]:
-    """The step kernels that the sources ask for, and how many arrays each reads and how many it writes."""
+def accesses(tmp_path_factory: pytest.TempPathFactory) -> dict[Variant, tuple[int, int]]:
+    """The step kernels that the sources ask for, and how many loads and stores of each must access 128 bits."""
     compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
     if compiler is None:
         pytest.skip("there is no C++ compiler")
@@ -81,8 +82,8 @@ def operands(tmp_path_factory: pytest.TempPathFactory) -> dict[Variant, tuple[in
     found = re.findall(r"10fusedoptim\d+(\w+?)IfE\S* (\d+) (\d+) (\d+)", listed)
     assert len(found) == len(listed.splitlines()) > 0
     return {
-        Variant(storage, rule, int(number)): (int(read), int(written))
-        for storage in STORAGES
+        Variant(arithmetic, rule, int(number)): (each * (int(read) + others), each * (int(written) + others))
+        for arithmetic, (each, others) in OPERANDS.items()
         for rule, number, read, written in found
     }
 
@@ -92,22 +93,22 @@ def test_every_architecture_is_there(built: Contents) -> None:
     assert built.code
 
 
-def test_every_kernel_is_there(built: Contents, operands: dict[Variant, tuple[int, int]]) -> None:
+def test_every_kernel_is_there(built: Contents, accesses: dict[Variant, tuple[int, int]]) -> None:
     for names in [*map(set, built.code.values()), *(ptx.kernels for ptx in built.ptx.values())]:
         variants = [machine_code.variant_of(name) for name in names]
-        assert Counter(variants) == Counter([*operands, *[None] * len(machine_code.OTHERS)])
+        assert Counter(variants) == Counter([*accesses, *[None] * len(machine_code.OTHERS)])
         assert {machine_code.other_of(name) for name in names} == {None, *machine_code.OTHERS}
 
 
 def test_no_kernel_spills_or_approximates_and_all_access_128_bits(
-    built: Contents, operands: dict[Variant, tuple[int, int]]
+    built: Contents, accesses: dict[Variant, tuple[int, int]]
 ) -> None:
     problems = [
         f"{architecture} {name} {problem}"
         for architecture, kernels in built.code.items()
         for name, kernel in kernels.items()
         for problem in machine_code.problems_of_kernel(
-            kernel, operands.get(machine_code.variant_of(name)), machine_code.other_of(name)
+            kernel, accesses.get(machine_code.variant_of(name)), machine_code.other_of(name)
         )
     ]
     assert problems == []
@@ -121,7 +122,7 @@ def test_ptx_leaves_nothing_to_fuse_or_approximate(built: Contents) -> None:
 
 
 # ---- the checks themselves, on doctored texts ------------------------------------------------------------------------
-STEP = "_ZN10fusedoptim4cuda4bf164stepINS_4AdamELi3EEEvNS0_10StepLaunchE"
+STEP = "_ZN10fusedoptim4cuda3f324stepINS_4AdamELi3EEEvNS0_10StepLaunchE"
 SASS = f"""
 	code for sm_90
 		Function : {STEP}
@@ -162,11 +163,11 @@ $L__BB0_2:
 
 
 def problems_of(
-    sass: str = SASS, usage: str = USAGE, operands: tuple[int, int] | None = (2, 2), other: str | None = None
+    sass: str = SASS, usage: str = USAGE, accesses: tuple[int, int] | None = (2, 2), other: str | None = None
 ) -> list[str]:
     kernels = machine_code.parse_code(sass, usage)
     assert list(kernels) == [STEP]
-    return machine_code.problems_of_kernel(kernels[STEP], operands, other)
+    return machine_code.problems_of_kernel(kernels[STEP], accesses, other)
 
 
 def test_reading() -> None:
@@ -174,7 +175,7 @@ def test_reading() -> None:
     seeds = ["MUFU.RCP", "MUFU.RSQ64H"]
     memory = ["LDG.E.128", "LDG.E.128.CONSTANT", "STG.E.128", "STG.E.128"]
     assert kernel == Kernel(Counter(["LDC", *memory, *seeds]), 104, 0, 0, ahead=2)
-    assert machine_code.variant_of(STEP) == Variant("bf16", "Adam", 3)
+    assert machine_code.variant_of(STEP) == Variant("f32", "Adam", 3)
     for name in machine_code.OTHERS:
         mangled = f"_ZN10fusedoptim4cuda{len(name)}{name}ENS0_10ALaunchE"
         assert machine_code.variant_of(mangled) is None
@@ -195,9 +196,9 @@ def test_reading() -> None:
         ("STACK:0", "STACK:8", "stack 8"),
         ("LOCAL:0", "LOCAL:16", "local 16"),
         ("REG:104", "REG:129", "needs 129 registers"),
-        ("LDG.E.128.CONSTANT", "LDG.E.64.CONSTANT", "1 128-bit loads for 2 operands"),
-        ("LDG.E.128 ", "LD.E.128 ", "1 128-bit loads for 2 operands"),
-        ("STG.E.128", "STG.E.64", "0 128-bit stores for 2 operands"),
+        ("LDG.E.128.CONSTANT", "LDG.E.64.CONSTANT", "1 128-bit loads and not 2"),
+        ("LDG.E.128 ", "LD.E.128 ", "1 128-bit loads and not 2"),
+        ("STG.E.128", "STG.E.64", "0 128-bit stores and not 2"),
         ("MUFU.RCP", "MUFU.EX2", "approximates: ['MUFU.EX2']"),
         ("MUFU.RCP", "MUFU.SQRT", "approximates: ['MUFU.SQRT']"),
         ("MUFU.RCP", "MUFU.RCP.F16", "approximates: ['MUFU.RCP.F16']"),
@@ -211,8 +212,8 @@ def test_a_bad_kernel_is_found(old: str, new: str, problem: str) -> None:
 
 
 def test_a_kernel_that_zeroes_must_store_128_bits() -> None:
-    assert problems_of(operands=None, other="zero") == []
-    (found,) = problems_of(SASS.replace("STG.E.128", "STG.E"), operands=None, other="zero")
+    assert problems_of(accesses=None, other="zero") == []
+    (found,) = problems_of(SASS.replace("STG.E.128", "STG.E"), accesses=None, other="zero")
     assert found == "has 0 128-bit STG and not 1"
 
 
@@ -220,9 +221,9 @@ def test_a_kernel_that_zeroes_must_store_128_bits() -> None:
 def test_the_norm_must_read_ahead(between: str) -> None:
     load = "        /*0020*/                   LDG.E R8, desc[UR6][R2.64] ;           /* 0x0000000602047981 */\n"
     read = f"\t\tFunction : {STEP}\n" + 8 * load
-    assert problems_of(read, operands=None, other="norm") == []
+    assert problems_of(read, accesses=None, other="norm") == []
     use = load.replace("LDG.E R8, desc[UR6][R2.64]", between)
-    (found,) = problems_of(f"\t\tFunction : {STEP}\n" + 7 * load + use + load, operands=None, other="norm")
+    (found,) = problems_of(f"\t\tFunction : {STEP}\n" + 7 * load + use + load, accesses=None, other="norm")
     assert found == "reads 7 elements ahead and not 8"
 
 
