@@ -1,5 +1,5 @@
 // Between numbers in a thread's registers and operands as they are stored: all that a storage is, on the device, stands
-// here. A thread takes a few elements at once, side by side. Bits are those of csrc/cpu/storage_kernels.h.
+// here. A thread takes a few elements at once, side by side. Bits are those of csrc/cpu/simd/stored.h.
 #pragma once
 
 #include <utility>

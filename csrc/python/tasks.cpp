@@ -54,7 +54,6 @@ const char* GeneralPath::add_task(PreparedParam& row, const LocalPair& local, co
         return "random bits are numbered in the whole tensor, of which this process has more than some rows";
     }
   }
-  if (row.on_device && task.mixed) return "its storage is not one of the CUDA kernels'";
   if (row.on_device) task.device = param.device.index;
   if (row.step.on_device) task.step = {row.step.at, row.step.is_double, 0};
   if (row.step.on_device || (row.on_device && !group.on_device.empty())) {
