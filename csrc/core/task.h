@@ -48,9 +48,9 @@ struct Task {
   // Whether operands differ in dtype, or are not simply stored in theirs. Then the arithmetic is in float32, and what
   // follows counts.
   bool mixed = false;
-  DType dtypes[kMaxOperands] = {};
-  Coding codings[kMaxOperands] = {};      // of param and the states
-  float* scales[kMaxOperands] = {};       // of states in 8 bits, one for each block
+  DType dtypes[kMaxOperands];
+  Coding codings[kMaxOperands];           // of param and the states
+  float* scales[kMaxOperands];            // of states in 8 bits, one for each block
   Blocks blocks{};                        // of these, or none
   Companion companion = Companion::none;  // the last operand, if there is one
   uint64_t seed = 0;                      // of random bits, as is the number of the parameter: core/philox.h

@@ -89,7 +89,7 @@ void FastPath::fetch_ahead(size_t row) const {
   __builtin_prefetch(then.object);
   layout.prefetch(then.param);
   layout.prefetch(then.grad);
-  for (int k = 0; k < then.entry_count; ++k) {
+  for (int k = 0; k <= kMaxStates; ++k) {
     __builtin_prefetch(then.entries[k]);
     layout.prefetch(then.impls[k]);
   }
@@ -102,7 +102,8 @@ const char* FastPath::look_at(Group& group, Py_ssize_t index, Row& row, Task& ta
   if (!layout.is_plain_strided(row.param)) return "it is not a plain strided CPU tensor of up to five dimensions";
   if (!layout.is_plain_strided(row.grad))
     return "its gradient is not a plain strided CPU tensor of up to five dimensions";
-  if (!layout.dtype(row.param, dtype)) return "its dtype is not float64, float32, bfloat16 or float16";
+  if (!layout.dtype(row.param, dtype) || !is_number(dtype))
+    return "its dtype is not float64, float32, bfloat16 or float16";
   if (!layout.same_geometry(row.param, row.grad)) return "its gradient has another shape or strides";
   if (PyObject* seen = layout.object(row.grad); seen != nullptr && !torch.is_plain(seen))
     return "its gradient is a tensor subclass";
@@ -122,31 +123,37 @@ const char* FastPath::look_at(Group& group, Py_ssize_t index, Row& row, Task& ta
   task.factor = group.factor;
   task.averages = group.averages;
   task.average_weight = group.average_weight;
+  const int64_t item_size = int64_t(size_of(dtype)), bytes = count * item_size;
   bool is_uniform = true;
   const auto add = [&](int k, TensorImplRef tensor) {
-    DType own = dtype;
-    if (!layout.same_dtype(row.param, tensor)) {
+    char* data;
+    int64_t own_bytes = bytes;
+    task.dtypes[k] = dtype;
+    if (__builtin_expect(layout.same_dtype(row.param, tensor), true)) {
+      data = layout.data(tensor, item_size);
+    } else {
       is_uniform = false;
-      if (!layout.dtype(tensor, own)) return false;
+      if (!layout.dtype(tensor, task.dtypes[k])) return false;
+      const int64_t own_size = int64_t(size_of(task.dtypes[k]));
+      own_bytes = count * own_size;
+      data = layout.data(tensor, own_size);
     }
-    const int64_t size = int64_t(size_of(own));
-    char* data = layout.data(tensor, size);
     if (data == nullptr && count > 0) return false;
-    task.dtypes[k] = own;
     task.operands[k] = data;
-    ranges_.add(data, data + count * size, k == 1);
+    ranges_.add(data, data + own_bytes, k == 1);
     return true;
   };
   if (!add(0, row.param) || !add(1, row.grad)) return "its memory or its gradient's is not plainly there";
   PyObject* own = nullptr;
-  row.step = {};
-  row.entry_count = owned.named();
-  if (owned.named() > 0) {
+  const int named = owned.named(), tensors = owned.tensors();
+  row.entry_count = named;
+  if (!owned.counts) row.step = {};
+  if (named > 0) {
     own = dict_cache_.find(state, fast_count_, row.object);
     if (own == nullptr) return "it has no state yet";
     if (!is_known_dict(own)) return "its state is not a dict";
     if (!find_named(own, group, owned, row.entries)) return "its state is not complete";
-    for (int k = 0; k < owned.tensors(); ++k) {
+    for (int k = 0; k < tensors; ++k) {
       if (!torch.is_plain(row.entries[k])) return "its state is not a plain tensor";
       const TensorImplRef tensor = row.impls[k] = layout.impl(row.entries[k]);
       if (!layout.is_plain_strided(tensor)) return "its state is not a plain strided CPU tensor";
@@ -159,7 +166,7 @@ const char* FastPath::look_at(Group& group, Py_ssize_t index, Row& row, Task& ta
     }
   }
   task.mixed = false;
-  if (!is_uniform || owned.companion != Companion::none || group.storage.is_any()) {
+  if (!is_uniform || owned.companion != Companion::none || group.storage.is_any) {
     if (const char* reason = check_dtypes(task.dtypes, owned)) return reason;
     const bool is_numbered = describe_storage(task, owned, group.storage, rule_);
     if (is_numbered && !layout.is_row_major(row.param))

@@ -212,6 +212,7 @@ void GroupReader::storage(const RuleEntry& rule, StorageSettings& out) const {
       if (own.is(bf16)) out.stochastic_states |= 1u << k;
     }
   }
+  out.is_any = out.companion != Companion::none || out.stochastic || out.stochastic_states != 0;
   if (const py::object seed = setting("seed"); seed && !seed.is_none()) {
     out.seed = PyLong_Check(seed.ptr()) ? PyLong_AsUnsignedLongLong(seed.ptr()) : uint64_t(-1);
     if (PyErr_Occurred()) PyErr_Clear(), out.seed = uint64_t(-1);

@@ -49,17 +49,18 @@ void StepBase::forget() {
 
 Owned StepBase::owned_by(const Group& group, int variant, DType param) const {
   const bool rounds = group.storage.stochastic && param == DType::bf16;
-  return {rule_.states_of(variant), group.averages, rule_.counts_steps || rounds, group.storage.companion_of(param)};
+  return {uint8_t(rule_.states_of(variant)), group.averages, rule_.counts_steps || rounds,
+          group.storage.companion_of(param)};
 }
 
 PyObject* const* StepBase::names_of(Group& group, const Owned& owned) const {
-  if (!group.named || !(*group.named == owned)) {
+  if (group.named != owned.key()) {
     for (int k = 0; k < owned.states; ++k) group.names[k] = names_[size_t(k)].ptr();
     if (owned.averages) group.names[owned.average_at()] = average_name_.ptr();
     if (owned.companion != Companion::none)
       group.names[owned.companion_at()] = companion_names_[int(owned.companion)].ptr();
     if (owned.counts) group.names[owned.step_at()] = step_name_.ptr();
-    group.named = owned;
+    group.named = owned.key();
   }
   return group.names;
 }

@@ -39,8 +39,8 @@ struct Group {
   bool skips = false;
   size_t fast_begin = 0, fast_end = 0;
   StorageSettings storage;
-  uint32_t first_param = 0;    // its number among those of all groups
-  std::optional<Owned> named;  // which of a parameter's own tensors are called as follows, borrowed
+  uint32_t first_param = 0;  // its number among those of all groups
+  uint32_t named = ~0u;      // key of which of a parameter's own tensors are called as follows, borrowed
   PyObject* names[kMaxOwned + 1];
   bool strict, all_general = false;
   Options options;

@@ -21,7 +21,8 @@ const char* check_dtypes(const DType* dtypes, const Owned& owned) {
     }
     if (k == 1 && !is_number(dtypes[k])) return "its gradient has a dtype of integers";
     if (!is_number(dtypes[k]) && !(is_rules && dtypes[k] == DType::u8)) return "its state has a dtype of integers";
-    if ((dtypes[k] == DType::f64) != (param == DType::f64)) return k == 1 ? "its gradient has another dtype, and float64 is not mixed with others"
+    if ((dtypes[k] == DType::f64) != (param == DType::f64))
+      return k == 1 ? "its gradient has another dtype, and float64 is not mixed with others"
                     : "its state has another dtype, and float64 is not mixed with others";
   }
   return nullptr;
@@ -35,6 +36,7 @@ bool describe_storage(Task& task, const Owned& owned, const StorageSettings& set
   if (!task.mixed) return false;
   task.companion = owned.companion;
   task.seed = settings.seed;
+  std::fill(task.scales, task.scales + kMaxOperands, nullptr);
   bool is_numbered = false;
   for (int k = 0; k < operands; ++k) {
     const int state = k - 2;

@@ -12,15 +12,15 @@ struct StorageSettings {
   bool stochastic = false;                // parameters in bf16 are rounded so
   unsigned stochastic_states = 0;         // a bit for each state that is rounded so where it is in bf16
   uint64_t seed = 0;
+  bool is_any = false;
 
-  bool is_any() const { return companion != Companion::none || stochastic || stochastic_states != 0; }
   Companion companion_of(DType param) const { return size_of(param) == 2 ? companion : Companion::none; }
 };
 
 // The tensors that are a parameter's own, in the order in which they are found in its state: those of its shape, which
 // are the rule's states, its average and its companion; then its step; then the scales of states in 8 bits.
 struct Owned {
-  int states = 0;
+  uint8_t states = 0;
   bool averages = false, counts = false;
   Companion companion = Companion::none;
 
@@ -30,8 +30,8 @@ struct Owned {
   int step_at() const { return tensors(); }
   int named() const { return tensors() + counts; }
   bool is_state(int k) const { return k < states || k >= tensors(); }
-  bool operator==(const Owned& o) const {
-    return states == o.states && averages == o.averages && counts == o.counts && companion == o.companion;
+  uint32_t key() const {  // different for different ones
+    return states | uint32_t(averages) << 8 | uint32_t(counts) << 16 | uint32_t(companion) << 24;
   }
 };
 constexpr int kMaxEntries = kMaxOwned + 1 + kMaxStates;
