@@ -147,7 +147,4 @@ def _master_weights(group: Dict, state: Dict) -> Dict:
             f"state[{index!r}]['master_param'] must be a tensor of float32 or int16, got {format_value(master)}",
         )
     is_split = any(master.dtype == torch.int16 for master in masters.values())
-    for index, master in masters.items():
-        if is_split and master.dtype == torch.float32:  # of a float32 parameter, which is not read there either
-            del state[index]["master_param"]
     return {"master_weights": "remainder" if is_split else True} if masters else {}

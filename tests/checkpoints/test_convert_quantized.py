@@ -116,6 +116,16 @@ def test_bitsandbytes_scales_blocks_of_the_flattened_tensor(wrapped: bool) -> No
     assert converted["param_groups"][0]["decoupled_weight_decay"] is True
 
 
+def test_bitsandbytes_is_known_by_its_group_or_its_state() -> None:
+    fresh = bitsandbytes()
+    fresh["state"].clear()
+    older = bitsandbytes(wrapped=False)  # than AdEMAMix, without whose keys it has torch's
+    for key in ("alpha", "t_alpha", "t_beta3"):
+        del older["param_groups"][0][key]
+    for given in (fresh, older):
+        assert fusedoptim.convert_state_dict(given)["param_groups"][0]["decoupled_weight_decay"] is True
+
+
 def test_torchaos_moments_are_what_they_say() -> None:
     given = torchao(amsgrad=True)
     given["state"][0]["max_exp_avg_sq"] = OptimState8bit(torch.ones(SHAPE))
