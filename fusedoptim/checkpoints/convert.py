@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
@@ -10,37 +9,43 @@ import torch
 from torch import Tensor
 
 from fusedoptim.checkpoints.checks import format_value
+from fusedoptim.checkpoints.convert_common import (
+    MATHEMATICS,
+    MOMENTS,
+    TORCH_ADAM,
+    TORCH_SGD,
+    Dict,
+    adam_group,
+    check_keys,
+    count,
+    entries,
+    require,
+)
+from fusedoptim.checkpoints.convert_optimi import adam_of_optimi, sgd_of_optimi
+from fusedoptim.checkpoints.convert_quantized import (
+    adam_of_bitsandbytes,
+    adam_of_flashoptim,
+    adam_of_torchao,
+    is_of_bitsandbytes,
+    is_of_torchao,
+)
 from fusedoptim.checkpoints.keys import meant_keys, not_meant, some_of
 from fusedoptim.checkpoints.storage import COMPANIONS, decoded, is_in_8bit, problem_of_scale
 from fusedoptim.reference.rules import RULES, Rule
-from fusedoptim.settings import DEFAULTS, STORAGE
-
-_Dict = dict[str, Any]
-
-# What schedulers and torch.optim itself put into any group.
-_OF_ANY_GROUP = {
-    "params", "param_names", "initial_lr", "max_lr", "min_lr", "max_momentum", "base_momentum", "swa_lr", "lr",
-    "weight_decay", "maximize", "foreach", "capturable", "differentiable", "fused", *DEFAULTS,
-}  # fmt: skip
-_TORCH_ADAM = _OF_ANY_GROUP | {"betas", "eps", "amsgrad", "decoupled_weight_decay"}
-_TORCH_SGD = _OF_ANY_GROUP | {"momentum", "dampening", "nesterov"}
-_MOMENTS = {"exp_avg", "exp_avg_sq"}
-_IMPLEMENTATION: _Dict = {"maximize": False, "foreach": None, "differentiable": False, "fused": None}
-_OPTIMI = {
-    "decouple_wd", "decouple_lr", "max_lr", "kahan_sum", "triton", "foreach", "gradient_release", "setup", "step",
-}  # fmt: skip
-_MATHEMATICS = "whose mathematics the rules here do not have"
+from fusedoptim.settings import STORAGE
 
 
-def convert_state_dict(state_dict: Mapping[str, Any], *, keep: Iterable[str] = ()) -> _Dict:
+def convert_state_dict(state_dict: Mapping[str, Any], *, keep: Iterable[str] = ()) -> Dict:
     """Return a state dict in the format of ``torch.optim``, made from that of another library.
 
-    It knows, by their keys: apex's ``FusedAdam``, DeepSpeed's ``DeepSpeedCPUAdam``, optimi's ``Adam``, ``AdamW`` and
-    ``SGD``, ``torch.optim``'s own, which come back as they are, and this package's own in any storage: 8 bits become
-    float32, and what parameters have beside them (masters, remainders, compensations) is left out.
-    Load the result into the class that has the
-    same mathematics: those of apex and DeepSpeed do not tell whether their weight decay was decoupled (it is by
-    default), so into ``AdamW`` if it was, and into ``Adam`` if not.
+    It knows, by their keys: ``FusedAdam`` of apex and TransformerEngine, DeepSpeed's ``DeepSpeedCPUAdam``, optimi's
+    ``Adam``, ``AdamW`` and ``SGD``, ``Adam`` and ``AdamW`` of bitsandbytes, torchao and flashoptim in any number of
+    bits, ``torch.optim``'s own, which come back as they are, and this package's own in any storage. State in 8 bits
+    becomes float32. What parameters have beside them goes over with its setting in the groups (``master_weights`` from
+    TransformerEngine, ``kahan_sum`` from optimi); of this package's own it is left out, so that torch loads the rest.
+    Load the result into the class that has the same mathematics: apex, TransformerEngine, DeepSpeed, torchao and
+    flashoptim do not tell whether their weight decay was decoupled, so into ``AdamW`` if it was, and into ``Adam`` if
+    not.
 
     Args:
         state_dict: What ``state_dict()`` of such an optimizer has returned. It is not changed; tensors that need no
@@ -65,160 +70,81 @@ def convert_state_dict(state_dict: Mapping[str, Any], *, keep: Iterable[str] = (
     return {**state_dict, "state": state, "param_groups": groups}
 
 
-def _check_indices(state: _Dict, indices: Collection[Any]) -> None:
+def _check_indices(state: Dict, indices: Collection[Any]) -> None:
     if meant := meant_keys(state, indices):
-        _require(False, "state {}; {}".format(*not_meant(meant)))
+        require(False, "state {}; {}".format(*not_meant(meant)))
     strays = [index for index in state if index not in indices]
-    _require(not strays, f"state has entries that belong to no parameter, as no group lists them: {some_of(strays)}")
+    require(not strays, f"state has entries that belong to no parameter, as no group lists them: {some_of(strays)}")
 
 
-def _convert_group(group: _Dict, state: _Dict, keep: frozenset[str], where: str) -> _Dict:
+def _convert_group(group: Dict, state: Dict, keep: frozenset[str], where: str) -> Dict:
     """Convert one group, and the entries of its parameters in ``state``."""
     if "bias_correction" in group:
-        return _adam_of_apex_or_deepspeed(group, state, keep, where)
+        return _fused_adam(group, state, keep, where)
     if "decouple_lr" in group and "beta1" in group:
-        return _adam_of_optimi(group, state, keep, where)
+        return adam_of_optimi(group, state, keep, where)
     if "decouple_lr" in group and "momentum" in group:
-        return _sgd_of_optimi(group, state, keep, where)
-    _require(
+        return sgd_of_optimi(group, state, keep, where)
+    if "master_bytewidth" in group:
+        return adam_of_flashoptim(group, state, keep, where)
+    require(
         "betas" in group or "momentum" in group, f"{where} is of no optimizer known here: {format_value(list(group))}"
     )
     is_adam = "betas" in group
-    _check_keys(group, _TORCH_ADAM if is_adam else _TORCH_SGD, keep, where)
-    known = {"step", "max_exp_avg_sq", *_MOMENTS} if is_adam else {"momentum_buffer"}
-    for index, entry in _entries(group, state):
+    if is_adam and is_of_bitsandbytes(group, state):
+        return adam_of_bitsandbytes(group, state, keep, where)
+    if is_adam and is_of_torchao(group, state):
+        return adam_of_torchao(group, state, keep, where)
+    check_keys(group, TORCH_ADAM if is_adam else TORCH_SGD, keep, where)
+    known = {"step", "max_exp_avg_sq", *MOMENTS} if is_adam else {"momentum_buffer"}
+    for index, entry in entries(group, state):
         state[index] = _of_plain_storage(entry, RULES["adam" if is_adam else "sgd"], f"state[{index!r}]")
-        _check_keys(state[index], known | {"ema"}, frozenset(), f"state[{index!r}]")
+        check_keys(state[index], known | {"ema"}, frozenset(), f"state[{index!r}]")
     return {key: value for key, value in group.items() if key not in (*STORAGE, "seed")}
 
 
-def _of_plain_storage(entry: _Dict, rule: Rule, where: str) -> _Dict:
+def _of_plain_storage(entry: Dict, rule: Rule, where: str) -> Dict:
     """Our own state without what torch cannot read: 8 bits become float32, and companions of parameters go."""
     names = {key.removesuffix("_scale") for key in entry if key.endswith("_scale")}
     plain = {key: value for key, value in entry.items() if key.removesuffix("_scale") not in names | COMPANIONS}
     if rule is RULES["sgd"]:
         plain.pop("step", None)  # of stochastic rounding
     for name in names:
-        _require(is_in_8bit(entry, name), f"{where}[{name!r}] must be uint8 beside its scale")
+        require(is_in_8bit(entry, name), f"{where}[{name!r}] must be uint8 beside its scale")
         problem = problem_of_scale(entry[f"{name}_scale"], entry[name])
-        _require(problem is None, f"{where}['{name}_scale'] {problem}")
+        require(problem is None, f"{where}['{name}_scale'] {problem}")
         plain[name] = decoded(entry, name, name not in rule.non_negative)
     return {key: plain[key] for key in entry if key in plain}
 
 
-def _adam_of_apex_or_deepspeed(group: _Dict, state: _Dict, keep: frozenset[str], where: str) -> _Dict:
-    """Both keep torch's moments, in float32; apex counts steps once for the group, DeepSpeed for each parameter."""
-    _check_keys(group, _TORCH_ADAM | {"bias_correction", "step"}, keep, where)
-    _require(group["bias_correction"], f"{where}['bias_correction'] is {group['bias_correction']!r}, {_MATHEMATICS}")
-    _require(
+def _fused_adam(group: Dict, state: Dict, keep: frozenset[str], where: str) -> Dict:
+    """Of apex, TransformerEngine and DeepSpeed: torch's moments; only DeepSpeed counts steps for each parameter."""
+    check_keys(group, TORCH_ADAM | {"bias_correction", "step"}, keep, where)
+    require(group["bias_correction"], f"{where}['bias_correction'] is {group['bias_correction']!r}, {MATHEMATICS}")
+    require(
         not group.get("amsgrad"),
         f"{where}['amsgrad'] is True, which DeepSpeedCPUAdam ignores; set it to False to go on as it did",
     )
     shared = group.pop("step", None)
-    for index, entry in _entries(group, state):
-        _check_keys(entry, {"step", *_MOMENTS}, frozenset(), f"state[{index!r}]")
-        _require(
+    for index, entry in entries(group, state):
+        check_keys(entry, {"step", "master_param", *MOMENTS}, frozenset(), f"state[{index!r}]")
+        require(
             ("step" in entry) != (shared is not None),
             f"state[{index!r}] must have a 'step', or {where} for all, and not both, as with DeepSpeed's FusedAdam, "
             "which does not count the steps of each parameter; set the right one and remove the other",
         )
-        state[index] = {"step": _count(entry.pop("step", shared), f"state[{index!r}]['step']"), **entry}
-    return _adam_group(group, tuple(group["betas"]), {"bias_correction"}, where)
+        state[index] = {"step": count(entry.pop("step", shared), f"state[{index!r}]['step']"), **entry}
+    converted = adam_group(group, tuple(group["betas"]), {"bias_correction"}, where)
+    return {**converted, **_master_weights(group, state)}
 
 
-def _adam_of_optimi(group: _Dict, state: _Dict, keep: frozenset[str], where: str) -> _Dict:
-    """Its moments are already divided by ``1 - beta^t``."""
-    _check_keys(group, _OF_ANY_GROUP | _OPTIMI | {"beta1", "beta2", "eps"}, keep, where)
-    _check_optimi(group, where)
-    betas = group["beta1"], group["beta2"]
-    for index, entry in _entries(group, state):
-        _check_optimi_entry(entry, _MOMENTS, f"state[{index!r}]")
-        _require(("step" in entry) or ("step" in group), f"{where} and state[{index!r}] have no 'step'")
-        step = _count(entry.get("step", group.get("step")), f"state[{index!r}]['step'] or {where}['step']")
-        moments = zip(("exp_avg", "exp_avg_sq"), betas, strict=True)
-        state[index] = {"step": step, **{name: _biased(entry[name], beta, float(step)) for name, beta in moments}}
-    converted = _adam_group(group, betas, _OPTIMI | {"beta1", "beta2"}, where)
-    return {**converted, "decoupled_weight_decay": bool(group["decouple_wd"])}
-
-
-def _sgd_of_optimi(group: _Dict, state: _Dict, keep: frozenset[str], where: str) -> _Dict:
-    _check_keys(group, _OF_ANY_GROUP | _OPTIMI | {"momentum", "dampening", "torch_init"}, keep, where)
-    _check_optimi(group, where)
-    momentum = group["momentum"]
-    _require(
-        not (group["decouple_wd"] and group["weight_decay"]),
-        f"{where}['decouple_wd'] is True with a weight_decay of {group['weight_decay']}, {_MATHEMATICS} for SGD",
-    )
-    dampened = bool(group["dampening"]) and momentum != 0
-    for index in group["params"]:
-        _require(
-            not dampened or group["torch_init"] or index in state,
-            f"{where}['dampening'] is True with torch_init=False, and parameter {index!r} has no state yet: it would "
-            f"start from a dampened gradient, {_MATHEMATICS}",
+def _master_weights(group: Dict, state: Dict) -> Dict:
+    """The setting for what TransformerEngine keeps; its int16 is to be added to the bits of the parameter, as ours."""
+    masters = {index: entry["master_param"] for index, entry in entries(group, state) if "master_param" in entry}
+    for index, master in masters.items():
+        require(
+            isinstance(master, Tensor) and master.dtype in (torch.float32, torch.int16),
+            f"state[{index!r}]['master_param'] must be a tensor of float32 or int16, got {format_value(master)}",
         )
-    for index, entry in _entries(group, state):
-        _check_optimi_entry(entry, {"exp_avg"}, f"state[{index!r}]")
-        state[index] = {"momentum_buffer": entry["exp_avg"]} if momentum != 0 else {}
-    kept = {key: value for key, value in group.items() if key not in _OPTIMI | {"dampening", "torch_init"}}
-    return {**kept, "dampening": momentum if dampened else 0, "nesterov": False, **_IMPLEMENTATION}
-
-
-def _check_optimi(group: _Dict, where: str) -> None:
-    _require("decouple_wd" in group, f"{where} has no 'decouple_wd': it is not of optimi's Adam, AdamW or SGD")
-    _require(
-        not (group["decouple_lr"] and group["weight_decay"]),
-        f"{where}['decouple_lr'] is True with a weight_decay of {group['weight_decay']}, {_MATHEMATICS}",
-    )
-
-
-def _check_optimi_entry(entry: _Dict, moments: set[str], where: str) -> None:
-    _check_keys(entry, {"step", "kahan_comp", "group", *moments}, frozenset(), where)
-    for name in moments:
-        _require(name in entry, f"{where} has no {name!r}")
-    comp = entry.get("kahan_comp")  # with Triton, one byte stands for none
-    _require(
-        comp is None or (isinstance(comp, Tensor) and comp.dtype == torch.uint8 and comp.numel() == 1),
-        f"{where}['kahan_comp'] is {format_value(comp)}: a Kahan sum, {_MATHEMATICS}; set it to None to do without",
-    )
-
-
-def _adam_group(group: _Dict, betas: tuple[Any, ...], drop: set[str], where: str) -> _Dict:
-    lr = group["lr"]
-    if isinstance(lr, Tensor):  # as apex keeps it with capturable=True
-        _require(lr.numel() == 1, f"{where}['lr'] must be one number, got {format_value(lr)}")
-        lr = float(lr)
-    kept = {key: value for key, value in group.items() if key not in drop}
-    return {**kept, "lr": lr, "betas": betas, "amsgrad": False, "capturable": False, **_IMPLEMENTATION}
-
-
-def _entries(group: _Dict, state: _Dict) -> list[tuple[Any, _Dict]]:
-    """The entries of a group's parameters, as new dicts."""
-    found = [(index, state[index]) for index in group["params"] if state.get(index)]
-    for index, entry in found:
-        _require(isinstance(entry, Mapping), f"state[{index!r}] must be a dict, got {format_value(entry)}")
-    return [(index, dict(entry)) for index, entry in found]
-
-
-def _count(step: Any, where: str) -> Tensor:
-    try:
-        number = float(step)
-    except (TypeError, ValueError, RuntimeError, OverflowError):
-        number = math.nan
-    _require(0 <= number < math.inf, f"{where} must be a count of steps, got {format_value(step)}")
-    return torch.tensor(number, dtype=torch.float32)
-
-
-def _biased(moment: Tensor, beta: float, step: float) -> Tensor:
-    """What torch keeps, of a moment that is divided by its bias already; rounded once."""
-    return (moment.to(torch.float64) * -math.expm1(step * math.log(beta)) if beta else moment).to(moment.dtype)
-
-
-def _check_keys(found: _Dict, known: set[str], keep: frozenset[str], where: str) -> None:
-    unknown = [key for key in found if key not in known and key not in keep]
-    hint = "; name entries of your own in keep=" if where.startswith("param_groups") else ""
-    _require(not unknown, f"{where} has keys that are not understood: {unknown}{hint}")
-
-
-def _require(condition: Any, problem: str) -> None:
-    if not condition:
-        raise ValueError(f"cannot convert the state dict: {problem}")
+    is_split = any(master.dtype == torch.int16 for master in masters.values())
+    return {"master_weights": "remainder" if is_split else True} if masters else {}
