@@ -95,7 +95,8 @@ struct HotLoopOf<Rule, variant, Combination<Param, Grad, States...>> {
         (make_random<States>(task, k++), ...);
       }
       V param = Param::template read<kAllBf16>(places[0], i);
-      V grad = Grad::template read<kAllBf16>(places[1], i) * V(factor);
+      V grad = Grad::template read<kAllBf16>(places[1], i);
+      if (factor != 1) grad = grad * V(factor);
       if (Grad::kStored == Stored::bf16 && rounds_grad)
         grad = nearest_even<BFloat16>(kAllBf16 ? grad : without_nan_bits(grad));
       int k = 2;

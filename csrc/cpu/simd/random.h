@@ -76,13 +76,14 @@ class RandomStream {
     // Half of what the first two rounds compute is the same for all counters.
     Word a = multiply(order + counter_, multiplier0);
     Word b = multiply(swap_halves(a) ^ same_[0], multiplier1);
-    Word words[4] = {swap_halves(b) ^ same_[1], b, a ^ same_[2], Word{} + same_[3]};
+    Word words[4] = {swap_halves(b) ^ same_[1], b, a ^ same_[2], Word{} + same_[3]};  // the last with its key
 #pragma GCC unroll 10
     for (int round = 2; round < kPhiloxRounds - 1; ++round) {
       a = multiply(words[0], multiplier0), b = multiply(words[2], multiplier1);
       words[0] = swap_halves(b) ^ words[1] ^ keys_[0][round];
       words[1] = b;
-      words[2] = swap_halves(a) ^ words[3] ^ keys_[1][round];
+      words[2] = swap_halves(a) ^ words[3];
+      if (round > 2) words[2] ^= keys_[1][round];
       words[3] = a;
     }
     a = multiply(words[0], multiplier0), b = multiply(words[2], multiplier1);
@@ -110,7 +111,7 @@ class RandomStream {
     same_[0] = c.words[3] ^ keys_[1][0];
     same_[1] = uint32_t(b) ^ keys_[0][1];
     same_[2] = (a >> 32) ^ keys_[1][1];
-    same_[3] = a;
+    same_[3] = uint32_t(a) ^ keys_[1][2];
   }
 
   RandomKey key_;

@@ -57,8 +57,7 @@ FUSEDOPTIM_SIMD void store_pair(S* to, const Pair& v) {
 }
 template <bool in_pairs>
 FUSEDOPTIM_SIMD Pair load_bf16(const void* from) {
-  const FloatBits words = load_words<in_pairs>(from);
-  return pair_of(words << 16, words & 0xffff0000);
+  return widened(load_words<in_pairs>(from));
 }
 
 // The nearest number that S holds, ties to even, of what is not a NaN with bits.
@@ -96,8 +95,7 @@ struct Plain {
   FUSEDOPTIM_SIMD static void write(const Place& p, int64_t i, Pair v) {
     if (!all_bf16 && sizeof(S) == 2) v = without_nan_bits(v);
     if constexpr (kIsBf16) {
-      const FloatBits words = upper_halves(nearest_bf16(v.parts[0]), nearest_bf16(v.parts[1]));
-      store_words<all_bf16>(p.of<uint16_t>(i), words);
+      store_words<all_bf16>(p.of<uint16_t>(i), nearest_words(v));
     } else {
       store_pair(p.of<S>(i), v);
     }
@@ -111,9 +109,7 @@ struct Stochastic : Plain<BFloat16> {
   template <bool all_bf16>
   FUSEDOPTIM_SIMD static void write(const Place& p, int64_t i, Pair v) {
     if (!all_bf16) v = without_nan_bits(v);
-    const FloatBits random = load_words<all_bf16>(p.random + i);
-    const FloatBits first = bits_of(v.parts[0]) + (random & 0xffff), second = bits_of(v.parts[1]) + (random >> 16);
-    store_words<all_bf16>(p.of<uint16_t>(i), upper_halves(first, second));
+    store_words<all_bf16>(p.of<uint16_t>(i), stochastic_words(v, load_words<all_bf16>(p.random + i)));
   }
 };
 
@@ -201,10 +197,13 @@ struct Compensated {
   template <bool all_bf16>
   FUSEDOPTIM_SIMD static void write(const Place& p, int64_t i, Pair v) {
     if (!all_bf16) v = without_nan_bits(v);
-    const Pair rounded = nearest_even<S>(v);
+    Pair rounded;
     if constexpr (kIsBf16) {
-      store_words<all_bf16>(p.of<uint16_t>(i), upper_halves(bits_of(rounded.parts[0]), bits_of(rounded.parts[1])));
+      const FloatBits words = nearest_words(v);
+      store_words<all_bf16>(p.of<uint16_t>(i), words);
+      rounded = widened(words);
     } else {
+      rounded = nearest_even<S>(v);
       store_pair(p.of<S>(i), rounded);
     }
     Plain<S>::template write<all_bf16>(beside(p), i, v - rounded);
