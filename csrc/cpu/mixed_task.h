@@ -61,7 +61,7 @@ class MixedTask {
  public:
   using V = Pair;
   static constexpr int kAtOnce = RandomStream::kAtOnce;
-  static_assert(kAtOnce % V::kLanes == 0 && kBlockOf8Bits % kAtOnce == 0 && kBlockOf8Bits <= RandomStream::kMost);
+  static_assert(kAtOnce % V::kLanes == 0 && kBlockOf8Bits % kAtOnce == 0 && RandomStream::kMost % kBlockOf8Bits == 0);
 
   MixedTask(const Task& task, void* const* at, int64_t first, double factor)
       : task_(task), first_(first), states_(task.operand_count - 2 - task.averages - has_companion()) {
@@ -76,7 +76,7 @@ class MixedTask {
   FUSEDOPTIM_SIMD int64_t begin(int64_t left) {
     if (!has_random_ && task_.blocks.columns == 0) return left;
     int64_t n = left < RandomStream::kMost ? left : RandomStream::kMost;
-    if (task_.blocks.columns != 0) n = begin_block(n);
+    if (task_.blocks.columns != 0) n = begin_blocks(n);
     if (has_random_) begin_random();
     return n;
   }
@@ -135,6 +135,7 @@ class MixedTask {
       places_[k].at = copies[k];
       places_[k].random += places_[k].random != nullptr ? i : 0;
       places_[k].wide += places_[k].wide != nullptr ? i : 0;
+      places_[k].scales += places_[k].scales != nullptr ? i / kBlockOf8Bits : 0;
     }
     if (places_[0].companion != nullptr) places_[0].companion = copies[task_.operand_count - 1];
     update();
@@ -216,34 +217,37 @@ class MixedTask {
     }
   }
 
-  __attribute__((noinline)) int64_t begin_block(int64_t left) {
-    block_ = task_.blocks.of(first_);
+  // A piece is a whole number of blocks, or the rest of a row.
+  __attribute__((noinline)) int64_t begin_blocks(int64_t left) {
+    const int64_t columns = task_.blocks.columns, in_row = columns - first_ % columns;
+    const int64_t n = in_row < left ? in_row : left, block = task_.blocks.of(first_);
     for (int k = 2; k < 2 + states_; ++k) {
       if (!is_8bit(task_.codings[k])) continue;
-      places_[k].scale = task_.scales[k][block_];
+      places_[k].scales = task_.scales[k] + block;
       places_[k].wide = wide_[k - 2];
     }
-    const int64_t n = task_.blocks.begin(block_ + 1) - first_;
-    return n < left ? n : left;
+    return n;
   }
-
   __attribute__((noinline)) void write_codes(int64_t n) {
     for (int k = 2; k < 2 + states_; ++k) {
       if (places_[k].wide == nullptr) continue;
       for (int64_t i = n; i % (4 * kFloats) != 0; ++i) places_[k].wide[i] = 0;
-      task_.scales[k][block_] = stored_[k] == Stored::sign ? EightBits<Coding::sign>::write_codes(places_[k], n)
-                                                           : EightBits<Coding::magnitude>::write_codes(places_[k], n);
+      if (stored_[k] == Stored::sign) {
+        EightBits<Coding::sign>::write_codes(places_[k], n);
+      } else {
+        EightBits<Coding::magnitude>::write_codes(places_[k], n);
+      }
     }
   }
 
   const Task& task_;
-  int64_t first_, block_ = 0;
+  int64_t first_;
   int states_;
   bool rounds_grad_ = false, has_random_ = false;
   Stored stored_[kMaxOperands];
   Place places_[kMaxOperands];
   RandomStream streams_[kMaxStates + 1];
-  alignas(64) float wide_[kMaxStates][kBlockOf8Bits + V::kLanes];
+  alignas(64) float wide_[kMaxStates][RandomStream::kMost + V::kLanes];
 };
 
 }  // namespace fusedoptim::FUSEDOPTIM_ISA

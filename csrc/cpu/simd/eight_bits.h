@@ -56,7 +56,7 @@ FUSEDOPTIM_SIMD Bytes ordered(Bytes bytes) { return bytes; }
 
 FUSEDOPTIM_SIMD Signed larger(Signed a, Signed b) { return a > b ? a : b; }
 
-static __attribute__((noinline)) uint32_t largest_magnitude(const float* from, int64_t count) {
+FUSEDOPTIM_SIMD uint32_t largest_magnitude(const float* from, int64_t count) {
   Signed largest{}, other{};
   for (int64_t i = 0; i < count; i += 2 * kFloats) {
     largest = larger(largest, Signed(bits_of(load(from + i)) & 0x7fffffff));
@@ -72,6 +72,18 @@ static __attribute__((noinline)) uint32_t largest_magnitude(const float* from, i
 #endif
 }
 
+// a + add, and 1 where bit number `bit` of a is set.
+template <int bit>
+FUSEDOPTIM_SIMD FloatBits nearest_up(FloatBits a, uint32_t add) {
+#if defined(__AVX512F__)
+  const __m512i sum = __m512i(a + add);
+  const __mmask16 odd = _mm512_test_epi32_mask(__m512i(a), _mm512_set1_epi32(1 << bit));
+  return FloatBits(_mm512_mask_add_epi32(sum, odd, sum, _mm512_set1_epi32(1)));
+#else
+  return a + add + (a >> bit & 1);
+#endif
+}
+
 template <Coding coding>
 struct EightBits {
   using Element = uint8_t;
@@ -80,44 +92,54 @@ struct EightBits {
   static constexpr bool kIsBf16 = false, kIsRandom = !kHasSign;
   static constexpr Stored kStored = kHasSign ? Stored::sign : Stored::magnitude;
   static constexpr uint32_t kBias = kHasSign ? kBiasOfSign : kBiasOfMagnitude;
+  static constexpr uint32_t kOne = 127u << 23;
   static constexpr int kTop = kHasSign ? kTopSign : kTopMagnitude;
 
-  FUSEDOPTIM_SIMD static FloatVec decode(const uint8_t* from, FloatVec scale) {
-    const FloatBits code = load_bits(from);
-    FloatBits bits = code << kQuantumBits, magnitude = code;
-    if constexpr (kHasSign) {
-      magnitude = code & kTop;
-      bits = (magnitude << kQuantumBits) | (code & 0x80) << 24;
+  // Before they are multiplied by the scale.
+  FUSEDOPTIM_SIMD static Pair decode(const uint8_t* from) {
+#if defined(__AVX512F__)
+    const __m256i bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+    const __m512i code = kHasSign ? _mm512_cvtepi8_epi16(bytes) : _mm512_cvtepu8_epi16(bytes);
+    __m512i words = _mm512_slli_epi16(code, kQuantumBits - 16);  // the upper halves
+    if constexpr (kHasSign)
+      words = _mm512_and_si512(words, _mm512_set1_epi16(int16_t(0x8000 | kTop << (kQuantumBits - 16))));
+    const __mmask32 is_number = _mm512_test_epi16_mask(code, _mm512_set1_epi16(kTop));
+    words = _mm512_mask_add_epi16(words, is_number, words, _mm512_set1_epi16(kBias << (kQuantumBits - 16)));
+    return widened(spread(FloatBits(words)));
+#else
+    Pair v;
+    for (int k = 0; k < 2; ++k) {
+      const FloatBits code = load_bits(from + k * kFloats), magnitude = code & kTop;
+      FloatBits bits = (magnitude != 0) ? (magnitude + kBias) << kQuantumBits : FloatBits{};
+      if constexpr (kHasSign) bits |= (code & 0x80) << 24;
+      v.parts[k] = from_bits(bits);
     }
-    return from_bits((magnitude != 0) ? bits + (kBias << kQuantumBits) : bits) * scale;
+    return v;
+#endif
   }
   template <bool all_bf16>
   FUSEDOPTIM_SIMD static Pair read(const Place& p, int64_t i) {
-    const FloatVec scale(p.scale);
-    Pair v;
-    v.parts[0] = decode(p.of<const uint8_t>(i), scale);
-    v.parts[1] = decode(p.of<const uint8_t>(i + kFloats), scale);
-    return v;
+    return decode(p.of<const uint8_t>(i)) * Pair(p.scales[i / kBlockOf8Bits]);
   }
   template <bool all_bf16>
   FUSEDOPTIM_SIMD static void write(const Place& p, int64_t i, const Pair& v) {
     store_pair(p.wide + i, v);
   }
 
-  FUSEDOPTIM_SIMD static Bytes encode(const float* from, const uint16_t* random, FloatVec factor) {
+  // `less`: what a float32 has in its bits more than a code, which is the distance of their exponents.
+  FUSEDOPTIM_SIMD static Bytes encode(const float* from, const uint16_t* random, int64_t i, uint32_t less) {
     Four raw, codes;
     for (int k = 0; k < 4; ++k) {
-      const FloatVec v = load(from + k * kFloats);
-      const FloatBits magnitude = bits_of(v * factor) & 0x7fffffff;
-      FloatBits up;
+      const FloatBits bits = bits_of(load(from + i + k * kFloats)), magnitude = bits & 0x7fffffff;
+      FloatBits sum;
       if constexpr (kHasSign) {
-        up = (magnitude >> kQuantumBits & 1) + ((1u << (kQuantumBits - 1)) - 1 - (kBias << kQuantumBits));
+        sum = nearest_up<kQuantumBits>(magnitude, ((1u << (kQuantumBits - 1)) - 1) - less);
       } else {
-        up = (load_bits(random + k * kFloats) << (kQuantumBits - 16)) +
-             ((1u << (kQuantumBits - 17)) - (kBias << kQuantumBits));
+        const FloatBits up = load_bits(random + i + k * kFloats) << (kQuantumBits - 16);
+        sum = magnitude + ((1u << (kQuantumBits - 17)) - less) + up;
       }
-      raw.parts[k] = Signed(bits_of(v));
-      codes.parts[k] = Signed(magnitude + up) >> kQuantumBits;
+      raw.parts[k] = Signed(bits);
+      codes.parts[k] = Signed(sum) >> kQuantumBits;
     }
     const Bytes code = narrowed<true>(codes), whole = narrowed<false>(raw);
     if constexpr (kHasSign) {
@@ -128,29 +150,34 @@ struct EightBits {
     }
   }
 
-  // Codes `count` numbers of p.wide, behind which zeros follow up to a multiple of four vectors, and returns their
-  // scale.
-  static __attribute__((noinline)) float write_codes(const Place& p, int64_t count) {
+  // Codes `count` numbers of p.wide, behind which zeros follow up to a multiple of four vectors.
+  static __attribute__((noinline)) void write_codes(const Place& p, int64_t count) {
+    for (int64_t begin = 0; begin < count; begin += kBlockOf8Bits) {
+      const int64_t n = count - begin < kBlockOf8Bits ? count - begin : kBlockOf8Bits;
+      const uint16_t* const random = kHasSign ? nullptr : p.random + begin;
+      write_block(p.wide + begin, random, n, p.of<uint8_t>(begin), p.scales + begin / kBlockOf8Bits);
+    }
+  }
+
+ private:
+  FUSEDOPTIM_SIMD static void write_block(const float* from, const uint16_t* random, int64_t count, uint8_t* to,
+                                          float* scale_to) {
     constexpr int kBytes = 4 * kFloats;
-    const uint32_t scale = scale_of(largest_magnitude(p.wide, count)), inverse = inverse_of(scale);
-    float as_float, factor;
-    std::memcpy(&as_float, &scale, sizeof(float));
-    std::memcpy(&factor, &inverse, sizeof(float));
-    uint8_t* const to = p.of<uint8_t>(0);
+    const uint32_t scale = scale_of(largest_magnitude(from, count)), less = (kBias << kQuantumBits) + scale - kOne;
+    std::memcpy(scale_to, &scale, sizeof(scale));
     if (scale == kNaN) {
       std::memset(to, kTop, size_t(count));
-      return as_float;
+      return;
     }
     int64_t i = 0;
     for (; i + kBytes <= count; i += kBytes) {
-      const Bytes codes = encode(p.wide + i, p.random + i, FloatVec(factor));
+      const Bytes codes = encode(from, random, i, less);
       std::memcpy(to + i, &codes, sizeof(codes));
     }
     if (i < count) {
-      const Bytes codes = encode(p.wide + i, p.random + i, FloatVec(factor));
+      const Bytes codes = encode(from, random, i, less);
       std::memcpy(to + i, &codes, size_t(count - i));
     }
-    return as_float;
   }
 };
 

@@ -30,7 +30,7 @@ struct Place {
   void* at = nullptr;
   void* companion = nullptr;         // of a parameter
   const uint16_t* random = nullptr;  // 16 bits for each element that is rounded by them
-  float scale = 0;                   // of a block of 8 bits
+  float* scales = nullptr;           // of the blocks of 8 bits, of which the first begins with element 0
   float* wide = nullptr;             // where the new numbers of that go, until the largest of them is known
 
   template <class S>
