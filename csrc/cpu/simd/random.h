@@ -24,7 +24,7 @@ FUSEDOPTIM_SIMD Word multiply(Word a, Word b) { return (a & 0xffffffff) * (b & 0
 FUSEDOPTIM_SIMD Word swap_halves(Word a) { return a >> 32 | a << 32; }
 #endif
 
-// The lower half of b ^ c ^ key, and into it and above, the halves of a.
+// The halves of a, exchanged, and into the lower one b and the key.
 FUSEDOPTIM_SIMD Word last_round(Word a, Word b, uint64_t key) {
 #if defined(__AVX512F__)
   const __m512i swapped = __m512i(swap_halves(a));
@@ -76,7 +76,7 @@ class RandomStream {
     // Half of what the first two rounds compute is the same for all counters.
     Word a = multiply(order + counter_, multiplier0);
     Word b = multiply(swap_halves(a) ^ same_[0], multiplier1);
-    Word words[4] = {swap_halves(b) ^ same_[1], b, a ^ same_[2], Word{} + same_[3]};  // the last with its key
+    Word words[4] = {swap_halves(b) ^ same_[1], b, a ^ same_[2], Word{} + same_[3]};  // which has round 2's key in it
 #pragma GCC unroll 10
     for (int round = 2; round < kPhiloxRounds - 1; ++round) {
       a = multiply(words[0], multiplier0), b = multiply(words[2], multiplier1);
