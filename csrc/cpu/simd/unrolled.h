@@ -120,4 +120,17 @@ FUSEDOPTIM_SIMD void store(S* to, const Unrolled<T, count, spares_divider>& vect
   }
 }
 
+// Of two vectors of bf16, one has the elements at even places and the other those at odd ones: a rule does not ask
+// which is where, and nothing has to change its lane.
+FUSEDOPTIM_SIMD void load_into(Unrolled<float, 2, kSparesDivider<BFloat16>>& vectors, const BFloat16* from) {
+  FloatBits pairs;
+  std::memcpy(&pairs, from, sizeof(pairs));
+  vectors.parts[0] = FloatVec((FloatVec::R)(pairs << 16));
+  vectors.parts[1] = FloatVec((FloatVec::R)(pairs & 0xffff0000));
+}
+FUSEDOPTIM_SIMD void store(BFloat16* to, const Unrolled<float, 2, kSparesDivider<BFloat16>>& vectors) {
+  const FloatBits pairs = nearest_bf16(vectors.parts[0]) >> 16 | (nearest_bf16(vectors.parts[1]) & 0xffff0000);
+  std::memcpy(to, &pairs, sizeof(pairs));
+}
+
 }  // namespace fusedoptim::FUSEDOPTIM_ISA

@@ -2,8 +2,6 @@
 // lower halves and the other the upper ones, and one instruction loads or stores them all.
 #pragma once
 
-#include <type_traits>
-
 #include "cpu/simd/unrolled.h"
 
 namespace fusedoptim::FUSEDOPTIM_ISA {
@@ -107,11 +105,6 @@ FUSEDOPTIM_SIMD FloatBits stochastic_words(const Pair& v, FloatBits random) {
 }
 #endif
 FUSEDOPTIM_SIMD Pair widened(FloatBits words) { return pair_of(words << 16, words & 0xffff0000); }
-
-// Where all operands are in bf16 and nothing else is asked for.
-static_assert(std::is_same_v<Pair, UnrolledOf<BFloat16>> || kUnroll<BFloat16> == 1);
-FUSEDOPTIM_SIMD void load_into(Pair& v, const BFloat16* from) { v = widened(load_words<true>(from)); }
-FUSEDOPTIM_SIMD void store(BFloat16* to, const Pair& v) { store_words<true>(to, nearest_words(v)); }
 
 // v, or the usual NaN where it is one: its own bits could carry into a number when they are rounded.
 FUSEDOPTIM_SIMD FloatVec without_nan_bits(FloatVec v) {
