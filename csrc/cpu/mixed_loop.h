@@ -1,210 +1,17 @@
-// The loop over any rule for operands that are not all stored in one dtype. Each is read into registers by how it is
-// stored, and rounded back, in one pass: with a pass for each operand, through buffers in the first-level cache,
-// nothing is computed while memory is waited for, and a step takes half as long again.
+// The loop over any rule for operands that are not all stored in one dtype.
 #pragma once
 
-#include "core/average.h"
-#include "core/task.h"
-#include "cpu/instruction_set.h"
-#include "cpu/simd/random.h"
-#include "cpu/simd/stored.h"
-#include "cpu/simd/unrolled.h"
+#include "cpu/hot_loop.h"
 
 namespace fusedoptim::FUSEDOPTIM_ISA {
-
-// What does not depend on the rule.
-class MixedTask {
- public:
-  static constexpr int64_t kPiece = kBlockOf8Bits;  // elements between two calls for random bits, or codes
-  using V = UnrolledOf<float>;
-
-  MixedTask(const Task& task, void* const* at, int64_t first, double factor)
-      : task_(task), first_(first), states_(task.operand_count - 2 - task.averages - has_companion()) {
-    for (int k = 0; k < task.operand_count; ++k) places_[k].at = at[k];
-    places_[0].companion = has_companion() ? at[task.operand_count - 1] : nullptr;
-    for (int k = 0; k < task.operand_count; ++k) stored_[k] = find(k);
-    const bool clips = factor != 1 && factor != -1;
-    rounds_grad_ = clips && stored_[1] != Stored::f32;
-  }
-
-  // Prepares the next piece, of at most `left` elements, and returns how many it has.
-  FUSEDOPTIM_SIMD int64_t begin(int64_t left) {
-    int64_t n = left < kPiece ? left : kPiece;
-    if (task_.blocks.columns != 0) n = begin_block(n);
-    if (has_random_) make_random(n);
-    return n;
-  }
-  // Completes it.
-  FUSEDOPTIM_SIMD void end(int64_t n) {
-    if (task_.blocks.columns != 0) write_codes(n);
-    for (int k = 0; k < task_.operand_count; ++k)
-      places_[k].at = static_cast<char*>(places_[k].at) + n * int64_t(size_of(task_.dtypes[k]));
-    if (places_[0].companion != nullptr) places_[0].companion = places_[task_.operand_count - 1].at;
-    first_ += n;
-  }
-
-  FUSEDOPTIM_SIMD V param(int64_t i) const {
-    V v;
-    with_param(stored_[0], [&](auto stored) { read(v, stored, places_[0], i); });
-    return v;
-  }
-  FUSEDOPTIM_SIMD V grad(int64_t i, float factor) const {
-    V v;
-    with_number(stored_[1], [&](auto stored) { read(v, stored, places_[1], i); });
-    v = v * V(factor);
-    if (rounds_grad_) round_grad(v);
-    return v;
-  }
-  FUSEDOPTIM_SIMD V state(int k, int64_t i) const {
-    V v;
-    with_state(stored_[2 + k], [&](auto stored) { read(v, stored, places_[2 + k], i); });
-    return v;
-  }
-  FUSEDOPTIM_SIMD void put_param(int64_t i, const V& v) const {
-    with_param(stored_[0], [&](auto stored) { write(v, stored, places_[0], i); });
-    if (task_.averages) move_average(i);
-  }
-  FUSEDOPTIM_SIMD void put_state(int k, int64_t i, const V& v) const {
-    with_state(stored_[2 + k], [&](auto stored) { write(v, stored, places_[2 + k], i); });
-  }
-  FUSEDOPTIM_SIMD void fetch(int64_t i) const {
-    for (int k = 0; k < task_.operand_count; ++k) {
-      const int64_t size = int64_t(size_of(task_.dtypes[k]));
-      const char* const at = static_cast<const char*>(places_[k].at) + i * size + kAhead;
-      for (int64_t line = 0; line < V::kLanes * size; line += kLine) __builtin_prefetch(at + line);
-    }
-  }
-
-  // Elements from `i` on, fewer than make a V: calls `update` for copies of them, behind which zeros follow.
-  template <class Update>
-  __attribute__((noinline)) void rest(int64_t i, int64_t n, Update update) {
-    alignas(64) char copies[kMaxOperands][V::kLanes * sizeof(float)] = {};
-    Place before[kMaxOperands];
-    for (int k = 0; k < task_.operand_count; ++k) {
-      const size_t size = size_of(task_.dtypes[k]);
-      before[k] = places_[k];
-      std::memcpy(copies[k], static_cast<char*>(places_[k].at) + i * int64_t(size), size_t(n) * size);
-      places_[k].at = copies[k];
-      places_[k].random += places_[k].random != nullptr ? i : 0;
-      places_[k].wide += places_[k].wide != nullptr ? i : 0;
-    }
-    if (places_[0].companion != nullptr) places_[0].companion = copies[task_.operand_count - 1];
-    update();
-    for (int k = 0; k < task_.operand_count; ++k) {
-      const size_t size = size_of(task_.dtypes[k]);
-      places_[k] = before[k];
-      if (k != 1 && places_[k].wide == nullptr)
-        std::memcpy(static_cast<char*>(places_[k].at) + i * int64_t(size), copies[k], size_t(n) * size);
-    }
-  }
-
- private:
-  bool has_companion() const { return task_.companion != Companion::none; }
-
-  Stored find(int k) {
-    const DType dtype = task_.dtypes[k];
-    if (k == 0 && has_companion()) {
-      const bool is_bf16 = dtype == DType::bf16;
-      if (task_.companion == Companion::master) return is_bf16 ? Stored::master_bf16 : Stored::master_f16;
-      if (task_.companion == Companion::remainder) return Stored::remainder;
-      return is_bf16 ? Stored::compensated_bf16 : Stored::compensated_f16;
-    }
-    const Coding coding = k < 2 + states_ ? task_.codings[k] : Coding::nearest;
-    if (coding == Coding::stochastic || coding == Coding::magnitude) {
-      has_random_ = true;
-      places_[k].random = random_[k == 0 ? 0 : k - 1];
-      return coding == Coding::stochastic ? Stored::stochastic : Stored::magnitude;
-    }
-    if (coding == Coding::sign) return Stored::sign;
-    return dtype == DType::f32 ? Stored::f32 : dtype == DType::bf16 ? Stored::bf16 : Stored::f16;
-  }
-
-  template <class S>
-  FUSEDOPTIM_SIMD static void read(V& v, S, const Place& place, int64_t i) {
-    for (auto& part : v.parts) {
-      part = S::read(place, i);
-      i += kFloats;
-    }
-  }
-  template <class S>
-  FUSEDOPTIM_SIMD static void write(const V& v, S, const Place& place, int64_t i) {
-    for (const auto& part : v.parts) {
-      S::write(place, i, part);
-      i += kFloats;
-    }
-  }
-
-  // As it would be stored: what is clipped is rounded before the rule reads it.
-  FUSEDOPTIM_SIMD void round_grad(V& v) const {
-    for (auto& part : v.parts) {
-      part = without_nan_bits(part);
-      part = stored_[1] == Stored::bf16 ? nearest_even<BFloat16>(part) : nearest_even<Half>(part);
-    }
-  }
-
-  // Towards the parameter as it is stored.
-  __attribute__((noinline)) void move_average(int64_t i) const {
-    V param, average;
-    const int k = 2 + states_;
-    const DType dtype = task_.dtypes[0];
-    const Stored own = dtype == DType::f32 ? Stored::f32 : dtype == DType::bf16 ? Stored::bf16 : Stored::f16;
-    with_number(own, [&](auto stored) { read(param, stored, places_[0], i); });
-    if (!task_.average_is_new) {
-      with_number(stored_[k], [&](auto stored) { read(average, stored, places_[k], i); });
-      param = Average<float>(task_.average_weight)(average, param);
-    }
-    with_number(stored_[k], [&](auto stored) { write(param, stored, places_[k], i); });
-  }
-
-  __attribute__((noinline)) void make_random(int64_t n) {
-    for (int k = 0; k < 2 + states_; ++k) {
-      if (stored_[k] != Stored::stochastic && stored_[k] != Stored::magnitude) continue;
-      const RandomKey key = RandomKey::of(task_.seed, task_.next_step, task_.parameter, k);
-      const int64_t place = task_.first_element + first_, counter = place / kRandomsOfCounter;
-      uint16_t* const to = random_[k == 0 ? 0 : k - 1];
-      random_bits(key, uint64_t(counter), (place + n + kRandomsOfCounter - 1) / kRandomsOfCounter - counter, to);
-      places_[k].random = to + place % kRandomsOfCounter;
-    }
-  }
-
-  __attribute__((noinline)) int64_t begin_block(int64_t left) {
-    block_ = task_.blocks.of(first_);
-    for (int k = 2; k < 2 + states_; ++k) {
-      if (!is_8bit(task_.codings[k])) continue;
-      places_[k].scale = task_.scales[k][block_];
-      places_[k].wide = wide_[k - 2];
-    }
-    const int64_t n = task_.blocks.begin(block_ + 1) - first_;
-    return n < left ? n : left;
-  }
-
-  __attribute__((noinline)) void write_codes(int64_t n) {
-    for (int k = 2; k < 2 + states_; ++k) {
-      if (places_[k].wide == nullptr) continue;
-      for (int64_t i = n; i % kFloats != 0; ++i) places_[k].wide[i] = 0;
-      task_.scales[k][block_] = stored_[k] == Stored::sign ? EightBits<Coding::sign>::write_codes(places_[k], n)
-                                                           : EightBits<Coding::magnitude>::write_codes(places_[k], n);
-    }
-  }
-
-  static constexpr int64_t kMostRandoms = kPiece + (kCounters + 1) * kRandomsOfCounter + V::kLanes;
-
-  const Task& task_;
-  int64_t first_, block_ = 0;
-  int states_;
-  bool rounds_grad_ = false, has_random_ = false;
-  Stored stored_[kMaxOperands];
-  Place places_[kMaxOperands];
-  alignas(64) uint16_t random_[kMaxStates + 1][kMostRandoms];
-  alignas(64) float wide_[kMaxStates][kPiece + V::kLanes];
-};
 
 template <template <class> class Rule, int variant>
 struct MixedLoop {
   using V = MixedTask::V;
   static constexpr int kStates = Rule<float>::states_of(variant);
 
-  FUSEDOPTIM_SIMD static void update(const Rule<float>& rule, const MixedTask& task, int64_t i, float factor) {
+  static __attribute__((noinline)) void update(const Rule<float>& rule, const MixedTask& task, int64_t i,
+                                               float factor) {
     V state[kStates + 1], param = task.param(i);
     const V grad = task.grad(i, factor);
     for (int k = 0; k < kStates; ++k) state[k] = task.state(k, i);
@@ -217,14 +24,18 @@ struct MixedLoop {
     const Rule<float> rule = *static_cast<const Rule<float>*>(task.constants);
     const float by = float(factor);
     MixedTask mixed(task, at, first, factor);
+    const HotLoop<Rule> hot = hot_loop<Rule, variant>(mixed);
     for (int64_t left = count; left > 0;) {
       const int64_t n = mixed.begin(left);
-      int64_t i = 0;
-      for (; i + V::kLanes <= n; i += V::kLanes) {
-        mixed.fetch(i);
-        update(rule, mixed, i, by);
+      int64_t i = hot != nullptr ? hot(rule, mixed, n, by) : 0;
+      for (; i < n; i += V::kLanes) {
+        if (i % MixedTask::kAtOnce == 0) mixed.prepare(i);
+        if (i + V::kLanes <= n) {
+          update(rule, mixed, i, by);
+        } else {
+          mixed.rest(i, n - i, [&] { update(rule, mixed, 0, by); });
+        }
       }
-      if (i < n) mixed.rest(i, n - i, [&] { update(rule, mixed, 0, by); });
       mixed.end(n);
       left -= n;
     }

@@ -24,6 +24,16 @@ FUSEDOPTIM_SIMD Word multiply(Word a, Word b) { return (a & 0xffffffff) * (b & 0
 FUSEDOPTIM_SIMD Word swap_halves(Word a) { return a >> 32 | a << 32; }
 #endif
 
+// The halves of a, exchanged, and into the lower one b and the key.
+FUSEDOPTIM_SIMD Word last_round(Word a, Word b, uint64_t key) {
+#if defined(__AVX512F__)
+  const __m512i swapped = __m512i(swap_halves(a));
+  return Word(_mm512_mask_ternarylogic_epi32(swapped, 0x5555, __m512i(b), _mm512_set1_epi64(int64_t(key)), 0x96));
+#else
+  return swap_halves(a) ^ ((b ^ key) & 0xffffffff);
+#endif
+}
+
 // Lanes `odd`, 2 + odd, ... of both in turn.
 template <int odd>
 FUSEDOPTIM_SIMD Word interleave(Word a, Word b) {
@@ -38,32 +48,76 @@ FUSEDOPTIM_SIMD Word interleave(Word a, Word b) {
 #endif
 }
 
-// The bits of `counters` counters from `counter` on, and of as many more as make whole vectors.
-static __attribute__((noinline)) void random_bits(const RandomKey& key, uint64_t counter, int64_t counters,
-                                                  uint16_t* to) {
-  // In the end, those in even lanes come first.
-  Word order;
-  for (int i = 0; i < kCounters; ++i) order[i] = uint64_t(i % 2 * (kCounters / 2) + i / 2);
-  const Word multiplier0 = Word{} + kPhiloxMultiplier[0], multiplier1 = Word{} + kPhiloxMultiplier[1];
-  for (; counters > 0; counters -= kCounters, counter += kCounters, to += kCounters * kRandomsOfCounter) {
-    const Counter first = Counter::of(key, counter);
-    const Word n = order + counter;
-    Word words[4] = {n, n >> 32 | uint64_t(first.words[1]), Word{} + first.words[2], Word{} + first.words[3]};
-    uint32_t k0 = key.seed[0], k1 = key.seed[1];
-#pragma GCC unroll 10
-    for (int round = 0; round < kPhiloxRounds; ++round) {
-      const Word a = multiply(words[0], multiplier0), b = multiply(words[2], multiplier1);
-      words[0] = swap_halves(b) ^ words[1] ^ uint64_t(k0);
-      words[1] = b;
-      words[2] = swap_halves(a) ^ words[3] ^ uint64_t(k1);
-      words[3] = a;
-      k0 += kPhiloxWeyl[0];
-      k1 += kPhiloxWeyl[1];
-    }
-    const Word lower = (words[0] & 0xffffffff) | words[1] << 32, upper = (words[2] & 0xffffffff) | words[3] << 32;
-    const Word of_counters[2] = {interleave<0>(lower, upper), interleave<1>(lower, upper)};
-    std::memcpy(to, of_counters, sizeof(of_counters));
+// Random bits for consecutive elements.
+class RandomStream {
+ public:
+  static constexpr int kAtOnce = kCounters * kRandomsOfCounter;  // whole passes begin at a multiple of it
+  static constexpr int64_t kMost = 1024;                         // elements between two calls of `begin`
+
+  void start(const RandomKey& key) {
+    key_ = key;
+    prepare(0);
   }
-}
+  // Returns where the bits of element number `place` of the tensor will be: those of `kAtOnce` elements after the next
+  // call of `make`, and of as many more after each further one.
+  FUSEDOPTIM_SIMD const uint16_t* begin(int64_t place) {
+    counter_ = uint64_t(place / kAtOnce * kCounters);
+    to_ = bits_;
+    const int64_t before = place % kAtOnce;
+    if (before != 0) make();
+    return bits_ + before;
+  }
+  FUSEDOPTIM_SIMD void make() {
+    if (__builtin_expect(counter_ >> 32 != high_, 0)) prepare(uint32_t(counter_ >> 32));
+    // In the end, those in even lanes come first.
+    Word order;
+    for (int i = 0; i < kCounters; ++i) order[i] = uint64_t(i % 2 * (kCounters / 2) + i / 2);
+    const Word multiplier0 = Word{} + kPhiloxMultiplier[0], multiplier1 = Word{} + kPhiloxMultiplier[1];
+    // Half of what the first two rounds compute is the same for all counters.
+    Word a = multiply(order + counter_, multiplier0);
+    Word b = multiply(swap_halves(a) ^ same_[0], multiplier1);
+    Word words[4] = {swap_halves(b) ^ same_[1], b, a ^ same_[2], Word{} + same_[3]};  // which has round 2's key in it
+#pragma GCC unroll 10
+    for (int round = 2; round < kPhiloxRounds - 1; ++round) {
+      a = multiply(words[0], multiplier0), b = multiply(words[2], multiplier1);
+      words[0] = swap_halves(b) ^ words[1] ^ keys_[0][round];
+      words[1] = b;
+      words[2] = swap_halves(a) ^ words[3];
+      if (round > 2) words[2] ^= keys_[1][round];
+      words[3] = a;
+    }
+    a = multiply(words[0], multiplier0), b = multiply(words[2], multiplier1);
+    const Word lower = last_round(b, words[1], keys_[0][kPhiloxRounds - 1]);
+    const Word upper = last_round(a, words[3], keys_[1][kPhiloxRounds - 1]);
+    const Word of_counters[2] = {interleave<0>(lower, upper), interleave<1>(lower, upper)};
+    std::memcpy(to_, of_counters, sizeof(of_counters));
+    to_ += kAtOnce;
+    counter_ += kCounters;
+  }
+
+ private:
+  __attribute__((noinline)) void prepare(uint32_t high) {
+    high_ = high;
+    const Counter c = Counter::of(key_, uint64_t(high) << 32);
+    uint32_t k[2] = {key_.seed[0], key_.seed[1]};
+    for (int round = 0; round < kPhiloxRounds; ++round) {
+      for (int half = 0; half < 2; ++half) {
+        keys_[half][round] = k[half];
+        k[half] += kPhiloxWeyl[half];
+      }
+    }
+    const uint64_t b = uint64_t(kPhiloxMultiplier[1]) * c.words[2];
+    const uint64_t word0 = uint32_t(b >> 32) ^ c.words[1] ^ keys_[0][0], a = word0 * kPhiloxMultiplier[0];
+    same_[0] = c.words[3] ^ keys_[1][0];
+    same_[1] = uint32_t(b) ^ keys_[0][1];
+    same_[2] = (a >> 32) ^ keys_[1][1];
+    same_[3] = uint32_t(a) ^ keys_[1][2];
+  }
+
+  RandomKey key_;
+  uint64_t counter_, high_, same_[4], keys_[2][kPhiloxRounds];
+  uint16_t* to_;
+  alignas(64) uint16_t bits_[kMost + 2 * kAtOnce];
+};
 
 }  // namespace fusedoptim::FUSEDOPTIM_ISA
