@@ -92,7 +92,7 @@ def _mixed(name: str, file: str, old: str, new: str, seen: str, sanitizer: str =
 MIXED = [
     _mixed("rounded to nearest and not up or down", STORAGE, "__float_as_uint(from[i]) + half_of(random, i)",
            "__float_as_uint(from[i]) + 0x7fff", "stochastic"),
-    _mixed("random bits of another operand", STORAGE, "row.parameter, k),", "row.parameter, 0),", "state 0["),
+    _mixed("random bits of another operand", STORAGE, "row.parameter, k),", "row.parameter, 0),", ": state "),
     _mixed("random bits of the step before", STORAGE, "RandomKey::of(row.seed, surroundings.step,",
            "RandomKey::of(row.seed, surroundings.step - 1,", "should be"),
     _mixed("random bits of another shard", STORAGE, "uint64_t(row.first_element + surroundings.first)",
