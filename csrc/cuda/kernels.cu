@@ -1,4 +1,6 @@
 // One kernel over any rule, for the arithmetic type that FUSEDOPTIM_ARITHMETIC names: compiled once for each.
+#include <new>
+
 #include "core/average.h"
 #include "cuda/storage.cuh"
 
@@ -254,17 +256,19 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor) step(const __gr
     __syncthreads();
   }
   for (int c = blockIdx.x; c < launch.chunk_count; c += gridDim.x) {
-    const Chunk chunk = launch.chunks[c];
-    const Row& row = launch.rows[chunk.row];
     if (launch.computes_constants) {
       __syncthreads();  // nobody reads the rule of the last chunk any more
       if (computes) {
-        const double next = row.step != nullptr ? next_step(row) : launch.step;
-        if (next != computed_step) computed.get() = Rule<T>(options.get(), next);
+        const Row& counted = launch.rows[launch.chunks[c].row];  // not kept beside all that this takes
+        const double next = counted.step != nullptr ? next_step(counted) : launch.step;
+        if (next != computed_step)
+          new (computed.bytes) Rule<T>(options.get(), next);  // copied, its padding would be too
         computed_step = next;
       }
       __syncthreads();
     }
+    const Chunk chunk = launch.chunks[c];
+    const Row& row = launch.rows[chunk.row];
     Part part;
     for (int unit = threadIdx.x / kWarp; unit < kUnitsOfChunk && find(row, chunk.index, unit, part); unit += kWarps) {
       __syncwarp();  // or the rule would be kept in registers from one to the next

@@ -17,8 +17,9 @@ import fusedoptim.native
 from fusedoptim import build_info
 
 ROOT = Path(__file__).parent.parent.parent
-# By arithmetic: in how many accesses a thread takes an operand, and how many operands there are besides the rule's.
-OPERANDS = {"f64": (1, 1), "f32": (2, 2)}
+# By arithmetic: in how many accesses a thread takes an operand, and how many operands there are besides the rule's: the
+# companion, as the average is accessed by the same instructions as grad.
+OPERANDS = {"f64": (1, 0), "f32": (2, 1)}
 LIST_VARIANTS = """
 #include <cstdio>
 #include <typeinfo>
