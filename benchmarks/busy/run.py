@@ -1,72 +1,139 @@
-"""How does a step of Adam fare where the processor is not its own: busy cores, more threads than cores, a forked child?
+"""How does a step of Adam fare where the processor is not its own: beside busy processes?
 
-busy     other processes spin in plain arithmetic, none, one or two of them in turn within each round. Steps follow
-         one another with nothing between them.
-threads  torch's threads set to 1, 2, 3, 4 and 8, each in a process of its own, taking turns.
-fork     a process that has stepped with several threads forks, and the child steps. A child that hangs is reported.
+Other processes spin in plain arithmetic, none, one or two of them in turn within each round. Steps follow one another
+with nothing between them.
 
-Output: a table for each part and model, each kept by itself in `busy.json`, with the machine it was measured on; exit
-status 1 if a step of ours was wrong or hung.
+Output: a table for each model, `busy.json`; exit status 1 if a step was wrong.
 """
 
+import argparse
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator, Sequence
 from itertools import product
+from statistics import fmean, median
+from typing import Any
 
-from benchmarks.busy.parts import PARTS
-from benchmarks.shared.files import Record, save_part
-from benchmarks.shared.options import Parser, begin
+from benchmarks.shared.arena import Arena
+from benchmarks.shared.files import Record
+from benchmarks.shared.measure import Call, CpuClock, interleaved, ratio, spread, time_call
+from benchmarks.shared.options import question
 from benchmarks.shared.report import Table, number
+from benchmarks.shared.shapes import MODELS
+from benchmarks.shared.variants import OURS
 
 SHAPES = ("tutorial-mlp", "resnet50")
+VARIANTS = ("torch-default", "torch-fused", OURS)
+SHORTEST = 3  # steps, even where one takes longer than the limit
+STATES = {"quiet": 0, "1 busy": 1, "2 busy": 2}
+WARM_UP_S = 0.2  # the scheduler has then seen that these threads want a core
+BLOCK = 500  # steps of which the largest is compared with the median
+STEPS, QUICK_STEPS = 500, 40  # of ours in each state at least, over all rounds
+LIMIT_S, QUICK_LIMIT_S = 1.0, 0.2  # of each series, longer for ours if need be
+LONGEST_S = 60.0
+SETTLE_S = 0.05  # the scheduler moves what runs to where there is room
+# Plain arithmetic, no memory traffic, no library with threads; ends when whoever started it has gone.
+SPIN = """
+import os
+parent, x = os.getppid(), 1
+while os.getppid() == parent:
+    for _ in range(100_000):
+        x = (x * 1103515245 + 12345) & 0x7FFFFFFF
+"""
 
 
-def rows_of(results: Sequence[Record], column: str, *keys: str) -> Iterator[list[str]]:
-    found = {(r["variant"], r[column]): r for r in results}
-    variants, columns = (dict.fromkeys(r[name] for r in results) for name in ("variant", column))
-    for variant in variants:
-        cells = []
-        for r, key in product((found[variant, value] for value in columns), keys):
-            figures = r["largest"]["ratio"] if key == "largest" else r[key]
-            cells.append("WRONG" if r.get("correct") is False else number(figures["median"]))
-        yield [variant, *cells]
+def time_series(step: Call, count: int, at_least: float = 0.0, at_most: float = math.inf) -> list[float]:
+    """Microseconds of each step of a series of `count` steps.
+
+    It goes on for `at_least` seconds even so, since the scheduler does not share a core by microseconds, and no further
+    step begins after `at_most`.
+    """
+    clock = CpuClock()
+    times: list[float] = []
+    begin = clock.mark()
+    passed = 0.0
+    while len(times) < SHORTEST or passed < at_least or (len(times) < count and passed < at_most):
+        times.append(time_call(step, clock))
+        passed = (clock.mark() - begin) / 1e9
+    return times
 
 
-def outcome(result: Record) -> str:
-    """What became of a forked child."""
-    if "failure" in result:
-        return "hangs" if "hang" in result["failure"] else "fails"
-    return f"{result['ratio']['median']:.2f} x" if result["correct"] else "WRONG"
+class Spinners:
+    """A context within which up to `count` processes spin; at first all of them stand still."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.processes: list[subprocess.Popen[bytes]] = []
+
+    def __enter__(self) -> "Spinners":
+        self.processes = [subprocess.Popen([sys.executable, "-c", SPIN]) for _ in range(self.count)]
+        time.sleep(10 * SETTLE_S)  # their own start is over, and they know their parent
+        self.run(0)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self.processes:
+            process.kill()
+            process.wait()
+
+    def run(self, count: int) -> None:
+        """Lets the first `count` of them spin, halts the others, and waits until that is so."""
+        for i, process in enumerate(self.processes):
+            os.kill(process.pid, signal.SIGCONT if i < count else signal.SIGSTOP)
+        time.sleep(SETTLE_S)
 
 
-def table_of(part: str, model: str, found: Record, threads: int) -> Table:
-    """The results of a part on the shapes of a model; `threads` is torch's own choice."""
-    results = found["results"]
-    if part == "busy":
+def largest(rounds: Sequence[Sequence[float]]) -> dict[str, Any]:
+    """The largest step over the median, within blocks of steps."""
+    steps = [step for steps in rounds for step in steps]
+    blocks = [steps[i : i + BLOCK] for i in range(0, max(1, len(steps) - BLOCK + 1), BLOCK)]
+    return {"of": len(blocks[0]), "ratio": ratio([max(b) for b in blocks], [median(b) for b in blocks])}
+
+
+def measure(model: str, rounds: int, quick: bool) -> list[dict[str, Any]]:
+    """In each round every state in changing order, and in each state every variant in changing order."""
+    arena, limit = Arena(MODELS[model], "adam"), QUICK_LIMIT_S if quick else LIMIT_S
+    verdicts = arena.check(VARIANTS)
+    calls = {variant: arena.step(variant) for variant in VARIANTS}
+    least = -(-(QUICK_STEPS if quick else STEPS) // rounds)
+    series: dict[tuple[str, str], list[list[float]]] = {key: [] for key in product(VARIANTS, STATES)}
+    with Spinners(max(STATES.values())) as spinners:
+        for i, state in enumerate(interleaved(list(STATES), rounds)):
+            spinners.run(STATES[state])
+            for variant in interleaved(list(VARIANTS), 1, seed=i):
+                time_series(calls[variant], 0, WARM_UP_S)
+                count, longest = (least, LONGEST_S) if variant == OURS else (0, limit)
+                series[variant, state].append(time_series(calls[variant], count, limit, longest))
+    return [
+        {
+            "variant": variant,
+            "state": state,
+            "time": spread([median(steps) for steps in of_rounds]),
+            "mean": spread([fmean(steps) for steps in of_rounds]),
+            "largest": largest(of_rounds),
+            "correct": verdicts[variant].correct,
+        }
+        for (variant, state), of_rounds in series.items()
+    ]
+
+
+def tables(record: Record) -> Iterator[Table]:
+    for model, results in record["results"].items():
+        cells: dict[str, list[str]] = {}
+        for r in results:  # state by state
+            spreads = r["time"], r["mean"], r["largest"]["ratio"]
+            cells.setdefault(r["variant"], []).extend(number(s["median"]) if r["correct"] else "WRONG" for s in spreads)
         states = dict.fromkeys(r["state"] for r in results)
         header = [f"{model}, µs", *map(", ".join, product(states, ("median", "mean", "largest / median")))]
-        return Table(header, rows_of(results, "state", "time", "mean", "largest"))
-    if part == "threads":
-        names = (f"{count} thread{'s' * (count > 1)}" for count in dict.fromkeys(r["threads"] for r in results))
-        return Table([model, *names], rows_of(results, "threads", "time"))
-    rows = ([f"{r['variant']}, {r['way']}", str(r["child_threads"] or threads), outcome(r)] for r in results)
-    return Table([model, "threads", "child"], rows)
+        yield Table(header, [[variant, *row] for variant, row in cells.items()])
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = Parser(__doc__, rounds=(6, 2))
-    parser.add_names("--part", PARTS, "what is measured (default: all)")
-    parser.add_names("--model", SHAPES, "which shapes (default: all)")
-    parser.add_argument("--steps", type=int, default=500, help="steps of ours in each state at least, over all rounds")
-    parser.add_argument("--limit", type=float, default=1.0, help="seconds of each series, longer for ours if need be")
-    args = parser.parse(arguments)
-    if args.quick:
-        args.steps, args.limit = min(args.steps, 40), 0.2
-    console, machine = begin(args)
-    settings = {name: getattr(args, name) for name in ("rounds", "steps", "limit", "quick")}
-    good = True
-    for part, model in product(args.part or PARTS, args.model or SHAPES):
-        result = PARTS[part](model, args)
-        good &= result["good"]
-        save_part(args.output / "busy.json", part, model, {"machine": machine, "settings": settings, **result})
-        console.print(table_of(part, model, result, machine["threads"]).rich())
-    return int(not good)
+def run(args: argparse.Namespace) -> Record:
+    return {"results": {model: measure(model, args.rounds, args.quick) for model in args.model or SHAPES}}
+
+
+main = question(__doc__, "busy", run, tables, {"--model": SHAPES}, rounds=(6, 2))

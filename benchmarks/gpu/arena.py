@@ -1,11 +1,9 @@
-"""The optimizers whose steps are timed on a device, apex's among them if it is installed; and what a step launches."""
+"""What a step on a device is compared with, a copy of its memory; and what a step launches."""
 
-import importlib
 import json
 import tempfile
 from collections import Counter
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,32 +12,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu.device import Device
-from benchmarks.shared.arena import LR, Arena
 from benchmarks.shared.measure import Call
-from benchmarks.shared.variants import OURS, RULES
-
-APEX = "apex"
-NAMES = ("torch-forloop", "torch-foreach", "torch-fused", OURS)
-
-
-def has_apex() -> bool:
-    with suppress(Exception):
-        importlib.import_module("amp_C")
-        importlib.import_module("apex.optimizers")
-        return True
-    return False
-
-
-class DeviceArena(Arena):
-    def optimizer(self, variant: str, **settings: Any) -> Any:
-        """As in an `Arena`, or the optimizer of apex that does the same."""
-        if variant != APEX:
-            return super().optimizer(variant, **settings)
-        optimizers: Any = importlib.import_module("apex.optimizers")
-        if self.rule == "sgd":
-            return optimizers.FusedSGD(self.params, lr=LR["sgd"], **RULES["sgd"].options)
-        decay = {"weight_decay": 0.01} if self.rule == "adamw" else {}
-        return optimizers.FusedAdam(self.params, lr=LR[self.rule], adam_w_mode=self.rule == "adamw", **decay)
 
 
 class Copy:

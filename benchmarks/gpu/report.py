@@ -26,7 +26,6 @@ STEP = {
     "of the copy": "copy_share",
     "result": result_text,
 }
-GRAPH = {"capture, µs": "capture", "replay, µs": "replay", "times ours": "ratio"}
 BITS = {"compared": lambda unit: str(unit.get("compared", "-")), "result": "state", "s": "seconds"}
 
 
@@ -46,7 +45,7 @@ class Target(NamedTuple):
 
 
 def timed(record: Record, kind: str) -> Iterator[tuple[str, Any]]:
-    """The measurements of a kind, "step", "graph" or "loop", that were made; with their names."""
+    """The measurements of a kind, "step" or "loop", that were made; with their names."""
     for name, unit in record["parts"].get("time", {}).get("units", {}).items():
         if name.startswith(f"{kind} ") and "variants" in unit:
             yield name.removeprefix(f"{kind} ").replace(" ", ", "), unit
@@ -83,8 +82,6 @@ def tables(record: Record) -> Iterator[Table]:
         title = f"step: {name}, {unit['tensors']} tensors, {unit['bytes'] / 1e6:,.1f} MB"
         copy = {"launches": None, **unit["copy"]}
         yield Table.of(STEP, {**unit["variants"], "copy": copy}, title, ours=OURS)
-    for name, unit in timed(record, "graph"):
-        yield Table.of(GRAPH, unit["variants"], f"graph: {name}")
     for name, unit in timed(record, "loop"):
         phases = {phase: f"phases.{phase}.median" for phase in unit["variants"][OURS]["phases"]}
         columns = {**phases, "loop": "loop", "times ours": "loop_ratio", "result": result_text}

@@ -5,7 +5,7 @@ Four parts, each in a process of its own, so that a kernel that faults or hangs 
 * build: the package in place, for this GPU, unless the module that is here has machine code for it;
 * bits: steps on the GPU leave the bits that the CPU kernels leave on copies, whatever the case, dtype, size and layout;
 * sanitize: compute-sanitizer's memcheck and racecheck on a short run;
-* time: steps, graphs and training loops beside torch's, and the bandwidth beside a copy's.
+* time: steps and training loops beside torch's, and the bandwidth beside a copy's.
 
 Output: tables, `gpu.json`; exit status 1 if anything was wrong or failed, 2 without a CUDA device. A missed target of
 speed is no failure.

@@ -1,4 +1,4 @@
-"""Times on a device: of the step beside a copy of memory, of its call on the host, of graphs, of whole training loops.
+"""Times on a device: of the step beside a copy of memory, of its call on the host, of whole training loops.
 
 All variants and the copy take turns in changing order within rounds. Before each measurement the gradients are written
 anew and the device has nothing to do: what is timed with events is what a loop of such steps takes, with the host's
@@ -8,14 +8,14 @@ launches; torch's for-loop fills it all the same, and then its time is the devic
 
 import gc
 import statistics
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
-from benchmarks.gpu.arena import APEX, NAMES, Copy, DeviceArena, has_apex, launches
+from benchmarks.gpu.arena import Copy, launches
 from benchmarks.gpu.device import Device
+from benchmarks.shared.arena import Arena
 from benchmarks.shared.measure import Call, clock_for, interleaved, ratio, spread, time_call, time_rounds
 from benchmarks.shared.shapes import MODELS, Model
 from benchmarks.shared.timed_training import TimedTraining
@@ -24,7 +24,7 @@ from benchmarks.shared.variants import OURS, RULES
 COPY = "copy"
 WARM_UP = 3
 HOST_CALLS = 5  # in the queue at a time, whose launches it holds easily
-GRAPH_VARIANTS = ("torch-foreach", "torch-fused", OURS)
+NAMES = ("torch-forloop", "torch-foreach", "torch-fused", OURS)
 LOOP_VARIANTS = ("torch-default", "torch-foreach", "torch-fused", OURS)
 LOOPS = (("tutorial", "adam"), ("bytes-gpt", "adam"), ("tutorial", "sgd"), ("bytes-gpt", "adamw"))
 # What the targets rest on comes first: the budget may not last for all.
@@ -56,13 +56,13 @@ def host_time(call: Call, device: Device) -> float:
     return statistics.median(times)
 
 
-def measure_step(plan: Plan, name: str, rule: str, variants: Sequence[str]) -> Unit:
+def measure_step(plan: Plan, name: str, rule: str) -> Unit:
     """All figures of one rule on the shapes of one model, as a JSON object; times in microseconds."""
     device, model, kind = plan.device, plan.model(name), RULES[rule]
-    arena, clock = DeviceArena(model, rule, device=device.torch), clock_for(device.torch)
+    arena, clock = Arena(model, rule, device=device.torch), clock_for(device.torch)
     copy = Copy(device, plan.copied)
-    verdicts = arena.check([variant for variant in variants if variant != APEX])
-    calls: dict[str, Call] = {variant: arena.step(variant) for variant in variants} | {COPY: copy}
+    verdicts = arena.check(NAMES)
+    calls: dict[str, Call] = {variant: arena.step(variant) for variant in NAMES} | {COPY: copy}
     times: dict[str, list[float]] = {variant: [] for variant in calls}
     host: dict[str, list[float]] = {variant: [] for variant in calls}
     for call in calls.values():
@@ -76,7 +76,7 @@ def measure_step(plan: Plan, name: str, rule: str, variants: Sequence[str]) -> U
         host[variant].append(host_time(calls[variant], device))
     moved = model.elements * kind.bytes_per_element
     figures: dict[str, Any] = {}
-    for variant in variants:
+    for variant in NAMES:
         seen = launches(calls[variant], device)
         speed = [moved / us for us in times[variant]]
         figures[variant] = {
@@ -86,33 +86,11 @@ def measure_step(plan: Plan, name: str, rule: str, variants: Sequence[str]) -> U
             "copy_share": ratio(speed, [copy.moved / us for us in times[COPY]]),
             "ratio": ratio(times[variant], times[OURS]),
             "launches": asdict(seen) if seen else None,
-            **(asdict(verdicts[variant]) if variant in verdicts else {}),
+            **asdict(verdicts[variant]),
         }
     copied = {"time": spread(times[COPY]), "gb_per_s": copy.moved / statistics.median(times[COPY]) / 1e3}
     shape = {"model": name, "optimizer": rule, "tensors": len(model.shapes), "elements": model.elements, "bytes": moved}
     return {**shape, "copy": copied, "variants": figures, "passed": figures[OURS]["correct"]}
-
-
-def measure_graph(plan: Plan, name: str, rule: str) -> Unit:
-    """Capturing a step as a graph, and replaying it; without a GPU a graph is the call itself."""
-    device, clock = plan.device, clock_for(plan.device.torch)
-    arena = DeviceArena(plan.model(name), rule, device=device.torch)
-    replays: dict[str, Call] = {}
-    captures = {}
-    for variant in GRAPH_VARIANTS if device.is_cuda else (OURS,):  # torch has none for the CPU
-        step = arena.optimizer(variant, **({} if rule == "sgd" else {"capturable": True})).step
-        for _ in range(WARM_UP):
-            step()
-        device.synchronize()
-        begin = time.perf_counter_ns()
-        replays[variant] = device.capture(step)
-        captures[variant] = (time.perf_counter_ns() - begin) / 1e3
-    times = time_rounds(replays, plan.rounds, 10, before=lambda _: device.synchronize(), clock=clock)
-    figures = {
-        variant: {"capture": captures[variant], "replay": spread(values), "ratio": ratio(values, times[OURS])}
-        for variant, values in times.items()
-    }
-    return {"model": name, "optimizer": rule, "variants": figures, "passed": True}
 
 
 def measure_loop(plan: Plan, workload: str, rule: str) -> Unit:
@@ -123,21 +101,16 @@ def measure_loop(plan: Plan, workload: str, rule: str) -> Unit:
 
 def units(plan: Plan) -> Iterator[tuple[str, partial[Unit]]]:
     """Everything that is timed, the most important first, with its name."""
-    variants = [*NAMES, *([APEX] if plan.device.is_cuda and has_apex() else [])]
-    if APEX not in variants:
-        print("times: apex cannot be imported, so it is not compared with")
 
     def collected(measure: Any, *arguments: Any) -> Unit:
         gc.collect()  # the tensors of the measurement before
         return measure(plan, *arguments)  # type: ignore[no-any-return]
 
-    for steps, loops, graphs in ((STEPS[:4], LOOPS[:2], ("400x64", "gpt2")), (STEPS[4:], LOOPS[2:], ())):
+    for steps, loops in ((STEPS[:4], LOOPS[:2]), (STEPS[4:], LOOPS[2:])):
         for model, rule in steps:
-            yield f"step {model} {rule}", partial(collected, measure_step, model, rule, variants)
+            yield f"step {model} {rule}", partial(collected, measure_step, model, rule)
         for workload, rule in loops:
             yield f"loop {workload} {rule}", partial(collected, measure_loop, workload, rule)
-        for model in graphs:
-            yield f"graph {model} adam", partial(collected, measure_graph, model, "adam")
 
 
 def rehearsal() -> Plan:

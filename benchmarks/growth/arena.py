@@ -7,11 +7,9 @@ sizes are checked several times, on different parts of the pattern; of more than
 spread evenly.
 """
 
-import os
 from collections.abc import Iterator, Sequence
 from functools import cache
 from math import ceil
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -20,7 +18,7 @@ from torch import Tensor
 from benchmarks.shared.arena import CHECK_SCALES, LR, SharedTensors, StepVerdict, after_exact_steps
 from benchmarks.shared.correctness import Error, no_worse
 from benchmarks.shared.shapes import Model
-from benchmarks.shared.variants import OURS, RULES, YARDSTICKS
+from benchmarks.shared.variants import RULES, YARDSTICKS
 
 RULE = "adam"
 PERIOD = 1_048_573  # elements of the pattern, a prime
@@ -49,18 +47,14 @@ def pattern() -> Pattern:
 
 
 class GrowthArena(SharedTensors):
-    """Tensors of one dimension that hold the pattern; a single one, of any size, may be cut from a pool, by role."""
+    """Tensors of one dimension that hold the pattern."""
 
-    def __init__(self, model: Model, pool: dict[str, Tensor] | None = None) -> None:
-        self.pool = pool
+    def __init__(self, model: Model) -> None:
         super().__init__(model, RULE)
         for p, g in zip(self.params, self.grads, strict=True):
             p.grad = g
         count = min(TRIALS, ceil(ENOUGH / model.elements))
         self.trials = [i * model.elements % PERIOD for i in range(count)]  # where in the pattern each begins
-
-    def empty(self, role: str) -> list[Tensor]:
-        return [self.pool[role][: self.model.elements]] if self.pool else super().empty(role)
 
     def write(self, tensors: Sequence[Tensor], values: Tensor, begin: int, scale: float = 1.0) -> None:
         """Writes the pattern, from its element `begin` on, through all the tensors."""
@@ -117,31 +111,9 @@ def yardsticks() -> dict[str, Error]:
     return {name: arena.error(arena.optimizer(name)) for name in YARDSTICKS}
 
 
-def bytes_per_tensor(count: int = 10_000) -> float:
-    """Memory per tensor of `TENSOR` elements, with the gradient, the state, and the objects that hold them.
-
-    To be asked before other tensors are made, whose memory would be used again.
-    """
-
-    def resident() -> int:
-        listing = Path("/proc/self/statm")
-        return int(listing.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if listing.exists() else 0
-
-    before = resident()
-    arena = GrowthArena(many_tensors(count))
-    optimizer = arena.optimizer(OURS)
-    optimizer.step()
-    return (resident() - before) / count or TENSOR * RESIDENT
-
-
 def one_tensor(elements: int) -> Model:
     return Model(((elements,),), 1)
 
 
 def many_tensors(count: int) -> Model:
     return Model(((TENSOR,),) * count, 1)
-
-
-def make_pool(elements: int) -> dict[str, Tensor]:
-    """Memory for single tensors of up to so many elements, of which the system provides what is written to."""
-    return {role: torch.empty(elements) for role in ("param", "grad", *RULES[RULE].state)}

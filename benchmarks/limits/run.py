@@ -19,22 +19,21 @@ from typing import Any
 
 import torch
 
-from benchmarks.limits.cases import LARGE, MIB, STRIDE, TARGETS, Case, budgets, caches, make_cases
+from benchmarks.limits.cases import LARGE, MIB, STRIDE, Case, budgets, caches, make_cases
 from benchmarks.shared import options
 from benchmarks.shared.arena import Arena, figures_of
 from benchmarks.shared.compiled import COMPILED, empty_cache
 from benchmarks.shared.files import Record, save_json
 from benchmarks.shared.measure import Call, spread, time_rounds
-from benchmarks.shared.report import Claim, Table, check_claims, each, is_wrong, show_claims, time_and_ratio
+from benchmarks.shared.report import Table, each, is_wrong, time_and_ratio
 from benchmarks.shared.shapes import MODELS
 from benchmarks.shared.variants import DTYPES, LABELS, LIMIT, OURS
 
 VARIANTS = (OURS, "torch-fused")
 YARDSTICKS = ("torch-default",)
 FINALISTS = 3  # ways of the limit that are timed in the rounds
-SECONDS_PER_TENSOR = {"adam": 0.4, "sgd": 0.15}  # that compiling takes, to begin with; then as measured
+SECONDS_PER_TENSOR = {"adam": 0.4, "sgd": 0.15}  # that compiling takes
 SECONDS = 20.0  # of one variant in one case; on a quiet machine the longest takes 2
-NEVER_SLOWER = 1.0  # than a compiled step, as the ratio of its time to ours
 TITLES = {
     "L2": "in the second-level caches",
     "L3": "in the third-level cache",
@@ -43,34 +42,18 @@ TITLES = {
 }
 
 
-class Clerk:
-    """Knows the time that is left, and what compiling takes; `compiles` is as `--compile`."""
+def wants_compiled(case: Case) -> bool:
+    known = case.model_name in MODELS and case.rule in ("adam", "sgd") and case.dtype == "fp32"
+    return len(case.model.shapes) == 1 or known
 
-    def __init__(self, minutes: float, compiles: str) -> None:
-        self.deadline, self.compiles = time.monotonic() + 60 * minutes, compiles
-        self.per_tensor = dict(SECONDS_PER_TENSOR)
 
-    def left(self) -> float:
-        return self.deadline - time.monotonic()
-
-    def wants(self, case: Case) -> bool:
-        """Whether a case is to be compiled, if there is time."""
-        known = case.model_name in MODELS and case.rule in ("adam", "sgd") and case.dtype == "fp32"
-        few = len(case.model.shapes) == 1 or known
-        return self.compiles == "all" or (self.compiles == "default" and few)
-
-    def lasts(self, case: Case) -> bool:
-        """Whether there is time left for compiling."""
-        return self.per_tensor.get(case.rule, max(self.per_tensor.values())) * len(case.model.shapes) <= self.left()
-
-    def note(self, case: Case, seconds: float) -> None:
-        """Learns from the time that compiling took, where fixed costs do not count."""
-        if (tensors := len(case.model.shapes)) >= 100:
-            self.per_tensor[case.rule] = seconds / tensors
+def compiling_seconds(case: Case) -> float:
+    """About how long compiling takes."""
+    return SECONDS_PER_TENSOR.get(case.rule, max(SECONDS_PER_TENSOR.values())) * len(case.model.shapes)
 
 
 def run(case: Case, rounds: int, compiled: bool) -> dict[str, Any]:
-    """The result of one case as a JSON object, with the claims that it bears on."""
+    """The result of one case as a JSON object."""
     stride = STRIDE if case.model.elements > LARGE else 1
     arena = Arena(case.model, case.rule, DTYPES[case.dtype], stride, YARDSTICKS)
     names = (*VARIANTS, *([COMPILED] * compiled))
@@ -94,10 +77,7 @@ def run(case: Case, rounds: int, compiled: bool) -> dict[str, Any]:
     if arena.compiled is not None:
         arena.compiled.require_one_graph()
         result["variants"][COMPILED]["compile_seconds"] = arena.compiled.seconds
-    # A share of the limit, and no compiled step that takes less time.
-    claims = [Claim(case.key, LIMIT, OURS, TARGETS[case.place])] if case.place in TARGETS else []
-    claims.append(Claim(case.key, COMPILED, OURS, NEVER_SLOWER))
-    return {"result": result, "claims": check_claims(claims, {case.key: times})}
+    return result
 
 
 def tables(record: Record, places: Iterable[str] = TITLES) -> Iterator[Table]:
@@ -111,7 +91,7 @@ def tables(record: Record, places: Iterable[str] = TITLES) -> Iterator[Table]:
                 held.append(r["held"] / MIB)
                 label = LABELS[r["rule"]]
                 rows.append((
-                    f"{label}, {r['dtype']}" if place in TARGETS else f"{r['model_name']}, {label}",
+                    f"{label}, {r['dtype']}" if place != "shapes" else f"{r['model_name']}, {label}",
                     f"{ours['gb_per_s']:.1f}",
                     f"{ours['limit_share']['median']:.3f}",
                     *(time_and_ratio(r["variants"].get(name)) for name in names),
@@ -123,29 +103,12 @@ def tables(record: Record, places: Iterable[str] = TITLES) -> Iterator[Table]:
             yield Table(header, rows, f"{TITLES[place]}, {what}")
 
 
-def outcomes(claims: Sequence[Record]) -> Iterator[str]:
-    """In how many cases each target was reached, and what is farthest from it."""
-    kinds: dict[tuple[str, str, float], list[Record]] = {}
-    for claim in claims:
-        where = claim["case"][0] if claim["numerator"] == LIMIT else ""
-        kinds.setdefault((claim["numerator"], where, claim["target"]), []).append(claim)
-    for (numerator, where, target), some in kinds.items():
-        worst = min(some, key=lambda claim: claim["reached"]["median"])
-        what = f"share of the limit, {where}" if numerator == LIMIT else f"time of {numerator} over ours"
-        yield (
-            f"{what}: at least {target:g} in {sum(claim['holds'] for claim in some)} of {len(some)} cases; "
-            f"lowest {worst['reached']['median']:.3f} ({', '.join(worst['case'])})"
-        )
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = options.Parser(__doc__, rounds=(None, 5))
-    parser.add_names("--place", [*TARGETS, "shapes"], "which sizes (default: all)")
+    parser.add_names("--place", TITLES, "which sizes (default: all)")
     parser.add_names("--optimizer", LABELS, "which optimizers (default: all)")
     parser.add_names("--dtype", DTYPES, "which dtypes (default: all)")
     parser.add_argument("--minutes", type=float, default=9.5, help="when to begin nothing more (default: 9.5)")
-    parser.add_argument("--compile", choices=("none", "default", "all"), default="default",
-                        help="which steps to compile: all takes half an hour more")  # fmt: skip
     args = parser.parse(arguments)
     console, machine = options.begin(args)
     found = caches(torch.get_num_threads())
@@ -155,31 +118,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if case.place in (args.place or case.place)
         and case.rule in (args.optimizer or case.rule)
         and case.dtype in (args.dtype or case.dtype)
-        and (case.place != "shapes" or args.compile != "none")
     ]
-    settings = {"quick": args.quick, "rounds": args.rounds, "compile": args.compile}
+    settings = {"quick": args.quick, "rounds": args.rounds}
     record: dict[str, Any] = {"machine": machine, "settings": settings, "caches": found}
-    record |= {"results": [], "claims": [], "left_out": []}
-    clerk = Clerk(args.minutes, args.compile)
+    record |= {"results": [], "left_out": []}
+    deadline = time.monotonic() + 60 * args.minutes
     with empty_cache():
         for case in each(console, cases, lambda case: ", ".join(case.key)):
-            compiled = clerk.wants(case) and clerk.lasts(case)
-            if clerk.left() <= 0 or (case.place == "shapes" and not compiled):
+            left = deadline - time.monotonic()
+            compiled = wants_compiled(case) and compiling_seconds(case) <= left
+            if left <= 0:
                 record["left_out"].append(case.key)
                 continue
-            if clerk.wants(case) and not compiled:
+            if wants_compiled(case) and not compiled:
                 record["left_out"].append((*case.key, COMPILED))
-            measured = run(case, args.rounds or case.model.rounds, compiled)
-            record["results"].append(measured["result"])
-            record["claims"] += measured["claims"]
-            if compiled:
-                clerk.note(case, measured["result"]["variants"][COMPILED]["compile_seconds"])
+            record["results"].append(run(case, args.rounds or case.model.rounds, compiled))
             gc.collect()
             save_json(args.output / "limits.json", record)
     save_json(args.output / "limits.json", record)
     for table in tables(record):
         console.print(table.rich())
-    show_claims([claim for claim in record["claims"] if not claim["holds"]], console)
-    left_out = (f"left out for want of time: {', '.join(what)}" for what in record["left_out"])
-    console.print(*outcomes(record["claims"]), *left_out, sep="\n")
+    console.print(*(f"left out for want of time: {', '.join(what)}" for what in record["left_out"]), sep="\n")
     return int(is_wrong([result["variants"][OURS] for result in record["results"]]))

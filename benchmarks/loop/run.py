@@ -22,14 +22,11 @@ from benchmarks.shared.files import Record, save_json
 from benchmarks.shared.measure import clock_for
 from benchmarks.shared.options import Parser, begin, positive
 from benchmarks.shared.report import (
-    Claim,
     Table,
-    check_claims,
     correct_text,
     is_wrong,
     make_progress,
     result_text,
-    show_claims,
     spread_text,
 )
 from benchmarks.shared.tails import PLAIN, TAILS
@@ -37,12 +34,6 @@ from benchmarks.shared.timed_training import TimedTraining
 from benchmarks.shared.variants import DISTINCT, OURS, RULES, VARIANTS
 from benchmarks.shared.workloads import WORKLOADS
 
-CLAIMS = (
-    Claim(("tutorial", "adam"), "torch-default", OURS, 1.8),
-    Claim(("tutorial", "adam"), "torch-fused", OURS, 1.2),
-    Claim(("tutorial-b1", "adam"), "torch-default", OURS, 3.3),
-    Claim(("tutorial-b1", "adam"), "torch-fused", OURS, 1.35),
-)
 QUICK_ITERATIONS = 6
 SECONDS = 4.0  # of a run; on a quiet machine the longest takes a third of that
 TAIL_RULE = "adam"  # whose loops also have the other tails by default
@@ -135,11 +126,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             console.print(case_table(results[-1]).rich())
             save_json(args.output / "train_loop.json", record)  # so that an interrupted run leaves what it has
 
-    measured = {(c.name, c.rule): {n: t.loop for n, t in c.timings.items() if t.loop} for c in cases if c.tail == PLAIN}
-    record["claims"] = check_claims(CLAIMS, measured)
     save_json(args.output / "train_loop.json", record)
     console.print(summary_table(results).rich())
     for label in record["left_out"]:
         console.print(f"left out for want of time (--minutes): {label}")
-    show_claims(record["claims"], console)
     return int(is_wrong([result["variants"].get(OURS) for result in results]))

@@ -1,11 +1,8 @@
-"""Trains in processes that get their memory in different ways, and counts what that costs.
+"""Trains in a process of its own, which gets its memory in one way or another, and counts what that costs.
 
-`python -m benchmarks.memory.worker` is a server: it has imported everything and used no thread yet. For each line of
-its input, a request in JSON, it forks a child that trains, and prints the outcome as a line. So each training begins
-with a fresh heap, and no import is waited for.
+`python -m benchmarks.memory.worker` is that process: it reads a request in JSON, trains, and prints the outcome.
 """
 
-import itertools
 import json
 import os
 import resource
@@ -13,8 +10,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -25,15 +21,13 @@ import fusedoptim
 from benchmarks import ROOT
 from benchmarks.memory.models import TRAININGS
 from benchmarks.shared.correctness import checksum
-from benchmarks.shared.forked import forked
 from benchmarks.shared.measure import CpuClock
-from benchmarks.shared.training import PHASES, Trainer
+from benchmarks.shared.training import Trainer
 from benchmarks.shared.variants import OURS, VARIANTS
 
 WARM_UP = 6  # iterations: the heap has found its size, and losses are compared over them
 FEWEST, MOST = 4, 200  # iterations that are timed
 TIMEOUT = 90.0  # seconds for one training
-MARK = "getppid"  # the system's call that stands before and after iterations whose calls are counted
 
 
 @dataclass(frozen=True)
@@ -49,31 +43,11 @@ class Way:
     environment: Mapping[str, str] = field(default_factory=dict)  # what is set before the process starts
 
 
-class FaultClock(CpuClock):
-    """A clock that also counts page faults, of all threads of this process and without those that read a file.
-
-    `faults` is how many there were from each mark to the next, once `between` has been called.
-    """
-
-    def __init__(self) -> None:
-        self.counts: list[int] = []
-        self.faults: list[int] = []
-
-    def mark(self) -> int:
-        self.counts.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
-        return super().mark()
-
-    def between(self, marks: Sequence[int]) -> list[float]:
-        """The time from each mark to the next, in microseconds; `marks` are all that were read."""
-        self.faults = [after - before for before, after in itertools.pairwise(self.counts)]
-        return super().between(marks)
-
-
-def make_trainer(training: str, way: Way) -> Trainer:
+def make_trainer(training: str, zero_grad: str) -> Trainer:
     workload = TRAININGS[training]
-    mode = "to_zero" if way.zero_grad == "to_zero" else "separate"
+    mode = "to_zero" if zero_grad == "to_zero" else "separate"
     trainer = Trainer(workload.task(torch.device("cpu")), VARIANTS[OURS], "adam", workload.lr["adam"], mode)
-    if way.zero_grad == "fill":
+    if zero_grad == "fill":
         trainer.begin = partial(trainer.optimizer.zero_grad, set_to_none=False)
     return trainer
 
@@ -89,66 +63,42 @@ def losses_of(trainer: Trainer, iterations: int) -> list[float]:
     return losses
 
 
-def measure(training: str, way: Way, seconds: float, threads: int, iterations: int | None = None) -> dict[str, Any]:
+def measure(training: str, zero_grad: str, keep: bool, seconds: float, threads: int) -> dict[str, Any]:
     """Trains in this process, which must be fresh; for so many seconds, with so many of torch's threads.
 
-    With `iterations`, marks so many by calls of `getppid`, and times nothing.
+    Page faults are those of all threads, without those that read a file.
     """
     torch.set_num_threads(threads)
-    kept = way.keep and fusedoptim.keep_freed_memory()
-    trainer = make_trainer(training, way)
+    kept = keep and fusedoptim.keep_freed_memory()
+    trainer = make_trainer(training, zero_grad)
     losses = losses_of(trainer, WARM_UP)
     after_warm_up = checksum(trainer.model.parameters())
-    if iterations:
-        os.getppid()
-        trainer.run(iterations)
-        os.getppid()
-        return {}
     begin = time.perf_counter()
     trainer.run(1)
     count = max(FEWEST, min(MOST, int(seconds / (time.perf_counter() - begin))))
-    clock, before = FaultClock(), resource.getrusage(resource.RUSAGE_SELF)
-    times = trainer.time_phases(count, clock)
+    before = resource.getrusage(resource.RUSAGE_SELF)
+    times = trainer.time_iterations(count, CpuClock())
     after = resource.getrusage(resource.RUSAGE_SELF)
-    faults = {phase: clock.faults[k :: len(PHASES)] for k, phase in enumerate(PHASES)}
     return {
         "kept": kept,
         "losses": losses,
         "checksum": after_warm_up,
-        "phases": {phase: statistics.median(times[phase]) for phase in PHASES},
-        "iteration": statistics.median(map(sum, zip(*times.values(), strict=True))),
-        "faults": {phase: statistics.mean(faults[phase]) for phase in PHASES},
-        "system": (after.ru_stime - before.ru_stime) * 1e6 / count,
+        "iteration": statistics.median(times),
+        "faults": (after.ru_minflt - before.ru_minflt) / count,
         "peak_mib": after.ru_maxrss / 1024,
     }
 
 
-@contextmanager
-def server(environment: Mapping[str, str], before: Sequence[str] = ()) -> Iterator[Callable[..., dict[str, Any]]]:
-    """A server in a process of its own; `before` is a command that runs it, such as `strace`.
-
-    What it yields returns the outcome of `measure` in a fresh process, or raises RuntimeError if that failed or hung.
-    """
-    command = [*before, sys.executable, "-m", "benchmarks.memory.worker"]
-    how: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "cwd": ROOT}
-    with subprocess.Popen(command, env=os.environ | environment, **how) as process:
-        to, back = process.stdin, process.stdout
-        assert to is not None
-        assert back is not None
-
-        def ask(training: str, way: Way, **arguments: Any) -> dict[str, Any]:
-            request = {"training": training, "zero_grad": way.zero_grad, "keep": way.keep, **arguments}
-            print(json.dumps(request), file=to, flush=True)
-            outcome: dict[str, Any] = json.loads(back.readline() or '{"error": "the server died"}')
-            if "error" in outcome or "hang" in outcome:
-                raise RuntimeError(f"{training}, {way}: {outcome}")
-            return outcome
-
-        yield ask
+def ask(training: str, way: Way, seconds: float, threads: int) -> dict[str, Any]:
+    """The outcome of `measure` in a process of its own; raises what `subprocess.run` does if that fails or hangs."""
+    how = {"training": training, "zero_grad": way.zero_grad, "keep": way.keep, "seconds": seconds, "threads": threads}
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.memory.worker"], input=json.dumps(how), env=os.environ | way.environment,
+        cwd=ROOT, stdout=subprocess.PIPE, text=True, timeout=TIMEOUT, check=True,
+    )  # fmt: skip
+    outcome: dict[str, Any] = json.loads(done.stdout)
+    return outcome
 
 
 if __name__ == "__main__":
-    for line in sys.stdin:
-        request = json.loads(line)
-        way = Way(request.pop("zero_grad"), request.pop("keep"))
-        print(json.dumps(forked("os.fork", partial(measure, way=way, **request), None, TIMEOUT)), flush=True)
+    print(json.dumps(measure(**json.load(sys.stdin))))

@@ -1,16 +1,14 @@
-"""The arena in which other packages step beside torch and us, and what it notes of each besides the time."""
+"""The arena in which other packages step beside torch and us, the memory of their state, and a word for results."""
 
 import math
 import signal
 import threading
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch._dynamo.utils import counters
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from benchmarks.peers.list import PEERS
@@ -87,11 +85,9 @@ class PeerArena(Arena):
 
     def __init__(self, model: Model, rule: str, limit_s: float = LIMIT_S) -> None:
         super().__init__(model, rule)
-        self.limit_s = limit_s  # after which a first step is given up
+        self.limit_s = limit_s  # after which a check is given up
         self.optimizers: dict[str, Any] = {}  # that were built
-        self.seconds: dict[str, list[float]] = {}  # of the first steps, of which the first includes building
-        self.from_cache: set[str] = set()  # of which torch.compile found what it had compiled in an earlier process
-        self.failures: dict[str, str] = {}  # why a peer could not take them
+        self.failures: dict[str, str] = {}  # why a peer could not take its steps
         self.calls: dict[str, Call] = {}
 
     def optimizer(self, variant: str, **settings: Any) -> Any:
@@ -107,35 +103,18 @@ class PeerArena(Arena):
         return optimizer
 
     def step(self, variant: str) -> Call:
-        """The step of a peer, the same one each time; bare, once `error` has taken the first steps."""
+        """The step of a peer, the same one each time."""
+        if variant not in self.calls:
+            optimizer = self.optimizers[variant] = self.optimizer(variant)
+            self.calls[variant] = torch.compile(optimizer.step) if PEERS[variant].compiled else optimizer.step
         return self.calls[variant]
 
     def error(self, variant: str, exact: Sequence[Tensor], start: Sequence[Tensor]) -> Error:
-        """As in an `Arena`, noting the time; a peer that fails gets NaN, which never is correct, and its reason."""
-        begin, compiled = time.perf_counter(), counters["inductor"].copy()
-        seconds = self.seconds[variant] = []
-
-        def timed() -> None:
-            nonlocal begin
-            if seconds:
-                begin = time.perf_counter()
-            with given_up_after(self.limit_s):
-                call()
-            seconds.append(time.perf_counter() - begin)
-
+        """As in an `Arena`; a peer that fails gets NaN, which never is correct, and its reason."""
         try:
             with given_up_after(self.limit_s):
-                optimizer = self.optimizers[variant] = self.optimizer(variant)
-            call = torch.compile(optimizer.step) if PEERS[variant].compiled else optimizer.step
-            self.calls[variant] = timed
-            error = super().error(variant, exact, start)
+                return super().error(variant, exact, start)
         except Exception as exception:
             causes = (exception, exception.__cause__)  # the latter may be nearer to the point
             self.failures[variant] = shortened("; ".join(f"{type(e).__name__}: {e}" for e in causes if e is not None))
-            for kept in (self.optimizers, self.calls, self.seconds):
-                kept.pop(variant, None)  # type: ignore[attr-defined]
             return Error(math.nan, math.nan)
-        self.calls[variant] = call
-        if (counters["inductor"] - compiled)["fxgraph_cache_hit"]:
-            self.from_cache.add(variant)
-        return error

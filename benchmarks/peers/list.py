@@ -90,7 +90,6 @@ PEERS = {
         DEEPSPEED,
         optimi("optimi", triton=False, foreach=False),
         optimi("optimi-foreach", triton=False, foreach=True),
-        optimi("optimi-triton", triton=True),
         BITSANDBYTES,
         replace(  # tensors of fewer than 4,096 elements keep fp32
             BITSANDBYTES, name="bitsandbytes-8bit", owns_state=True, bits=8,
@@ -99,10 +98,6 @@ PEERS = {
         torchao("8bit", 8),
         torchao("4bit", 4),
         torchao("Fp8", 8),
-        Peer(  # for parameters on a GPU whose state is on the CPU
-            "torchao-offload", "torchao", "torchao.optim", {"adamw": "CPUOffloadOptimizer"},
-            {"adamw": ARGUMENTS["adamw"]}, owns_state=True,
-        ),
     )
 }  # fmt: skip
 PACKAGES = tuple(dict.fromkeys(peer.package for peer in PEERS.values()))

@@ -1,6 +1,6 @@
-"""The charts: time of training loops by phase, growth of a step, steps of other packages."""
+"""The charts: time of training loops by phase."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +10,11 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from benchmarks.growth.arena import RESIDENT
-from benchmarks.growth.breaks import time_of
-from benchmarks.growth.tables import TITLES
 from benchmarks.loop.run import case_label
-from benchmarks.peers.list import PEERS
 from benchmarks.shared.files import Record
 from benchmarks.shared.report import machine_line
-from benchmarks.shared.shapes import MODELS
-from benchmarks.shared.variants import LIMIT, OURS, RULES
+from benchmarks.shared.variants import OURS, RULES
 
 INK = "#333333"
 GRAY, YELLOW, BLUE = "#8e9cab", "#e9a23b", "#2166ac"
@@ -28,13 +22,6 @@ PHASES = {
     "zero_grad": YELLOW, "forward": "#c3ccd6", "backward": GRAY, "scaler": "#b2abd2", "clip": "#d6604d",
     "step": BLUE, "average": "#5aae61",
 }  # fmt: skip
-CURVES: Mapping[str, Mapping[str, Any]] = {
-    "torch-default": {"color": GRAY, "lw": 1.4},
-    "torch-fused": {"color": YELLOW, "lw": 1.4},
-    OURS: {"color": BLUE, "lw": 2.2},
-    LIMIT: {"color": INK, "lw": 1.0, "ls": ":"},
-}
-PEER_MARKS = {"adam": ("o", BLUE, 0.22), "adamw": ("D", YELLOW, 0.0), "sgd": ("s", "#5a9e6f", -0.22)}
 STYLE: Any = {
     **dict.fromkeys(("text.color", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color"), INK),
     **dict.fromkeys(("axes.labelsize", "xtick.labelsize", "ytick.labelsize"), 8),
@@ -90,73 +77,3 @@ def loops(rule: str, record: Record, path: Path, note: str) -> None:
         axes.set_axis_off()
     title = f"{RULES[rule].class_name}: time of one training iteration (and its ratio to ours)"
     finish(figure, title, machine_line(record["machine"]), path, note, PHASES)
-
-
-def draw_curve(axes: Axes, record: Record, axis: str, name: str) -> None:
-    """The medians, the quartiles around them, and a mark on each break point."""
-    results = [result for result in record["axes"][axis] if name in result["variants"]]
-    look, times = CURVES[name], {result["size"]: time_of(result, name) for result in results}
-    low, medians, high = ([time[key] for time in times.values()] for key in ("low", "median", "high"))
-    axes.plot(list(times), medians, label=name, zorder=3 if name == OURS else 2, **look)
-    axes.fill_between(list(times), low, high, alpha=0.2, lw=0, color=look["color"])
-    pieces = record["breaks"].get(axis, {}).get(name, {}).get("pieces", [])
-    ends = [piece["last"] for piece in pieces[:-1]]
-    axes.plot(ends, [times[end]["median"] for end in ends], "o", color=look["color"], ms=4, zorder=4)
-
-
-@matplotlib.rc_context(STYLE)
-def growth(record: Record, path: Path, note: str) -> None:
-    """Draws a panel for each thing that grows; lines where what a step touches outgrows each cache."""
-    names = [name for name, results in record["axes"].items() if results]
-    figure, panels = plt.subplots(1, len(names), figsize=(5.6 * len(names), 4.8), squeeze=False)
-    for axes, axis in zip(panels.flat, names, strict=True):
-        axes.set(xscale="log", yscale="log", ylabel="µs a step", title=TITLES[axis])
-        for name in record["axes"][axis][0]["variants"]:
-            draw_curve(axes, record, axis, name)
-        axes.axhline(record["empty_call"]["median"], color=INK, lw=0.8, ls="--", alpha=0.6, label="an empty call")
-        for name, cache in record["caches"].items() if axis == "elements" else ():
-            size = cache["bytes"] * (1 if cache["shared"] else record["settings"]["threads"]) / RESIDENT
-            axes.axvline(size, color=INK, lw=0.5, alpha=0.4)
-            axes.text(size, 0.99, f" {name}", transform=axes.get_xaxis_transform(), va="top", fontsize=7)
-        axes.grid(color=INK, alpha=0.08)
-    caption = f"{machine_line(record['machine'])}; dots: break points"
-    finish(figure, "Time of a step of Adam", caption, path, note)
-
-
-def draw_peers(axes: Axes, results: Record, names: list[str]) -> None:
-    """One model: how many times our time each peer takes, on a logarithmic axis; quartiles as a line."""
-    axes.set_xscale("log")
-    for rule, (mark, color, offset) in PEER_MARKS.items():
-        variants = results.get(rule, {}).get("variants", {})
-        found = [(row + offset, variants[name]["ratio"]) for row, name in enumerate(names) if name in variants]
-        places = [place for place, _ in found]
-        low, medians, high = ([ratio[key] for _, ratio in found] for key in ("low", "median", "high"))
-        axes.hlines(places, low, high, color=color, lw=1)
-        axes.plot(medians, places, mark, color=color, ms=4, label=RULES[rule].class_name)
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g} x"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    left, right = axes.get_xlim()
-    axes.axvspan(min(left, 0.5), 1, color="#f3dcd3", zorder=0, lw=0)
-    axes.axvline(1, color=INK, lw=0.8)
-    axes.set(xlim=(min(left, 0.5), right), xlabel="times the step of fusedoptim")
-    axes.grid(axis="x", color="#e5e8ec", lw=0.6)
-    axes.set_axisbelow(True)
-    axes.spines.left.set_visible(False)
-
-
-@matplotlib.rc_context(STYLE)
-def peers(record: Record, path: Path, note: str) -> None:
-    by_model: dict[str, dict[str, Any]] = {}
-    for result in record["results"]:
-        by_model.setdefault(result["model"], {})[result["optimizer"]] = result
-    models = [model for model in MODELS if model in by_model]
-    measured = {name for result in record["results"] for name in result["variants"]}
-    names = [name for name in PEERS if name in measured and name != OURS][::-1]
-    size = 3.1 * len(models) + 1.4, 0.34 * len(names) + 1.5
-    figure, panels = plt.subplots(1, len(models), figsize=size, squeeze=False, sharey=True)
-    for axes, model in zip(panels.flat, models, strict=True):
-        draw_peers(axes, by_model[model], names)
-        axes.set_title(model)
-        axes.set_yticks(range(len(names)), names)
-    caption = f"{machine_line(record['results'][-1]['machine'])}. Lines: quartiles. Shaded: faster than fusedoptim."
-    finish(figure, "Time of a step, as a multiple of fusedoptim's", caption, path, note)

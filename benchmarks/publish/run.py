@@ -27,8 +27,6 @@ SECTIONS = [(page, name) for page, names in PAGES.items() for name in names]
 RESULTS_OF = {"figures": ("train_loop", "compare_step")}  # of other sections the one file that is called as they are
 CHARTS: dict[str, tuple[str, Callable[..., None]]] = {  # the file of results, and what draws it
     **{f"train_loop-{rule}": ("train_loop", partial(charts.loops, rule)) for rule in RULES},
-    "growth": ("growth", charts.growth),
-    "peers": ("peers", charts.peers),
 }
 
 

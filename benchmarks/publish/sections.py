@@ -3,11 +3,11 @@
 from collections.abc import Callable, Iterator
 
 from benchmarks.busy import run as busy_run
-from benchmarks.growth import tables as growth_tables
+from benchmarks.growth import run as growth_run
 from benchmarks.limits import run as limits_run
 from benchmarks.loop import run as loop_run
 from benchmarks.loop import tail as loop_tail
-from benchmarks.peers import tables as peers_tables
+from benchmarks.peers import run as peers_run
 from benchmarks.shared.files import Record
 from benchmarks.shared.report import Table, about, time_and_ratio
 from benchmarks.shared.variants import OURS, OURS_CALLS, RULES
@@ -19,14 +19,6 @@ from benchmarks.step import kernel_costs as step_kernel_costs
 RULE = "adam"  # whose figures the README shows
 LOOP_COLUMNS = (OURS, OURS_CALLS, "torch-default", "torch-fused")  # the best and the plainest of both
 FIXED = ("Adam, 64 elements", "zero_grad, nothing there")  # calls whose fixed costs are said
-LIMITS = """\
-The limit is the time in which this machine reads and writes the same bytes with almost no arithmetic: parameter and
-state read and written, the gradient read. It uses the same means as a step: both threads, the widest vectors,
-prefetching, every other call backwards so that it begins with what the caches still hold. Of three such ways, all
-measured in the rounds, the fastest counts. In brackets: how many times ours it takes. `torch-compiled` is
-`torch.compile` of the step of `torch.optim` without flags; GPT-2's steps are compiled for two rules in fp32 only, as
-each takes long to compile. WRONG is a result farther from float64 than rounding explains.
-"""
 
 
 def figures(loops: Record, steps: Record) -> Iterator[str]:
@@ -59,7 +51,15 @@ def _plain(tables: Callable[[Record], Iterator[Table]]) -> Callable[[Record], It
 kernel_costs = _plain(step_kernel_costs.tables)
 in_backward = _plain(step_in_backward.tables)
 tail = _plain(loop_tail.tables)
-growth, peers = growth_tables.section, peers_tables.section
+busy = _plain(busy_run.tables)
+growth = _plain(growth_run.tables)
+
+
+def peers(record: Record) -> Iterator[str]:
+    yield from _plain(peers_run.tables)(record)
+    yield f"Python {record['machine']['python']}, {', '.join(map(' '.join, record['versions'].items()))}"
+    yield "\nNot measured, and why (exceptions as the package raised them):\n"
+    yield from (f"- {line}" for line in peers_run.not_measured(record))
 
 
 def host_costs(record: Record) -> Iterator[str]:
@@ -76,35 +76,9 @@ def cliffs(record: Record) -> Iterator[str]:
 
 
 def limits(record: Record) -> Iterator[str]:
-    yield f"## What the machine allows\n\n{LIMITS}"
-    yield from (f"- {line}" for line in limits_run.outcomes(record["claims"]))
     for table in limits_run.tables(record):
-        yield f"\n{table.title[0].upper()}{table.title[1:]}:\n"
-        yield from table.markdown()
+        yield f"{table.title[0].upper()}{table.title[1:]}:\n"
+        yield from (*table.markdown(), "")
     caches = ", ".join(f"{level} {size / 2**20:g} MiB" for level, size in sorted(record["caches"].items()))
     machine, _, date = about(record).rpartition(", ")
-    yield f"\n{machine}, caches of its threads {caches}, {date}."
-    yield "Reproduce with `python -m benchmarks limits`.\n"
-
-
-def busy(record: Record) -> Iterator[str]:
-    first = record["busy"]["resnet50"]
-    cores = first["machine"]["cores"]
-    yield f"""\
-## Beside other processes, with more threads, after a fork
-
-Adam, fp32, steps one after another, beside no, one or two processes that spin, on a machine of {cores} processors.
-Medians over rounds of the median and of the mean, and the largest of 500 steps (or of as many as the time allowed)
-over their median. `python -m benchmarks busy` measures it.
-
-{about(first)}
-"""
-    texts = {
-        "busy": "",
-        "threads": "By the number of threads that torch is told to use, µs:\n",
-        "fork": "In a child forked from a process that has stepped with several threads, time over the parent's:\n",
-    }
-    for part, text in texts.items():
-        yield from [text] * bool(text)
-        for model, found in record[part].items():
-            yield from (*busy_run.table_of(part, model, found, first["machine"]["threads"]).markdown(), "")
+    yield f"{machine}, caches of its threads {caches}, {date}."

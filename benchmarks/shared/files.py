@@ -24,10 +24,3 @@ def save_json(path: Path, record: Record) -> None:
     new = path.with_name(f"{path.name}.new")
     new.write_text(json.dumps(record, indent=1) + "\n")
     new.replace(path)
-
-
-def save_part(path: Path, part: str, name: str, result: Record) -> None:
-    """Puts one result into a file of results, and leaves the others there."""
-    record = load_json(path)
-    record.setdefault(part, {})[name] = result
-    save_json(path, record)

@@ -1,8 +1,8 @@
-"""How results are shown: text, tables on the console and in Markdown, progress, claims."""
+"""How results are shown: text, tables on the console and in Markdown, progress."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from rich import box, progress
@@ -10,7 +10,6 @@ from rich import table as rich_table
 from rich.console import Console
 
 from benchmarks.shared.files import Record
-from benchmarks.shared.measure import ratio
 
 MINIMUM_WIDTH = 148
 T = TypeVar("T")
@@ -139,44 +138,6 @@ def machine_line(info: Record) -> str:
 def about(record: Record) -> str:
     """Machine and day of a record."""
     return f"{machine_line(record['machine'])}, {record['machine']['date'][:10]}"
-
-
-@dataclass(frozen=True)
-class Claim:
-    """A statement of the documentation: the ratio of two variants' times in a case is at least `target`, or at most."""
-
-    case: Case
-    numerator: str
-    denominator: str
-    target: float
-    at_most: bool = False
-
-    def outcome(self, times: Times) -> dict[str, Any]:
-        """The claim with the ratio reached and whether it holds."""
-        reached = ratio(times[self.numerator], times[self.denominator])
-        holds = reached["median"] <= self.target if self.at_most else reached["median"] >= self.target
-        return {**asdict(self), "reached": reached, "holds": holds}
-
-
-def check_claims(claims: Iterable[Claim], measured: Mapping[Case, Times]) -> list[dict[str, Any]]:
-    """The outcome of those claims for which everything was measured."""
-    return [
-        claim.outcome(measured[claim.case])
-        for claim in claims
-        if {claim.numerator, claim.denominator} <= set(measured.get(claim.case, ()))
-    ]
-
-
-def show_claims(outcomes: Sequence[Record], console: Console) -> None:
-    """Prints target and measured for each claim, if there are any."""
-    columns = {
-        "target": lambda claim: f"{'<=' if claim['at_most'] else '>='} {claim['target']}",
-        "measured": "reached",
-        "": lambda claim: "reached" if claim["holds"] else "missed",
-    }
-    named = {f"{' / '.join(c['case'])}: {c['numerator']} / {c['denominator']}": c for c in outcomes}
-    if named:
-        console.print(Table.of(columns, named, "claims: ratios of times").rich())
 
 
 def is_wrong(record: Any) -> bool:

@@ -123,6 +123,5 @@ class TimedTraining:
             "tail": self.tail,
             "lr": self.workload.lr[self.rule],
             "iterations": self.iterations,
-            "score_name": self.workload.score_name,
             "variants": variants,
         }

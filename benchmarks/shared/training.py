@@ -34,7 +34,6 @@ from benchmarks.shared.workloads import Task, Workload
 PHASES = phases_of(PLAIN)
 AGREEMENT = 1.25
 HORIZON = 1e-2
-LOSS_EVERY = 100
 CHUNK = 4  # iterations between looks at the time, so that none is within an iteration that is timed
 Now = Callable[[], float]  # seconds, as `time.monotonic`
 
@@ -112,8 +111,6 @@ class Trainer:
 class Record:
     rounding: Error  # against the float64 optimizer that took the same gradients
     training: dict[int, float]  # overall error against the float64 training, by number of steps
-    losses: dict[int, float]  # by number of steps
-    score: float  # the task's, of the trained model
 
 
 @dataclass
@@ -124,8 +121,6 @@ class Verdict:
     rounding: Error
     training: float
     training_steps: int  # at which `training` was judged
-    losses: dict[int, float]
-    score: float
 
 
 def copies(tensors: Iterable[Tensor]) -> list[Tensor]:
@@ -167,24 +162,20 @@ class TrainingCheck:
         shadow = [nn.Parameter(p.detach().double()) for p in params]
         exact = Tail(self.unscaled_tail, REFERENCE, self.rule, nn.ParameterList(shadow), self.lr)
         training: dict[int, float] = {}
-        losses: dict[int, float] = {}
         end = self.now() + 4 * self.seconds
         for step in range(1, self.iterations + 1):
             trainer.begin()
-            loss = trainer.forward(step - 1)
-            trainer.scaled(loss).backward()
+            trainer.scaled(trainer.forward(step - 1)).backward()
             for p, s in zip(params, shadow, strict=True):
                 s.grad = None if p.grad is None else p.grad.double() / trainer.tail.scale
             trainer.step()
             exact.run()
             if step in self.exact:
                 training[step] = Error.of(trainer.tail.results(), self.exact[step], self.start).overall
-            if step % LOSS_EVERY == 0 or step == self.iterations:
-                losses[step] = loss.item()
             if step < self.iterations and self.now() > end:
                 return None
         rounding = Error.of(trainer.tail.results(), exact.results(), self.start)
-        return Record(rounding, training, losses, self.task.evaluate(trainer.model))
+        return Record(rounding, training)
 
     def judge(self, records: Mapping[str, Record | None]) -> dict[str, Verdict]:
         """The verdict on each of `records` that has ended, as far as one of the other `YARDSTICKS` has."""
@@ -206,5 +197,5 @@ class TrainingCheck:
         for name, r in ended.items():
             if others := [measure for other, measure in measures.items() if other != name]:
                 correct = all(within(figure(r), map(figure, others)) for figure in figures)
-                verdicts[name] = Verdict(correct, r.rounding, r.training[at], at, r.losses, r.score)
+                verdicts[name] = Verdict(correct, r.rounding, r.training[at], at)
         return verdicts

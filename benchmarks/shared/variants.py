@@ -55,8 +55,6 @@ LABELS = {
 }
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
-ZERO_GRAD_MODES = ("separate", "to_zero", "to_none")
-
 
 @dataclass(frozen=True)
 class Variant:

@@ -1,4 +1,4 @@
-"""The trainings that are timed: model, data, loss, learning rates and what to report at the end."""
+"""The trainings that are timed: model, data, loss and learning rates."""
 
 import copy
 import itertools
@@ -21,8 +21,6 @@ class Task:
     model: nn.Module  # untrained, the same for every variant
     criterion: Callable[[Tensor, Tensor], Tensor]  # loss of (output, target)
     batches: list[Batch]  # inputs and targets, visited in turn
-    held_out: Batch  # that training never sees; the score is taken on it
-    score: Callable[[Tensor, Tensor], Tensor]  # figure of merit of (output, target)
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "Task":
         """The same task with its floating-point tensors in `dtype`, all on `device`."""
@@ -33,12 +31,7 @@ class Task:
 
         model = copy.deepcopy(self.model).to(device, dtype)
         batches = [move(batch) for batch in self.batches]
-        return Task(model, self.criterion, batches, move(self.held_out), self.score)
-
-    def evaluate(self, model: nn.Module) -> float:
-        x, y = self.held_out
-        with torch.no_grad():
-            return self.score(model(x), y).item()
+        return Task(model, self.criterion, batches)
 
 
 @dataclass(frozen=True)
@@ -47,7 +40,6 @@ class Workload:
     iterations: int  # of one timed run
     lr: Mapping[str, float]  # by optimizer
     make: Callable[[], Task]  # on the CPU in fp32; random numbers come from torch's global generator
-    score_name: str = "loss"  # what the score is called in tables
 
     def task(self, device: torch.device, dtype: torch.dtype = torch.float32) -> Task:
         """The task on `device`, the same in every call."""
@@ -121,24 +113,18 @@ def regression(widths: tuple[int, ...], batch: int, reduction: str) -> Task:
     """An MLP that learns one batch of random numbers, as in the first PyTorch tutorial."""
     criterion = nn.MSELoss(reduction=reduction)
     data = torch.randn(batch, widths[0]), torch.randn(batch, widths[-1])
-    return Task(mlp(*widths), criterion, [data], data, criterion)
+    return Task(mlp(*widths), criterion, [data])
 
 
-def accuracy(logits: Tensor, target: Tensor) -> Tensor:
-    return (logits.argmax(dim=-1) == target).float().mean()
-
-
-def digits(model: nn.Module, shape: tuple[int, ...], batch: int = 64, held_out: int = 360) -> Task:
-    """scikit-learn's handwritten digits: 1,797 images of 8 x 8, the last `held_out` of them held out."""
+def digits(model: nn.Module, shape: tuple[int, ...], batch: int = 64, count: int = 1437) -> Task:
+    """The first `count` of scikit-learn's 1,797 handwritten digits, images of 8 x 8."""
     from sklearn.datasets import load_digits  # type: ignore[import-untyped]  # a GPU's machine may lack it
 
     data = load_digits()
     x = torch.tensor(data.data / 16.0, dtype=torch.float32).view(-1, *shape)
     y = torch.tensor(data.target)
-    train = range(0, len(x) - held_out - batch + 1, batch)
-    batches = [(x[i : i + batch], y[i : i + batch]) for i in train]
-    test = x[-held_out:], y[-held_out:]
-    return Task(model, F.cross_entropy, batches, test, accuracy)
+    batches = [(x[i : i + batch], y[i : i + batch]) for i in range(0, count - batch + 1, batch)]
+    return Task(model, F.cross_entropy, batches)
 
 
 def byte_loss(logits: Tensor, target: Tensor) -> Tensor:
@@ -159,11 +145,10 @@ def bytes_gpt(context: int = 64, batch: int = 8, batches: int = 64) -> Task:
     """A two-layer GPT that learns to continue the standard library's source text, byte by byte."""
     text = library_text(1_000_000)
     windows = text[: len(text) // (context + 1) * (context + 1)].view(-1, context + 1)
-    windows = windows[torch.randperm(len(windows))[: (batches + 4) * batch]]
-    pairs = windows[:, :-1].contiguous(), windows[:, 1:].contiguous()
-    *train, test = zip(*(torch.split(t, [batch] * batches + [4 * batch]) for t in pairs), strict=True)
+    windows = windows[torch.randperm(len(windows))[: batches * batch]]
+    inputs, targets = (torch.split(t.contiguous(), batch) for t in (windows[:, :-1], windows[:, 1:]))
     model = GPT(vocabulary=256, context=context, layers=2, width=64, heads=4)
-    return Task(model, byte_loss, train, test, byte_loss)
+    return Task(model, byte_loss, list(zip(inputs, targets, strict=True)))
 
 
 TUTORIAL_LR = {"sgd": 1e-5, "adam": 1e-4, "adamw": 1e-4}
@@ -180,13 +165,13 @@ WORKLOADS = {
     ),
     "digits-mlp": Workload(
         "MLP 64-128-64-10 on handwritten digits, batch 64", 500, SMALL_LR,
-        lambda: digits(mlp(64, 128, 64, 10), (64,)), "held-out accuracy",
+        lambda: digits(mlp(64, 128, 64, 10), (64,)),
     ),
     "digits-cnn": Workload(
         "two convolutions on handwritten digits, batch 64", 200, SMALL_LR,
-        lambda: digits(cnn(10), (1, 8, 8)), "held-out accuracy",
+        lambda: digits(cnn(10), (1, 8, 8)),
     ),
     "bytes-gpt": Workload(
-        "GPT, 2 layers of width 64, on source text as bytes, batch 8 x 64", 100, SMALL_LR, bytes_gpt, "held-out loss"
+        "GPT, 2 layers of width 64, on source text as bytes, batch 8 x 64", 100, SMALL_LR, bytes_gpt
     ),
 }  # fmt: skip

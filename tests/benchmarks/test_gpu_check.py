@@ -341,7 +341,7 @@ def spread(median: float) -> dict[str, float]:
 
 
 def canned(share: float, host: float, kernels: int | None, fused: float) -> dict[str, Any]:
-    """A record with one step, one graph and one loop."""
+    """A record with one step and one loop."""
     seen = None if kernels is None else {"kernels": kernels, "copies": 0, "device_us": 1000.0, "names": {}}
     ours = {
         "time": spread(1100.0), "host": spread(host), "gb_per_s": 3100.0, "copy_share": spread(share),
@@ -353,10 +353,6 @@ def canned(share: float, host: float, kernels: int | None, fused: float) -> dict
             "model": "gpt2", "tensors": 148, "bytes": 3_484_314_624, "state": "passed",
             "copy": {"time": spread(700.0), "gb_per_s": 3300.0},
             "variants": {"torch-fused": {**ours, "ratio": spread(fused)}, "fusedoptim": ours},
-        },
-        "graph gpt2 adam": {
-            "state": "passed",
-            "variants": {"fusedoptim": {"capture": 5.0, "replay": spread(4.0), "ratio": spread(1.0)}},
         },
         "loop tutorial adam": {
             "state": "passed",
@@ -408,7 +404,7 @@ def test_tables_name_failures_and_what_was_left_out() -> None:
     assert "FAILED bits: graphs: step 1, parameter [3] differs" in text
     assert "left out: sanitize: 5 s left" in text
     assert "left out: time: step 400x64 adam: no time left" in text
-    for word in ("of the copy", "capture, µs", "training, µs: tutorial, adam", "1,000 in 1", "3,300"):
+    for word in ("of the copy", "training, µs: tutorial, adam", "1,000 in 1", "3,300"):
         assert word in text
 
 
@@ -416,14 +412,14 @@ def test_figures_of_a_step() -> None:
     """Bandwidth from the traffic of the rule, shares and ratios within rounds, beside correctness."""
     plan = gpu_time.rehearsal()
     for rule, moved in (("sgd", 20), ("adam", 28)):
-        found = gpu_time.measure_step(plan, "gpt2", rule, gpu_arena.NAMES)
+        found = gpu_time.measure_step(plan, "gpt2", rule)
         assert found["bytes"] == moved * (7 * 9 + 65)
         assert found["passed"]
         ours = found["variants"]["fusedoptim"]
         assert plan.rounds % 2 == 1, "so that the median of the rates is that of the times"
         assert ours["gb_per_s"] * ours["time"]["median"] * 1e3 == pytest.approx(found["bytes"])
         assert ours["ratio"]["median"] == 1
-        assert set(found["variants"]) == set(gpu_arena.NAMES)
+        assert set(found["variants"]) == set(gpu_time.NAMES)
         assert all(figures["correct"] and figures["launches"] is None for figures in found["variants"].values())
 
 
@@ -432,7 +428,7 @@ def test_bandwidth_against_the_copy(monkeypatch: pytest.MonkeyPatch) -> None:
     plan = gpu_time.rehearsal()
     monkeypatch.setattr(gpu_time, "time_call", lambda call, *_: 4.0 if isinstance(call, gpu_time.Copy) else 10.0)
     monkeypatch.setattr(gpu_time, "host_time", lambda *_: 3.0)
-    found = gpu_time.measure_step(plan, "gpt2", "adam", gpu_arena.NAMES)
+    found = gpu_time.measure_step(plan, "gpt2", "adam")
     ours = found["variants"]["fusedoptim"]
     assert ours["gb_per_s"] == pytest.approx(28 * 128 / 10e-6 / 1e9)
     assert found["copy"]["gb_per_s"] == pytest.approx(2 * 2**16 / 4e-6 / 1e9)
@@ -440,11 +436,9 @@ def test_bandwidth_against_the_copy(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ours["host"]["median"] == 3
 
 
-def test_graphs_and_the_order_of_measurements() -> None:
-    plan = gpu_time.rehearsal()
-    assert gpu_time.measure_graph(plan, "gpt2", "adam")["variants"]["fusedoptim"]["replay"]["median"] > 0
-    names = [name for name, _ in gpu_time.units(plan)]
-    assert len(names) == len(set(names)) == len(gpu_time.STEPS) + len(gpu_time.LOOPS) + 2
+def test_the_order_of_measurements() -> None:
+    names = [name for name, _ in gpu_time.units(gpu_time.rehearsal())]
+    assert len(names) == len(set(names)) == len(gpu_time.STEPS) + len(gpu_time.LOOPS)
     assert names[0] == "step gpt2 adam", "on which most targets rest"
 
 
@@ -533,7 +527,7 @@ def test_the_calls_of_the_parts() -> None:
     assert list(bits) == list(gpu_checks.CHECKS)
     assert bits["huge parameter"]()["passed"]
     assert gpu_check.build_calls(args)["module"]()["passed"]
-    assert len(gpu_check.time_calls(args)) == len(gpu_time.STEPS) + len(gpu_time.LOOPS) + 2
+    assert len(gpu_check.time_calls(args)) == len(gpu_time.STEPS) + len(gpu_time.LOOPS)
 
 
 def test_the_parts_share_the_time(tmp_path: Path, monkeypatch: Any, capsys: pytest.CaptureFixture[str]) -> None:

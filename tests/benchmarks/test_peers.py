@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,8 +13,7 @@ import torch
 from benchmarks.peers import arena as peers_arena
 from benchmarks.peers import list as peers_list
 from benchmarks.peers import run as peers
-from benchmarks.peers import setup as peers_setup
-from benchmarks.peers import tables as peers_page
+from benchmarks.publish import sections
 from benchmarks.shared import measure, shapes
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -89,15 +90,12 @@ def test_peers_are_checked_and_failures_noted(foreign: None) -> None:
         "Failing": "RuntimeError: failed to build; OSError: no such compiler",
         "Hanging": "TookTooLongError: given up after 0.2 s",
     }
-    assert set(arena.seconds) == {"torch-default", "torch-foreach", *names} - {"Failing", "Hanging"}
-    assert len(arena.seconds["Renamed"]) == 3
     state = arena.optimizers["Renamed"].state[arena.params[0]]
     assert state["first"] is arena.state["exp_avg"][0]
     before = arena.params[0].detach().clone()
     arena.step("Renamed")()
     assert state["step"] == 4, "the optimizer that was checked is the one that is timed"
     assert not torch.equal(before, arena.params[0])
-    assert len(arena.seconds["Renamed"]) == 3, "and it is timed bare"
 
 
 def test_every_peer_of_torch_and_ours_is_right() -> None:
@@ -125,25 +123,18 @@ def test_those_that_have_had_their_rounds_leave() -> None:
     assert list(measure.interleaved(["a", "b"], {"a": 2, "b": 2})) == list(measure.interleaved(["a", "b"], 2))
 
 
-def test_what_would_take_too_long_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    pace = peers.Pace(minutes=10)
-    pace.note("bitsandbytes", ("400x64", "adam"), 0.5)  # by its many small tensors
-    pace.note("bitsandbytes", ("tutorial-mlp", "adam"), 0.25)
-    assert pace.why_not("bitsandbytes", ("400x64", "adam")) is None
-    assert "on tutorial-mlp, a step takes about 16 s" in pace.why_not("bitsandbytes", ("resnet50", "adam"))
-    assert pace.why_not("bitsandbytes", ("resnet50", "sgd")) is None
-    assert pace.why_not("torch-compile", ("gpt2", "adam")) is None
-    monkeypatch.setattr(pace, "begin", pace.begin - 301)
-    assert "minutes" in pace.why_not("torch-compile", ("gpt2", "adam"))
-    assert pace.why_not("torch-fused", ("gpt2", "adam")) is None
+def test_nothing_is_compiled_when_it_is_late() -> None:
+    assert peers.why_not("torch-compile", "adam", late=False) is None
+    assert "--minutes" in (peers.why_not("torch-compile", "adam", late=True) or "")
+    assert peers.why_not("torch-fused", "adam", late=True) is None
+    assert peers.why_not("deepspeed", "sgd", late=False) == peers_list.NO_RULE
 
 
 def figures(median: float, result: str = "correct") -> dict[str, Any]:
     """What is kept of a peer on a model."""
     spread = {"median": median, "low": median - 0.1, "high": median + 0.1}
     error = {"overall": 1e-7, "worst": 2e-7}
-    first = {"first_step_s": 20 * median, "from_cache": False}
-    return {"time": spread, "ratio": spread, "result": result, "error": error, "state_bytes_per_element": 8.0, **first}
+    return {"time": spread, "ratio": spread, "result": result, "error": error, "state_bytes_per_element": 8.0}
 
 
 def record(**ratios: float) -> dict[str, Any]:
@@ -152,28 +143,14 @@ def record(**ratios: float) -> dict[str, Any]:
     missing = {"deepspeed": "no compiler"}
     models = ("tutorial-mlp", "gpt2")
     results = [{"model": m, "optimizer": "adam", "variants": variants, "missing": missing} for m in models]
-    return {"results": results, "setup": {"torch-fused": {"install_s": 1.0, "first_step_s": 2.0}}}
+    return {"results": results}
 
 
 def test_the_page_says_what_is_faster_and_what_is_missing() -> None:
-    assert peers_page.faster(record(torch_fused=1.3)) == "Faster than fusedoptim: none."
-    said = peers_page.faster(record(torch_fused=0.97))
-    assert said.count("torch-fused, Adam on ") == 2
-    assert "0.97 x, quartiles 0.87 and 1.07, correct" in said
-    assert list(peers_page.not_measured(record())) == ["- deepspeed, Adam: no compiler"]
-    rows = {line[0]: line[1:] for line in peers_page.rows(record(torch_fused=0.97))}
-    assert rows["Adam, torch-fused"] == ["-", "**0.97 (0.97 x)**", "-", "**0.97 (0.97 x)**", "1.0e-07", "2.0e-07",
-                                         "correct", "8.00", "3.00"]  # fmt: skip
-
-
-def test_what_was_compiled_is_remembered_when_it_comes_from_the_cache() -> None:
-    old, new = figures(1.0), {**figures(1.0), "first_step_s": 0.1, "from_cache": True}
-    again = {"variants": {"torch-compile": new, "torchao-8bit": {**new}}}
-    peers.remember_compiling(again, {"variants": {"torch-compile": old}})
-    assert again["variants"]["torch-compile"]["first_step_s"] == 20
-    assert again["variants"]["torchao-8bit"]["first_step_s"] == 0.1
-    said = peers_page.compiling({"results": [{"model": "gpt2", "optimizer": "sgd", **again}]})
-    assert said == "First steps of more than 5 s, the longest of each: torch-compile 20.00 s (SGD on gpt2)."
+    assert list(peers.not_measured(record())) == ["deepspeed, Adam on tutorial-mlp, gpt2: no compiler"]
+    rows = {line[0]: line[1:] for line in peers.rows(record(torch_fused=0.97))}
+    fast = "**0.97 (0.97 x)**"
+    assert rows["Adam, torch-fused"] == ["-", fast, "-", fast, "1.0e-07", "2.0e-07", "correct", "8.00"]
 
 
 def test_a_wrong_result_says_so_and_an_inexact_one_does_not() -> None:
@@ -182,10 +159,14 @@ def test_a_wrong_result_says_so_and_an_inexact_one_does_not() -> None:
     assert judgement(False, 1e-6, 32) == "less exact"
     assert judgement(False, 0.5, 32) == judgement(False, float("nan"), 32) == "WRONG"
     assert judgement(False, 0.5, 8) == "approximate"
-    assert peers_page.cell(figures(0.5, "WRONG")) == "WRONG: **0.50 (0.50 x)**"
-    assert peers_page.cell(figures(1.5, "approximate")) == "1.50 (1.50 x)"
+    assert peers.cell(figures(0.5, "WRONG")) == "WRONG: **0.50 (0.50 x)**"
+    assert peers.cell(figures(1.5, "approximate")) == "1.50 (1.50 x)"
 
 
-def test_the_versions_that_set_up_installs_are_those_of_the_comparison() -> None:
-    for package in peers_list.PACKAGES:
-        assert package == OURS or "==" in peers_setup.pinned(package)
+def test_from_measurement_to_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers, "prepare", lambda: None)
+    options = "--quick --model tutorial-mlp --optimizer sgd --peers torch-fused deepspeed --rounds 2 --output"
+    assert peers.main([*options.split(), str(tmp_path)]) == 0
+    text = "\n".join(sections.peers(json.loads((tmp_path / "peers.json").read_text())))
+    assert "\n| SGD, torch-fused | - | " in text
+    assert f"- deepspeed, SGD on tutorial-mlp: {peers_list.NO_RULE}" in text

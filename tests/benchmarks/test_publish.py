@@ -29,16 +29,17 @@ def copied(tmp_path: Path) -> Path:
 
 def test_what_is_older_is_written_once(copied: Path) -> None:
     results = copied / "results"
-    record = json.loads((results / "peers.json").read_text())
-    record["results"][0]["variants"]["fusedoptim"]["time"]["median"] = 123456.0
-    (results / "peers.json").write_text(json.dumps(record))
+    record = json.loads((results / "train_loop.json").read_text())
+    for result in record["results"]:
+        result["variants"]["fusedoptim"]["loop"]["median"] = 123456.0
+    (results / "train_loop.json").write_text(json.dumps(record))
     before = {path: path.read_bytes() for path in copied.rglob("*.md")}
-    expected = ["docs/benchmarks.md, peers", "peers.png"]
+    expected = ["README.md, figures", *(f"train_loop-{rule}.png" for rule in ("sgd", "adam", "adamw"))]
     assert run.older(copied, results) == expected
     assert {path: path.read_bytes() for path in copied.rglob("*.md")} == before
     assert run.older(copied, results, write=True) == expected
-    assert "123,456" in (copied / "docs/benchmarks.md").read_text()
-    assert [path.name for path, text in before.items() if path.read_bytes() != text] == ["benchmarks.md"]
+    assert "123,456" in (copied / "README.md").read_text()
+    assert [path.name for path, text in before.items() if path.read_bytes() != text] == ["README.md"]
     assert run.older(copied, results) == []
 
 
