@@ -80,7 +80,7 @@ struct Task {
   DType dtype_of(int operand) const { return mixed ? dtypes[operand] : dtype; }
   // How many of `n` elements from `begin` on can be taken at once, so that no block of 8 bits is taken in two parts.
   int64_t cut(int64_t begin, int64_t n) const {
-    if (blocks.columns == 0 || begin + n >= count) return n;
+    if (!mixed || blocks.columns == 0 || begin + n >= count) return n;
     return blocks.begin(blocks.of(begin + n)) - begin;
   }
 };

@@ -22,17 +22,22 @@ class Runner {
     const Task& task = *chunk.task;
     if (task.layout != nullptr) {
       for_blocks(chunk, kStridedBlock, [&](int64_t at, int64_t n) { strided(task, at, n); });
+    } else if (task.mixed) {
+      const bool passes = options_.unscale || options_.zero_grad;
+      for_blocks(chunk, passes ? kBlock : kChunk,
+                 [&](int64_t at, int64_t n) { update_mixed(task, task.operands, at, at, n); });
     } else {
       // With a second pass over grad the chunk is walked in blocks, so that this pass finds it in the cache.
-      const bool passes =
-          options_.unscale || options_.zero_grad || (!task.mixed && (clips_in_buffer(task) || task.average_is_new));
-      for_blocks(chunk, passes ? kBlock : kChunk,
-                 [&](int64_t at, int64_t n) { update(task, task.operands, at, at, n); });
+      const bool passes = options_.unscale || options_.zero_grad || clips_in_buffer(task) || task.average_is_new;
+      const int64_t block = passes ? kBlock : kChunk;
+      for (int64_t done = 0; done < chunk.count; done += block) {
+        update(task, task.operands, chunk.begin + done, std::min(block, chunk.count - done));
+      }
     }
   }
 
  private:
-  // For a task with 8 bits: blocks end where one of its does.
+  // Blocks end where one of 8 bits does.
   template <class Work>
   static void for_blocks(const Chunk& chunk, int64_t block, Work work) {
     const int64_t end = chunk.begin + chunk.count;
@@ -43,27 +48,39 @@ class Runner {
     }
   }
 
-  // Updates elements from `begin` of the operands on, of which the first is number `first` of the task.
-  void update(const Task& task, void* const* operands, int64_t begin, int64_t first, int64_t count) const {
-    const DType grad_dtype = task.dtype_of(1);
-    char* const grad = static_cast<char*>(operands[1]) + begin * int64_t(size_of(grad_dtype));
-    if (options_.unscale) set_.unscale[int(grad_dtype)](grad, grad, count, options_.grad_scale);
-    if (task.mixed) {
-      void* at[kMaxOperands];
-      for (int k = 0; k < task.operand_count; ++k)
-        at[k] = static_cast<char*>(operands[k]) + begin * int64_t(size_of(task.dtypes[k]));
-      set_.mixed[task.rule][task.variant](task, at, first, count, task.factor);
-    } else if (clips_in_buffer(task)) {
+  void update(const Task& task, void* const* operands, int64_t begin, int64_t count) const {
+    if (options_.unscale) unscale(task.dtype, operands[1], begin, count);
+    if (clips_in_buffer(task)) {
       apply_clipped(task, operands, begin, count);
     } else {
       apply(task, operands, begin, count, task.factor);
     }
-    if (task.average_is_new && !task.mixed) {
+    if (task.average_is_new) {
       const size_t size = size_of(task.dtype), from = size_t(begin) * size;
       char* const average = static_cast<char*>(operands[task.operand_count - 1]) + from;
       std::memcpy(average, static_cast<const char*>(operands[0]) + from, size_t(count) * size);
     }
-    if (options_.zero_grad) std::memset(grad, 0, size_t(count) * size_of(grad_dtype));
+    if (options_.zero_grad) zero(task.dtype, operands[1], begin, count);
+  }
+
+  // Updates elements from `begin` of the operands on, of which the first is number `first` of the task.
+  void update_mixed(const Task& task, void* const* operands, int64_t begin, int64_t first, int64_t count) const {
+    if (options_.unscale) unscale(task.dtypes[1], operands[1], begin, count);
+    void* at[kMaxOperands];
+    for (int k = 0; k < task.operand_count; ++k) at[k] = element(task.dtypes[k], operands[k], begin);
+    set_.mixed[task.rule][task.variant](task, at, first, count, task.factor);
+    if (options_.zero_grad) zero(task.dtypes[1], operands[1], begin, count);
+  }
+
+  static char* element(DType dtype, void* operand, int64_t number) {
+    return static_cast<char*>(operand) + size_t(number) * size_of(dtype);
+  }
+  void unscale(DType dtype, void* grads, int64_t begin, int64_t count) const {
+    char* const grad = element(dtype, grads, begin);
+    set_.unscale[int(dtype)](grad, grad, count, options_.grad_scale);
+  }
+  static void zero(DType dtype, void* grads, int64_t begin, int64_t count) {
+    std::memset(element(dtype, grads, begin), 0, size_t(count) * size_of(dtype));
   }
 
   void apply(const Task& task, void* const* operands, int64_t begin, int64_t count, double factor) const {
@@ -94,7 +111,11 @@ class Runner {
         gather(*task.layout, k, from, begin, count, static_cast<decltype(integer)*>(operands[k]));
       });
     }
-    update(task, operands, 0, begin, count);
+    if (task.mixed) {
+      update_mixed(task, operands, 0, begin, count);
+    } else {
+      update(task, operands, 0, count);
+    }
     for (int k = 0; k < task.operand_count; ++k) {
       if (k == 1 && !options_.zero_grad && !options_.unscale) continue;
       as_integers(size_of(task.dtype_of(k)), [&](auto integer) {
@@ -124,14 +145,16 @@ void Schedule::plan(const Task* tasks, size_t count, const RunOptions& options) 
   int64_t in_unit = kChunk;
   for (const Task* task = tasks; task != tasks + count; ++task) {
     elements_ += task->count;
-    for (int64_t at = 0, n = 0; at < task->count; at += n) {
+    const bool has_blocks = task->mixed && task->blocks.columns != 0;
+    for (int64_t at = 0, n; at < task->count; at += n) {
       if (in_unit >= kChunk) {
         units_.push_back(chunks_.size());
         in_unit = 0;
       }
-      n = task->cut(at, std::min(kChunk, task->count - at));
+      n = std::min(kChunk, task->count - at);
+      if (has_blocks) n = task->cut(at, n);
       chunks_.push_back({task, at, n});
-      in_unit += chunks_.back().count;
+      in_unit += n;
     }
   }
   units_.push_back(chunks_.size());

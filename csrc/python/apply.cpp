@@ -97,17 +97,22 @@ bool GeneralPath::is_as_seen(PyObject* state) {
     const Owned& owned = row.owned;
     if (owned.named() == 0) continue;
     PyObject* const own = find_by_hash(state, row.param.ptr(), row.hash);
-    PyObject* entries[kMaxEntries] = {};
-    if (own != nullptr && (!PyDict_Check(own) || !is_transparent(own))) return false;
-    if (own != nullptr) find_named(own, *row.group, owned, entries);
-    for (PyObject*& entry : entries) entry = entry == Py_None ? nullptr : entry;
-    for (int k = 0; k < owned.named(); ++k) {
-      if (!row.is_late[k]) continue;
+    PyObject* entries[kMaxEntries];
+    const int named = owned.named();
+    if (own == nullptr) {
+      std::fill(entries, entries + named, nullptr);
+    } else {
+      if (!PyDict_Check(own) || !is_transparent(own)) return false;
+      find_named(own, *row.group, owned, entries);
+    }
+    for (int k = 0; k < named; ++k) {
+      if (entries[k] == Py_None) entries[k] = nullptr;
+      if (!row.any_late || !row.is_late[k]) continue;
       if (entries[k] != nullptr) return false;
       entries[k] = row.entries[k];
     }
     if (row.is_new && !is_new(owned, entries)) return false;
-    int wanted = row.is_new ? 0 : owned.named();
+    int wanted = row.is_new ? 0 : named;
     if (!row.is_new && row.in_8bit != 0) {
       if (own == nullptr || !find_scales(own, owned, row.in_8bit, entries)) return false;
       for (unsigned bits = row.in_8bit; bits != 0; bits &= bits - 1) ++wanted;

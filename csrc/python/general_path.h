@@ -66,10 +66,11 @@ class GeneralPath final : public FastPath {
     Py_hash_t hash;        // of the parameter
     py::object new_state;  // entries that the optimizer's state does not have yet; null if it has them all
     Owned owned;
-    PyObject* entries[kMaxEntries] = {};               // as found in the state; kept_ owns them
-    unsigned in_8bit = 0;                              // which states have scales
-    bool is_new = false, is_late[kMaxOwned + 1] = {};  // all but what may come later; what comes now
-    bool average_is_new() const { return owned.averages && is_late[owned.average_at()]; }
+    PyObject* entries[kMaxEntries];                 // as found in the state; kept_ owns them
+    unsigned in_8bit = 0;                           // which states have scales
+    bool is_new = false;                            // all but what may come later
+    bool any_late = false, is_late[kMaxOwned + 1];  // what comes now
+    bool average_is_new() const { return any_late && owned.averages && is_late[owned.average_at()]; }
     StepCount step;
     bool on_device;
     size_t task;  // its number in device_tasks_ or tasks_

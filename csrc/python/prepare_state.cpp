@@ -12,13 +12,12 @@ bool GeneralPath::find_or_make_state(PreparedParam& row, PyObject* state, py::ha
   PyObject** const entries = row.entries;
   find_entries(state, group, owned, entries);
   row.is_new = is_new(owned, entries);
-  bool any_late = false;
   for (int k = 0; k < owned.named(); ++k) {
-    row.is_late[k] = may_be_late(owned, k) && entries[k] == nullptr;
-    any_late = any_late || row.is_late[k];
+    row.is_late[k] = entries[k] == nullptr && may_be_late(owned, k);
+    row.any_late = row.any_late || row.is_late[k];
   }
-  if (any_late) skipped_by_host_ = true;
-  if (!row.is_new && !any_late) return false;
+  if (row.any_late) skipped_by_host_ = true;
+  if (!row.is_new && !row.any_late) return false;
   py::object& made = new_state_[row.param.ptr()];
   const bool python_ran = !made;
   if (!made) made = new_state(row.param, group.dict);

@@ -31,7 +31,9 @@ const char* GeneralPath::add_task(PreparedParam& row, const LocalPair& local, co
                                   uint32_t number) {
   const TensorView& param = views[0];
   Group& group = *row.group;
-  Task task;
+  std::vector<Task>& tasks = row.on_device ? device_tasks_ : tasks_;
+  row.task = tasks.size();
+  Task& task = tasks.emplace_back();
   task.rule = rule_.index;
   task.variant = variant;
   task.dtype = *param.dtype;
@@ -49,9 +51,9 @@ const char* GeneralPath::add_task(PreparedParam& row, const LocalPair& local, co
   if (is_numbered) {
     task.parameter = number;
     if (row.in_8bit != 0) task.blocks = blocks_of(param.ndim, param.sizes, param.count);
-    if (local.is_sharded) {
-      if (!local.whole.first_element(param.ndim, param.sizes, task.first_element))
-        return "random bits are numbered in the whole tensor, of which this process has more than some rows";
+    if (local.is_sharded && !local.whole.first_element(param.ndim, param.sizes, task.first_element)) {
+      tasks.pop_back();
+      return "random bits are numbered in the whole tensor, of which this process has more than some rows";
     }
   }
   if (row.on_device) task.device = param.device.index;
@@ -73,9 +75,6 @@ const char* GeneralPath::add_task(PreparedParam& row, const LocalPair& local, co
     add_range(scale_views_[k], false);
   }
   if (!flat) task.layout = layouts_.add(views, task.operand_count);
-  std::vector<Task>& tasks = row.on_device ? device_tasks_ : tasks_;
-  row.task = tasks.size();
-  tasks.push_back(task);
   return nullptr;
 }
 
