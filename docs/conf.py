@@ -16,7 +16,17 @@ include_patterns = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "docs/*.md",
 exclude_patterns = ["build", ".*"]
 NAVIGATION = {
     "Optimizers": ["sgd", "adam", "adamw", "from_torch", "api"],
-    "Training": ["amp", "storage", "clipping", "averages", "schedulers", "in_backward", "checkpoints", "trainers", "scaling"],
+    "Training": [
+        "amp",
+        "storage",
+        "clipping",
+        "averages",
+        "schedulers",
+        "in_backward",
+        "checkpoints",
+        "trainers",
+        "scaling",
+    ],
     "What to expect": ["inputs", "exact_classes", "robustness", "memory", "verify", "torch_versions", "benchmarks"],
     "The project": [
         "design",
