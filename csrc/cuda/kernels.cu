@@ -125,7 +125,7 @@ __device__ __forceinline__ void apply(Room<Rule<T>>& rules, const Part& part, co
   if (numbers.factor != 1) {  // rounded as grad is stored, which it is not
 #pragma unroll
     for (int i = 0; i < kCount; ++i) grad[i] = grad[i] * numbers.factor;
-    encode(grad, operands.format(1), nullptr, operands.raw[1]);
+    encode(grad, operands.format(1), operands.raw[1]);
     decode(operands.raw[1], operands.format(1), grad);
   }
   const Surroundings surroundings{operands.row, numbers.step, part.first, part.block, part.count};
@@ -155,7 +155,7 @@ __device__ __forceinline__ void unscale(const Numbers& numbers, Operands& operan
   decode(operands.raw[1], operands.format(1), grad);
 #pragma unroll
   for (int i = 0; i < kElements<T>; ++i) grad[i] = grad[i] / numbers.grad_scale;
-  encode(grad, operands.format(1), nullptr, operands.raw[1]);
+  encode(grad, operands.format(1), operands.raw[1]);
 }
 
 // Moves the average towards the parameter as it is stored.
@@ -171,7 +171,7 @@ __device__ __forceinline__ void move_average(Operands& operands) {
   for (int i = 0; i < kElements<T>; ++i) {
     average[i] = launch.average_is_new ? param[i] : lerp(average[i], param[i]);
   }
-  encode(average, operands.format(kAverage), nullptr, operands.raw[kAverage]);
+  encode(average, operands.format(kAverage), operands.raw[kAverage]);
 }
 
 enum Pass { kUnscales, kApplies, kAverages, kPasses };

@@ -163,27 +163,32 @@ __device__ __forceinline__ void decode(const Raw<float>& raw, Format format, flo
   }
 }
 
-// `random`: 16 bits for each element, where the format needs them.
-__device__ __forceinline__ void encode(const double* from, Format, const uint32_t*, Raw<double>& raw) {
+// Rounded to nearest.
+__device__ __forceinline__ void encode(const double* from, Format, Raw<double>& raw) {
   for_each<kElements<double>>([&](auto i) {
     raw.words[2 * i] = uint32_t(__double2loint(from[i]));
     raw.words[2 * i + 1] = uint32_t(__double2hiint(from[i]));
   });
 }
-__device__ __forceinline__ void encode(const float* from, Format format, const uint32_t* random, Raw<float>& raw) {
+__device__ __forceinline__ void encode(const float* from, Format format, Raw<float>& raw) {
   raw = {};  // or what was there before would keep its registers until it is stored
   if (format == Format::f32) {
     for_each<8>([&](auto i) { raw.words[i] = __float_as_uint(from[i]); });
   } else if (format == Format::f16) {
     for_each<4>([&](auto w) { raw.words[w] = narrow_pair<Half>(from[2 * w], from[2 * w + 1]); });
-  } else if (format == Format::bf16) {
-    for_each<4>([&](auto w) { raw.words[w] = narrow_pair<BFloat16>(from[2 * w], from[2 * w + 1]); });
   } else {
-    for_each<8>([&](auto i) {
-      const uint32_t up = __float_as_uint(from[i]) + half_of(random, i);
-      set_half(raw.words, i, (from[i] == from[i] ? up : kNaN) >> 16);
-    });
+    for_each<4>([&](auto w) { raw.words[w] = narrow_pair<BFloat16>(from[2 * w], from[2 * w + 1]); });
   }
+}
+
+// Rounded to nearest, or by 16 random bits for each element.
+__device__ __forceinline__ void encode(const float* from, Format format, const uint32_t* random, Raw<float>& raw) {
+  if (format != Format::stochastic) return encode(from, format, raw);
+  raw = {};
+  for_each<8>([&](auto i) {
+    const uint32_t up = __float_as_uint(from[i]) + half_of(random, i);
+    set_half(raw.words, i, (from[i] == from[i] ? up : kNaN) >> 16);
+  });
 }
 
 // ---- a parameter and its companion --------------------------------------------------------------------------------
@@ -222,10 +227,10 @@ __device__ __forceinline__ void encode_pair(const float* from, Companion kind, b
   if (kind == Companion::compensation) {
     const Format format = is_half ? Format::f16 : Format::bf16;
     float rest[8];
-    encode(from, format, nullptr, param);
+    encode(from, format, param);
     decode(param, format, rest);
     for_each<8>([&](auto i) { rest[i] = from[i] - rest[i]; });
-    encode(rest, format, nullptr, companion);
+    encode(rest, format, companion);
   } else {
     param = companion = {};
     for_each<8>([&](auto i) { set_half(param.words, i, to_param(from[i], is_half)); });
@@ -325,7 +330,7 @@ __device__ __forceinline__ void random_bits_of(int k, Format format, const Surro
 
 __device__ __forceinline__ void encode_state(const double* from, Format format, int, const Surroundings&,
                                              Raw<double>& raw) {
-  encode(from, format, nullptr, raw);
+  encode(from, format, raw);
 }
 __device__ __forceinline__ void encode_state(const float* from, Format format, int state,
                                              const Surroundings& surroundings, Raw<float>& raw) {
@@ -350,7 +355,7 @@ __device__ __forceinline__ void decode_param(const Raw<float>* raw, int companio
 
 __device__ __forceinline__ void encode_param(const double* from, Format format, Companion, const Surroundings&, int,
                                              Raw<double>* raw) {
-  encode(from, format, nullptr, raw[0]);
+  encode(from, format, raw[0]);
 }
 __device__ __forceinline__ void encode_param(const float* from, Format format, Companion kind,
                                              const Surroundings& surroundings, int companion, Raw<float>* raw) {

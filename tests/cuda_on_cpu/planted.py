@@ -74,7 +74,7 @@ ARITHMETIC = [
     Planted("division by a reciprocal", STEP, "grad[i] / numbers.grad_scale", "grad[i] * (1 / numbers.grad_scale)",
             "grad_scale 3.0"),
     Planted("the scaled gradient not stored", STEP, "operands.store(part, pass == kUnscales ? kGrad",
-            "operands.store(part, pass == kUnscales ? 0", "grad[0] is"),
+            "operands.store(part, pass == kUnscales ? 0", "grad_scale 3.0"),
     Planted("gradient zeroed before it is read", STEP, "    operands.load(part, pass == kUnscales",
             "    operands.raw[1] = {};\n    if (launch.zero_grad) operands.store(part, kGrad);\n"
             "    operands.load(part, pass == kUnscales", "zero_grad"),
@@ -122,8 +122,6 @@ MIXED = [
     _mixed("a scale written while others read it", STORAGE,
            "scale_of(largest_of_warp(largest_of(from, surroundings.count)))",
            "scale_of(largest_of(from, surroundings.count))", "data race", "thread"),
-    _mixed("a scale that counts what is not there", STORAGE, "largest = i < count ? max(", "largest = i < 8 ? max(",
-           "u8"),
     _mixed("the scale of the first block", STORAGE, "row.scales[state][surroundings.block], to)",
            "row.scales[state][0], to)", "should be"),
     _mixed("blocks that go on in the next line", STEP, "min(begin + kBlockOf8Bits, (line + 1) * row.columns)",
