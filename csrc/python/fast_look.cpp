@@ -125,22 +125,16 @@ const char* FastPath::look_at(Group& group, Py_ssize_t index, Row& row, Task& ta
   task.average_weight = group.average_weight;
   const int64_t item_size = int64_t(size_of(dtype)), bytes = count * item_size;
   bool is_uniform = true;
-  const auto add = [&](int k, TensorImplRef tensor) {
-    char* data;
-    int64_t own_bytes = bytes;
-    task.dtypes[k] = dtype;
-    if (__builtin_expect(layout.same_dtype(row.param, tensor), true)) {
-      data = layout.data(tensor, item_size);
-    } else {
+  const auto add = [&](int k, TensorImplRef tensor) __attribute__((always_inline)) {
+    if (__builtin_expect(!layout.same_dtype(row.param, tensor), false)) {
       is_uniform = false;
-      if (!layout.dtype(tensor, task.dtypes[k])) return false;
-      const int64_t own_size = int64_t(size_of(task.dtypes[k]));
-      own_bytes = count * own_size;
-      data = layout.data(tensor, own_size);
+      return add_of_other_dtype(k, tensor, task);
     }
-    if (data == nullptr && count > 0) return false;
+    char* const data = layout.data(tensor, item_size);
+    if (data == nullptr && bytes > 0) return false;
+    task.dtypes[k] = dtype;
     task.operands[k] = data;
-    ranges_.add(data, data + own_bytes, k == 1);
+    ranges_.add(data, data + bytes, k == 1);
     return true;
   };
   if (!add(0, row.param) || !add(1, row.grad)) return "its memory or its gradient's is not plainly there";
@@ -183,6 +177,17 @@ const char* FastPath::look_at(Group& group, Py_ssize_t index, Row& row, Task& ta
   }
   task.constants = constants_for(group, row.step.next, dtype);
   return task.constants == nullptr ? "its options are too large for its arithmetic" : nullptr;
+}
+
+bool FastPath::add_of_other_dtype(int k, TensorImplRef tensor, Task& task) {
+  const TensorLayout& layout = *TensorLayout::get();
+  if (!layout.dtype(tensor, task.dtypes[k])) return false;
+  const int64_t size = int64_t(size_of(task.dtypes[k]));
+  char* const data = layout.data(tensor, size);
+  if (data == nullptr && task.count > 0) return false;
+  task.operands[k] = data;
+  ranges_.add(data, data + task.count * size, k == 1);
+  return true;
 }
 
 const char* FastPath::look_at_scales(PyObject* own, const Owned& owned, unsigned states, Row& row, Task& task) {

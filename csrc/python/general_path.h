@@ -109,7 +109,8 @@ class GeneralPath final : public FastPath {
 
   // ---- its task (tasks.cpp) -----------------------------------------------------------------------------------------
   // Returns why the kernels cannot take it, or null.
-  const char* add_task(PreparedParam& row, const LocalPair& local, const Views& views, int variant, uint32_t number);
+  const char* add_task(PreparedParam& row, const LocalPair& local, const Views& views, int variant, bool is_uniform,
+                       uint32_t number);
   void add_range(const TensorView& view, bool is_grad);
   const void* checked_constants(Group& group, double step, DType dtype);
   void count_shared_steps();

@@ -148,9 +148,13 @@ const char* GeneralPath::add(Group& group, const Position& position, py::object 
       if (const char* reason = prepare_step_count(entries[owned.step_at()], views[0], row.step)) return reason;
     }
   }
-  DType dtypes[kMaxOperands];
-  for (int k = 0; k < 2 + owned.tensors(); ++k) dtypes[k] = *views[k].dtype;
-  if (const char* reason = check_dtypes(dtypes, owned)) return reason;
+  bool is_uniform = owned.companion == Companion::none && !group.storage.is_any;
+  for (int k = 1; k < 2 + owned.tensors(); ++k) is_uniform = is_uniform && views[k].dtype == dtype;
+  if (!is_uniform) {
+    DType dtypes[kMaxOperands];
+    for (int k = 0; k < 2 + owned.tensors(); ++k) dtypes[k] = *views[k].dtype;
+    if (const char* reason = check_dtypes(dtypes, owned)) return reason;
+  }
   if (write_grads && views[1].count > 0 && !views[1].dense() && !views[1].disjoint()) {
     throw ParamError{
         PyExc_RuntimeError,
@@ -162,7 +166,8 @@ const char* GeneralPath::add(Group& group, const Position& position, py::object 
     throw ParamError{PyExc_RuntimeError, "the gradient was moved to another device since its norm was measured"};
   row.hash = hash_of(param.ptr());
   row.grad = std::move(grad);
-  if (const char* reason = add_task(row, local, views, variant, group.first_param + uint32_t(position.index)))
+  if (const char* reason =
+          add_task(row, local, views, variant, is_uniform, group.first_param + uint32_t(position.index)))
     return reason;
   rows_.push_back(std::move(row));
   return nullptr;

@@ -28,7 +28,7 @@ void GeneralPath::add_range(const TensorView& view, bool is_grad) {
 }
 
 const char* GeneralPath::add_task(PreparedParam& row, const LocalPair& local, const Views& views, int variant,
-                                  uint32_t number) {
+                                  bool is_uniform, uint32_t number) {
   const TensorView& param = views[0];
   Group& group = *row.group;
   std::vector<Task>& tasks = row.on_device ? device_tasks_ : tasks_;
@@ -46,8 +46,11 @@ const char* GeneralPath::add_task(PreparedParam& row, const LocalPair& local, co
   task.average_is_new = row.average_is_new();
   task.average_weight = group.average_weight;
   task.next_step = row.step.next;
-  for (int k = 0; k < task.operand_count; ++k) task.dtypes[k] = *views[k].dtype;
-  const bool is_numbered = describe_storage(task, row.owned, group.storage, rule_);
+  bool is_numbered = false;
+  if (!is_uniform) {
+    for (int k = 0; k < task.operand_count; ++k) task.dtypes[k] = *views[k].dtype;
+    is_numbered = describe_storage(task, row.owned, group.storage, rule_);
+  }
   if (is_numbered) {
     task.parameter = number;
     if (row.in_8bit != 0) task.blocks = blocks_of(param.ndim, param.sizes, param.count);
