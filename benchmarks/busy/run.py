@@ -1,9 +1,10 @@
-"""How does a step of Adam fare where the processor is not its own: beside busy processes?
+"""How does a step of Adam fare where the processor is not its own: busy cores, more threads than cores, a forked child?
 
 Other processes spin in plain arithmetic, none, one or two of them in turn within each round. Steps follow one another
-with nothing between them.
+with nothing between them. Then torch's threads are set to 1, 2, 3, 4 and 8, in processes that take turns; and a process
+that has stepped with several threads forks, and its child steps: one that hangs is reported.
 
-Output: a table for each model, `busy.json`; exit status 1 if a step was wrong.
+Output: three tables for each model, `busy.json`; exit status 1 if a step of ours was wrong or hung.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from itertools import product
 from statistics import fmean, median
 from typing import Any
 
+from benchmarks.busy.processes import forks_of, threads_of
 from benchmarks.shared.arena import Arena
 from benchmarks.shared.files import Record
 from benchmarks.shared.measure import Call, CpuClock, interleaved, ratio, spread, time_call
@@ -130,10 +132,32 @@ def tables(record: Record) -> Iterator[Table]:
         states = dict.fromkeys(r["state"] for r in results)
         header = [f"{model}, µs", *map(", ".join, product(states, ("median", "mean", "largest / median")))]
         yield Table(header, [[variant, *row] for variant, row in cells.items()])
+    for model, results in record["threads"].items():
+        counts = dict.fromkeys(str(r["threads"]) for r in results)
+        medians: dict[str, list[str]] = {}
+        for r in results:
+            medians.setdefault(r["variant"], []).append(number(r["time"]["median"]))
+        rows = [[variant, *row] for variant, row in medians.items()]
+        yield Table([f"{model}, µs with so many threads", *counts], rows)
+    for model, results in record["fork"].items():
+        threads = record["machine"]["threads"]
+        rows = [[f"{r['variant']}, {r['way']}", str(r["child_threads"] or threads), outcome(r)] for r in results]
+        yield Table([f"{model}, in a forked child", "threads", "time over the parent's"], rows)
+
+
+def outcome(result: Record) -> str:
+    """What became of a forked child."""
+    if "failure" in result:
+        return "hangs" if "hang" in result["failure"] else "fails"
+    return f"{result['ratio']['median']:.2f} x" if result["correct"] else "WRONG"
 
 
 def run(args: argparse.Namespace) -> Record:
-    return {"results": {model: measure(model, args.rounds, args.quick) for model in args.model or SHAPES}}
+    models, rounds = args.model or SHAPES, 1 if args.quick else 3
+    record = {"results": {model: measure(model, args.rounds, args.quick) for model in models}}
+    record["threads"] = {model: threads_of(model, rounds) for model in models}
+    record["fork"] = {model: forks_of(model, rounds) for model in models}
+    return record
 
 
 main = question(__doc__, "busy", run, tables, {"--model": SHAPES}, rounds=(6, 2))

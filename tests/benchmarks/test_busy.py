@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
 
 import pytest
 
+from benchmarks.busy import processes
 from benchmarks.busy import run as busy
 from benchmarks.publish import sections
 
@@ -49,6 +51,23 @@ def test_the_largest_step_is_compared_within_its_block() -> None:
     found = busy.largest([slow, quiet, slow])
     assert found["of"] == busy.BLOCK
     assert found["ratio"]["median"] == 9.0
+
+
+@pytest.mark.parametrize("way", processes.WAYS)
+def test_what_becomes_of_a_forked_child(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert processes.forked(way, lambda: {"time": 3.0, "parent": os.getppid()}) == {"time": 3.0, "parent": os.getpid()}
+    monkeypatch.setattr(processes, "TIMEOUT", 0.2)
+    assert processes.forked(way, lambda: time.sleep(60) or {}) == {"hang": 0.2}
+    assert processes.forked(way, lambda: os._exit(1)) == {"error": "the child died"}
+
+
+def test_a_child_that_hangs_or_is_wrong_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    ends = {None: {"hang": 8.0}, 1: {"time": 4.0, "checksum": 2}}
+    fork = lambda work, model, variant, way, threads: ({"time": 2.0, "checksum": 1}, ends[threads])  # noqa: E731
+    monkeypatch.setattr(processes, "alone", fork)
+    results = processes.forks_of("tutorial-mlp", 2)
+    assert [busy.outcome(r) for r in results] == ["hangs", "WRONG"] * 4
+    assert [r.get("correct") for r in results] == [None, False] * 2 + [False] * 4
 
 
 def test_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
