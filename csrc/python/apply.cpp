@@ -95,10 +95,10 @@ bool GeneralPath::is_as_seen(PyObject* state) {
   for (PreparedParam& row : rows_) {
     if (Torch::get().is_plain(row.param.ptr()) && !Torch::get().grad(row.param).is(row.grad)) return false;
     const Owned& owned = row.owned;
-    if (owned.named() == 0) continue;
+    if (owned.named == 0) continue;
     PyObject* const own = find_by_hash(state, row.param.ptr(), row.hash);
     PyObject* entries[kMaxEntries];
-    const int named = owned.named();
+    const int named = owned.named;
     if (own == nullptr) {
       std::fill(entries, entries + named, nullptr);
     } else {

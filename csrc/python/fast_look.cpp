@@ -112,12 +112,13 @@ const char* FastPath::look_at(Group& group, Py_ssize_t index, Row& row, Task& ta
   if (!layout.is_row_major(row.param) && !is_dense(row.param)) return "its elements do not fill one stretch of memory";
 
   const int variant = rule_.variant(group.options, dtype, false);
-  const Owned owned = owned_by(group, variant, dtype);
+  const Owned& owned = owned_by(group, variant, dtype);
+  const int named = owned.named, tensors = owned.tensors;
   const int64_t count = layout.count(row.param);
   task.rule = rule_.index;
   task.variant = variant;
-  task.dtype = task.dtypes[0] = dtype;
-  task.operand_count = 2 + owned.tensors();
+  task.dtype = dtype;
+  task.operand_count = 2 + tensors;
   task.count = count;
   task.layout = nullptr;
   task.factor = group.factor;
@@ -132,14 +133,12 @@ const char* FastPath::look_at(Group& group, Py_ssize_t index, Row& row, Task& ta
     }
     char* const data = layout.data(tensor, item_size);
     if (data == nullptr && bytes > 0) return false;
-    task.dtypes[k] = dtype;
     task.operands[k] = data;
     ranges_.add(data, data + bytes, k == 1);
     return true;
   };
   if (!add(0, row.param) || !add(1, row.grad)) return "its memory or its gradient's is not plainly there";
   PyObject* own = nullptr;
-  const int named = owned.named(), tensors = owned.tensors();
   row.entry_count = named;
   if (!owned.counts) row.step = {};
   if (named > 0) {
@@ -160,20 +159,8 @@ const char* FastPath::look_at(Group& group, Py_ssize_t index, Row& row, Task& ta
     }
   }
   task.mixed = false;
-  if (!is_uniform || owned.companion != Companion::none || group.storage.is_any) {
-    if (const char* reason = check_dtypes(task.dtypes, owned)) return reason;
-    const bool is_numbered = describe_storage(task, owned, group.storage, rule_);
-    if (is_numbered && !layout.is_row_major(row.param))
-      return "random bits or scales are numbered in the order of rows";
-    task.parameter = group.first_param + uint32_t(index);
-    task.first_element = 0;
-    task.next_step = row.step.next;
-    task.blocks = {};
-    unsigned in_8bit = 0;
-    for (int k = 0; k < owned.states; ++k) in_8bit |= unsigned(is_8bit(task.codings[2 + k])) << k;
-    if (in_8bit != 0) {
-      if (const char* reason = look_at_scales(own, owned, in_8bit, row, task)) return reason;
-    }
+  if (!is_uniform || group.storage.is_any) {
+    if (const char* reason = look_at_storage(group, index, own, row, task)) return reason;
   }
   task.constants = constants_for(group, row.step.next, dtype);
   return task.constants == nullptr ? "its options are too large for its arithmetic" : nullptr;
@@ -181,13 +168,34 @@ const char* FastPath::look_at(Group& group, Py_ssize_t index, Row& row, Task& ta
 
 bool FastPath::add_of_other_dtype(int k, TensorImplRef tensor, Task& task) {
   const TensorLayout& layout = *TensorLayout::get();
-  if (!layout.dtype(tensor, task.dtypes[k])) return false;
-  const int64_t size = int64_t(size_of(task.dtypes[k]));
+  DType dtype;
+  if (!layout.dtype(tensor, dtype)) return false;
+  const int64_t size = int64_t(size_of(dtype));
   char* const data = layout.data(tensor, size);
   if (data == nullptr && task.count > 0) return false;
   task.operands[k] = data;
   ranges_.add(data, data + task.count * size, k == 1);
   return true;
+}
+
+// Fills what counts of a task whose operands are not all simply in the parameter's dtype.
+const char* FastPath::look_at_storage(const Group& group, Py_ssize_t index, PyObject* own, Row& row, Task& task) {
+  const TensorLayout& layout = *TensorLayout::get();
+  const Owned& owned = group.owned;
+  for (int k = 0; k < task.operand_count; ++k) {
+    const TensorImplRef tensor = k == 0 ? row.param : k == 1 ? row.grad : row.impls[k - 2];
+    layout.dtype(tensor, task.dtypes[k]);
+  }
+  if (const char* reason = check_dtypes(task.dtypes, owned)) return reason;
+  const bool is_numbered = describe_storage(task, owned, group.storage, rule_);
+  if (is_numbered && !layout.is_row_major(row.param)) return "random bits or scales are numbered in the order of rows";
+  task.parameter = group.first_param + uint32_t(index);
+  task.first_element = 0;
+  task.next_step = row.step.next;
+  task.blocks = {};
+  unsigned in_8bit = 0;
+  for (int k = 0; k < owned.states; ++k) in_8bit |= unsigned(is_8bit(task.codings[2 + k])) << k;
+  return in_8bit == 0 ? nullptr : look_at_scales(own, owned, in_8bit, row, task);
 }
 
 const char* FastPath::look_at_scales(PyObject* own, const Owned& owned, unsigned states, Row& row, Task& task) {

@@ -51,6 +51,7 @@ class FastPath : public StepBase {
   // At one parameter; returns why it is not for the fast path, or null.
   const char* look_at(Group& group, Py_ssize_t index, Row& row, Task& task, PyObject* state, bool zero_grad);
   __attribute__((noinline)) bool add_of_other_dtype(int k, TensorImplRef tensor, Task& task);
+  const char* look_at_storage(const Group& group, Py_ssize_t index, PyObject* own, Row& row, Task& task);
   const char* look_at_scales(PyObject* own, const Owned& owned, unsigned states, Row& row, Task& task);
   bool is_odd(const Position& position, size_t& next) const;  // `next`: in odd_, as positions come in their order
   // After a step, those that have become plain by it, as a parameter is after its first, are odd no more.

@@ -99,7 +99,8 @@ class GeneralPath final : public FastPath {
   // ---- its state (prepare_state.cpp) --------------------------------------------------------------------------------
   // Has the state made where all of it is missing, or the average. Whether Python code ran.
   bool find_or_make_state(PreparedParam& row, PyObject* state, py::handle new_state, DType dtype, int& variant);
-  void find_entries(PyObject* state, Group& group, const Owned& owned, PyObject** entries);
+  // Whether all are there.
+  bool find_entries(PyObject* state, Group& group, const Owned& owned, PyObject** entries);
   // Whether an entry may be missing beside others: what a group asks for only since later steps.
   bool may_be_late(const Owned& owned, int entry) const;
   bool is_new(const Owned& owned, PyObject* const* entries) const;  // but for those

@@ -130,29 +130,29 @@ const char* GeneralPath::add(Group& group, const Position& position, py::object 
   row.param = py::reinterpret_borrow<py::object>(param);
   int variant = rule_.variant(group.options, dtype, false);
   const Owned& owned = row.owned = owned_by(group, variant, dtype);
-  if (owned.named() > 0) {
+  if (owned.named > 0) {
     if (state != nullptr && !is_transparent(state) && PyObject_HasAttrString(state, "keys")) return kStateOfItsOwn;
     const bool python_ran = find_or_make_state(row, state, new_state, dtype, variant) || local.is_sharded;
     PyObject* entries[kMaxEntries];
-    std::copy(row.entries, row.entries + owned.named(), entries);
+    std::copy(row.entries, row.entries + owned.named, entries);
     PyObject* const* const names = names_of(group, owned);
-    if (const char* reason = open_states(local, names, owned.tensors(), entries, kept_)) return reason;
+    if (const char* reason = open_states(local, names, owned.tensors, entries, kept_)) return reason;
     if (python_ran) {  // it may have changed what the views borrow
       if (const char* reason = read_param_and_grad(local, driver_, views)) return reason;
       if (views[0].dtype != dtype)
         throw ParamError{PyExc_RuntimeError, "the dtype was changed while the step was being prepared"};
     }
-    if (const char* reason = read_states(names, owned.tensors(), entries, views)) return reason;
+    if (const char* reason = read_states(names, owned.tensors, entries, views)) return reason;
     if (const char* reason = read_scales(row, state, local, views)) return reason;
     if (owned.counts) {
       if (const char* reason = prepare_step_count(entries[owned.step_at()], views[0], row.step)) return reason;
     }
   }
   bool is_uniform = owned.companion == Companion::none && !group.storage.is_any;
-  for (int k = 1; k < 2 + owned.tensors(); ++k) is_uniform = is_uniform && views[k].dtype == dtype;
+  for (int k = 1; k < 2 + owned.tensors; ++k) is_uniform = is_uniform && views[k].dtype == dtype;
   if (!is_uniform) {
     DType dtypes[kMaxOperands];
-    for (int k = 0; k < 2 + owned.tensors(); ++k) dtypes[k] = *views[k].dtype;
+    for (int k = 0; k < 2 + owned.tensors; ++k) dtypes[k] = *views[k].dtype;
     if (const char* reason = check_dtypes(dtypes, owned)) return reason;
   }
   if (write_grads && views[1].count > 0 && !views[1].dense() && !views[1].disjoint()) {

@@ -10,9 +10,9 @@ bool GeneralPath::find_or_make_state(PreparedParam& row, PyObject* state, py::ha
   Group& group = *row.group;
   const Owned& owned = row.owned;
   PyObject** const entries = row.entries;
-  find_entries(state, group, owned, entries);
+  if (find_entries(state, group, owned, entries)) return false;
   row.is_new = is_new(owned, entries);
-  for (int k = 0; k < owned.named(); ++k) {
+  for (int k = 0; k < owned.named; ++k) {
     row.is_late[k] = entries[k] == nullptr && may_be_late(owned, k);
     row.any_late = row.any_late || row.is_late[k];
   }
@@ -24,7 +24,7 @@ bool GeneralPath::find_or_make_state(PreparedParam& row, PyObject* state, py::ha
   PyObject* const* const names = names_of(group, owned);
   if (!row.is_new) {
     py::dict late;
-    for (int k = 0; k < owned.named(); ++k) {
+    for (int k = 0; k < owned.named; ++k) {
       if (!row.is_late[k]) continue;
       late[names[k]] = kept_.emplace_back(made[py::handle(names[k])]);
       entries[k] = kept_.back().ptr();
@@ -34,9 +34,9 @@ bool GeneralPath::find_or_make_state(PreparedParam& row, PyObject* state, py::ha
   }
   row.new_state = made;
   PyObject* before[kMaxEntries];
-  std::copy(entries, entries + owned.named(), before);
+  std::copy(entries, entries + owned.named, before);
   find_entries(made.ptr(), group, owned, entries);
-  for (int k = 0; k < owned.named(); ++k) {
+  for (int k = 0; k < owned.named; ++k) {
     if (before[k] == nullptr) continue;  // else it goes on
     if (row.new_state.is(made)) row.new_state = made.attr("copy")();
     row.new_state.attr("pop")(py::handle(names[k]));
@@ -48,26 +48,32 @@ bool GeneralPath::find_or_make_state(PreparedParam& row, PyObject* state, py::ha
   return python_ran;
 }
 
-void GeneralPath::find_entries(PyObject* state, Group& group, const Owned& owned, PyObject** entries) {
+bool GeneralPath::find_entries(PyObject* state, Group& group, const Owned& owned, PyObject** entries) {
   if (state != nullptr && !PyDict_Check(state)) throw ParamError{PyExc_TypeError, "the state must be a dict"};
   PyObject* const* const names = names_of(group, owned);
-  for (int k = 0; k < owned.named(); ++k) {
+  bool all = true;
+  for (int k = 0; k < owned.named; ++k) {
     PyObject* found = state == nullptr ? nullptr : PyDict_GetItemWithError(state, names[k]);
     if (found == nullptr && PyErr_Occurred()) throw py::error_already_set();
     entries[k] = found == Py_None ? nullptr : found;
     // Python code or another thread may take it out.
-    if (entries[k] != nullptr) kept_.push_back(py::reinterpret_borrow<py::object>(found));
+    if (entries[k] != nullptr) {
+      kept_.push_back(py::reinterpret_borrow<py::object>(found));
+    } else {
+      all = false;
+    }
   }
+  return all;
 }
 
 bool GeneralPath::may_be_late(const Owned& owned, int entry) const {
-  return (entry >= owned.states && entry < owned.tensors()) ||
+  return (entry >= owned.states && entry < owned.tensors) ||
          (owned.counts && !rule_.counts_steps && entry == owned.step_at());
 }
 
 bool GeneralPath::is_new(const Owned& owned, PyObject* const* entries) const {
   bool is_any = false;
-  for (int k = 0; k < owned.named(); ++k) {
+  for (int k = 0; k < owned.named; ++k) {
     if (may_be_late(owned, k)) continue;
     if (entries[k] != nullptr) return false;
     is_any = true;
@@ -83,7 +89,7 @@ const char* GeneralPath::read_scales(PreparedParam& row, PyObject* state, const 
     throw ParamError{PyExc_KeyError, "a state in 8 bits has no scale"};
   const TensorView& param = views[0];
   const int64_t blocks = param.count == 0 ? 0 : blocks_of(param.ndim, param.sizes, param.count).of(param.count);
-  int at = row.owned.named();
+  int at = row.owned.named;
   for (int k = 0; k < row.owned.states; ++k) {
     if ((row.in_8bit >> k & 1) == 0) continue;
     PyObject* entry = row.entries[at++];
@@ -94,7 +100,7 @@ const char* GeneralPath::read_scales(PreparedParam& row, PyObject* state, const 
     if (!view.read(entry) || view.dtype != DType::f32 || !view.row_major || view.count != blocks ||
         !view.same_device(param))
       return "a scale of its state is not float32 in the order of rows, one for each block";
-    for (int other = 0; other < 2 + row.owned.tensors(); ++other) {
+    for (int other = 0; other < 2 + row.owned.tensors; ++other) {
       if (view.overlaps(views[other])) return "a scale of its state shares memory with it, its gradient or other state";
     }
   }

@@ -47,20 +47,26 @@ void StepBase::forget() {
   constants_group_ = nullptr;
 }
 
-Owned StepBase::owned_by(const Group& group, int variant, DType param) const {
-  const bool rounds = group.storage.stochastic && param == DType::bf16;
-  return {uint8_t(rule_.states_of(variant)), group.averages, rule_.counts_steps || rounds,
-          group.storage.companion_of(param)};
+const Owned& StepBase::owned_by(Group& group, int variant, DType param) const {
+  if (group.owned_variant != variant || group.owned_param != param) {
+    const bool rounds = group.storage.stochastic && param == DType::bf16;
+    names_of(group, {uint8_t(rule_.states_of(variant)), group.averages, rule_.counts_steps || rounds,
+                     group.storage.companion_of(param)});
+    group.owned_variant = variant;
+    group.owned_param = param;
+  }
+  return group.owned;
 }
 
 PyObject* const* StepBase::names_of(Group& group, const Owned& owned) const {
-  if (group.named != owned.key()) {
+  if (group.owned_variant < 0 || !(group.owned == owned)) {
     for (int k = 0; k < owned.states; ++k) group.names[k] = names_[size_t(k)].ptr();
     if (owned.averages) group.names[owned.average_at()] = average_name_.ptr();
     if (owned.companion != Companion::none)
       group.names[owned.companion_at()] = companion_names_[int(owned.companion)].ptr();
     if (owned.counts) group.names[owned.step_at()] = step_name_.ptr();
-    group.named = owned.key();
+    group.owned = owned;
+    group.owned_variant = -1;
   }
   return group.names;
 }
@@ -84,7 +90,7 @@ static bool find_each(PyObject* own, PyObject* const* names, int wanted, PyObjec
 }
 
 bool StepBase::find_named(PyObject* own, Group& group, const Owned& owned, PyObject** entries) const {
-  return find_each(own, names_of(group, owned), owned.named(), entries);
+  return find_each(own, names_of(group, owned), owned.named, entries);
 }
 
 bool StepBase::find_scales(PyObject* own, const Owned& owned, unsigned states, PyObject** entries) const {
@@ -93,7 +99,7 @@ bool StepBase::find_scales(PyObject* own, const Owned& owned, unsigned states, P
   for (int k = 0; k < owned.states; ++k) {
     if ((states >> k & 1) != 0) names[count++] = scale_names_[size_t(k)].ptr();
   }
-  return find_each(own, names, count, entries + owned.named());
+  return find_each(own, names, count, entries + owned.named);
 }
 
 const void* StepBase::constants_for(Group& group, double step, DType dtype) {

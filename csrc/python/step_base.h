@@ -40,7 +40,11 @@ struct Group {
   size_t fast_begin = 0, fast_end = 0;
   StorageSettings storage;
   uint32_t first_param = 0;  // its number among those of all groups
-  uint32_t named = ~0u;      // key of which of a parameter's own tensors are called as follows, borrowed
+  // What the last parameter that was looked at owns, which a parameter of this variant and dtype does (-1: unknown),
+  // and what these are called, borrowed.
+  int owned_variant = -1;
+  DType owned_param;
+  Owned owned;
   PyObject* names[kMaxOwned + 1];
   bool strict, all_general = false;
   Options options;
@@ -99,7 +103,7 @@ class StepBase {
   // All that was found for one step, since nothing that the user may change is remembered.
   virtual void forget();
 
-  Owned owned_by(const Group& group, int variant, DType param) const;
+  const Owned& owned_by(Group& group, int variant, DType param) const;
   // What they are called, but for scales.
   PyObject* const* names_of(Group& group, const Owned& owned) const;
   // Finds them in a parameter's state, a dict, but for scales; null where it has none. False unless all are there. Runs

@@ -6,7 +6,7 @@ namespace fusedoptim::python {
 
 const char* check_dtypes(const DType* dtypes, const Owned& owned) {
   const DType param = dtypes[0];
-  const int operands = 2 + owned.tensors();
+  const int operands = 2 + owned.tensors;
   for (int k = 1; k < operands; ++k) {
     const bool is_companion = owned.companion != Companion::none && k == operands - 1;
     const bool is_rules = k >= 2 && k < 2 + owned.states;
@@ -29,7 +29,7 @@ const char* check_dtypes(const DType* dtypes, const Owned& owned) {
 }
 
 bool describe_storage(Task& task, const Owned& owned, const StorageSettings& settings, const RuleEntry& rule) {
-  const int operands = 2 + owned.tensors();
+  const int operands = 2 + owned.tensors;
   const auto differs = [&](DType dtype) { return dtype != task.dtype; };
   task.mixed = owned.companion != Companion::none || std::any_of(task.dtypes, task.dtypes + operands, differs) ||
                (task.dtype == DType::bf16 && (settings.stochastic || settings.stochastic_states != 0));

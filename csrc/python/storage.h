@@ -23,15 +23,15 @@ struct Owned {
   uint8_t states = 0;
   bool averages = false, counts = false;
   Companion companion = Companion::none;
+  uint8_t tensors = uint8_t(states + averages + (companion != Companion::none));  // of its shape
+  uint8_t named = uint8_t(tensors + counts);                                      // all but scales
 
   int average_at() const { return states; }
   int companion_at() const { return states + averages; }
-  int tensors() const { return states + averages + (companion != Companion::none); }
-  int step_at() const { return tensors(); }
-  int named() const { return tensors() + counts; }
-  bool is_state(int k) const { return k < states || k >= tensors(); }
-  uint32_t key() const {  // different for different ones
-    return states | uint32_t(averages) << 8 | uint32_t(counts) << 16 | uint32_t(companion) << 24;
+  int step_at() const { return tensors; }
+  bool operator==(const Owned& other) const {
+    return states == other.states && averages == other.averages && counts == other.counts &&
+           companion == other.companion;
   }
 };
 constexpr int kMaxEntries = kMaxOwned + 1 + kMaxStates;

@@ -37,7 +37,7 @@ const char* GeneralPath::add_task(PreparedParam& row, const LocalPair& local, co
   task.rule = rule_.index;
   task.variant = variant;
   task.dtype = *param.dtype;
-  task.operand_count = 2 + row.owned.tensors();
+  task.operand_count = 2 + row.owned.tensors;
   task.count = param.count;
   task.factor = group.factor;
   task.norm = group.norm;

@@ -191,12 +191,15 @@ def test_a_group_without_a_newer_key(name: str, key: str) -> None:
 @pytest.mark.parametrize("saved", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 @pytest.mark.parametrize("loading", [torch.float32, torch.bfloat16], ids=str)
 def test_state_is_cast_to_the_dtype_of_the_parameter_as_by_torch(saved: torch.dtype, loading: torch.dtype) -> None:
+    """All but float32 state of parameters of 16 bits, which is kept."""
     source = trained(torch.optim, "AdamW", {"amsgrad": True}, {}, saved)
     ours, theirs = (module.AdamW(make_params(dtype=loading)) for module in (fusedoptim, torch.optim))
     for optimizer in (ours, theirs):
         optimizer.load_state_dict(copy.deepcopy(source.state_dict()))
-    assert_optimizers_match(ours, theirs, exact=True)
-    assert {s["exp_avg"].dtype for s in ours.state.values()} == {loading}
+    kept = saved == torch.float32
+    assert {s["exp_avg"].dtype for s in ours.state.values()} == {saved if kept else loading}
+    for mine, its in zip(ours.state.values(), theirs.state.values(), strict=True):
+        assert all(torch.equal(mine[name].to(its[name].dtype), its[name]) for name in its)
 
 
 @pytest.mark.parametrize("named", [True, False])

@@ -83,7 +83,7 @@ CASES = {
         state(exp_avg=lambda own: of_inference(own["exp_avg"])), GENERAL, "its state is not a plain strided CPU tensor"
     ),
     "strided state": Case(
-        state(exp_avg=lambda _: torch.ones(3, 2).t()), GENERAL, "its state has another shape, dtype or strides"
+        state(exp_avg=lambda _: torch.ones(3, 2).t()), GENERAL, "its state has another shape or strides"
     ),
     "state of a subclass": Case(
         state(exp_avg=lambda own: own["exp_avg"].as_subclass(Sub)), TORCH,
