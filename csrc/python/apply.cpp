@@ -103,7 +103,7 @@ bool GeneralPath::is_as_seen(PyObject* state) {
       std::fill(entries, entries + named, nullptr);
     } else {
       if (!PyDict_Check(own) || !is_transparent(own)) return false;
-      find_named(own, *row.group, owned, entries);
+      find_each(own, names_of(*row.group, owned), named, entries);
     }
     for (int k = 0; k < named; ++k) {
       if (entries[k] == Py_None) entries[k] = nullptr;

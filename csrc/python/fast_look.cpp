@@ -145,7 +145,7 @@ const char* FastPath::look_at(Group& group, Py_ssize_t index, Row& row, Task& ta
     own = dict_cache_.find(state, fast_count_, row.object);
     if (own == nullptr) return "it has no state yet";
     if (!is_known_dict(own)) return "its state is not a dict";
-    if (!find_named(own, group, owned, row.entries)) return "its state is not complete";
+    if (!find_each(own, group.names, named, row.entries)) return "its state is not complete";
     for (int k = 0; k < tensors; ++k) {
       if (!torch.is_plain(row.entries[k])) return "its state is not a plain tensor";
       const TensorImplRef tensor = row.impls[k] = layout.impl(row.entries[k]);
@@ -179,7 +179,7 @@ bool FastPath::add_of_other_dtype(int k, TensorImplRef tensor, Task& task) {
 }
 
 // Fills what counts of a task whose operands are not all simply in the parameter's dtype.
-const char* FastPath::look_at_storage(const Group& group, Py_ssize_t index, PyObject* own, Row& row, Task& task) {
+__attribute__((cold)) const char* FastPath::look_at_storage(const Group& group, Py_ssize_t index, PyObject* own, Row& row, Task& task) {
   const TensorLayout& layout = *TensorLayout::get();
   const Owned& owned = group.owned;
   for (int k = 0; k < task.operand_count; ++k) {
@@ -198,7 +198,7 @@ const char* FastPath::look_at_storage(const Group& group, Py_ssize_t index, PyOb
   return in_8bit == 0 ? nullptr : look_at_scales(own, owned, in_8bit, row, task);
 }
 
-const char* FastPath::look_at_scales(PyObject* own, const Owned& owned, unsigned states, Row& row, Task& task) {
+__attribute__((cold)) const char* FastPath::look_at_scales(PyObject* own, const Owned& owned, unsigned states, Row& row, Task& task) {
   const TensorLayout& layout = *TensorLayout::get();
   const int ndim = int(layout.ndim(row.param));
   if (task.count == 0) return "it has no elements";

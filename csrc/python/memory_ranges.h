@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "rules/rule.h"
+
 namespace fusedoptim::python {
 
 // The ranges of memory that a step touches. In a steady loop they are the same step after step, and so is the answer:
@@ -12,7 +14,7 @@ namespace fusedoptim::python {
 class MemoryRanges {
  public:
   void begin() { count_ = 0; }  // of a step
-  void add(const char* begin, const char* end, bool is_grad) {
+  FUSEDOPTIM_INLINE void add(const char* begin, const char* end, bool is_grad) {
     if (begin == end) return;
     const Range range{begin, end, is_grad};
     if (count_ == ranges_.size()) {

@@ -84,8 +84,10 @@ Group& GeneralPath::read_group(const GroupReader& reader, const py::object& dict
     group.max_norm = *limits.of_groups[size_t(index)];
     group.norm_device = limits.device;
   }
-  group.averages = reader.average(group.average_weight);
-  reader.storage(rule_, group.storage);
+  if (!reader.is_transparent() || reader.may_have_settings()) {
+    group.averages = reader.average(group.average_weight);
+    reader.storage(rule_, group.storage);
+  }
   group.strict = reader.flag("fused");
   rule_.read(GroupReader(dict, index, &group.on_device), group.options);
   return group;

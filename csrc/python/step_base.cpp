@@ -47,14 +47,12 @@ void StepBase::forget() {
   constants_group_ = nullptr;
 }
 
-const Owned& StepBase::owned_by(Group& group, int variant, DType param) const {
-  if (group.owned_variant != variant || group.owned_param != param) {
-    const bool rounds = group.storage.stochastic && param == DType::bf16;
-    names_of(group, {uint8_t(rule_.states_of(variant)), group.averages, rule_.counts_steps || rounds,
-                     group.storage.companion_of(param)});
-    group.owned_variant = variant;
-    group.owned_param = param;
-  }
+const Owned& StepBase::find_owned(Group& group, int variant, DType param) const {
+  const bool rounds = group.storage.stochastic && param == DType::bf16;
+  names_of(group, {uint8_t(rule_.states_of(variant)), group.averages, rule_.counts_steps || rounds,
+                   group.storage.companion_of(param)});
+  group.owned_variant = variant;
+  group.owned_param = param;
   return group.owned;
 }
 
@@ -72,7 +70,7 @@ PyObject* const* StepBase::names_of(Group& group, const Owned& owned) const {
 }
 
 // The dict is walked and not asked, since what compares its keys may be Python code.
-static bool find_each(PyObject* own, PyObject* const* names, int wanted, PyObject** entries) {
+bool StepBase::find_each(PyObject* own, PyObject* const* names, int wanted, PyObject** entries) {
   std::fill(entries, entries + wanted, nullptr);
   int found = 0;
   PyObject *key, *value;
@@ -87,10 +85,6 @@ static bool find_each(PyObject* own, PyObject* const* names, int wanted, PyObjec
     if (++found == wanted) return true;
   }
   return false;
-}
-
-bool StepBase::find_named(PyObject* own, Group& group, const Owned& owned, PyObject** entries) const {
-  return find_each(own, names_of(group, owned), owned.named, entries);
 }
 
 bool StepBase::find_scales(PyObject* own, const Owned& owned, unsigned states, PyObject** entries) const {

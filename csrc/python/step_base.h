@@ -103,15 +103,19 @@ class StepBase {
   // All that was found for one step, since nothing that the user may change is remembered.
   virtual void forget();
 
-  const Owned& owned_by(Group& group, int variant, DType param) const;
+  const Owned& owned_by(Group& group, int variant, DType param) const {
+    const bool is_known = group.owned_variant == variant && group.owned_param == param;
+    return is_known ? group.owned : find_owned(group, variant, param);
+  }
   // What they are called, but for scales.
   PyObject* const* names_of(Group& group, const Owned& owned) const;
-  // Finds them in a parameter's state, a dict, but for scales; null where it has none. False unless all are there. Runs
-  // no Python code.
-  bool find_named(PyObject* own, Group& group, const Owned& owned, PyObject** entries) const;
+  // Finds what is called so in a parameter's state, a dict; null where it has none. False unless all are there. Runs no
+  // Python code.
+  static bool find_each(PyObject* own, PyObject* const* names, int wanted, PyObject** entries);
   // Finds the scales of states, which have a bit each; they are put behind the others. Runs no Python code.
   bool find_scales(PyObject* own, const Owned& owned, unsigned states, PyObject** entries) const;
 
+  const Owned& find_owned(Group& group, int variant, DType param) const;
   const void* constants_for(Group& group, double step, DType dtype);  // null if too large for the arithmetic
 
   const RuleEntry& rule_;

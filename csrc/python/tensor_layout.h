@@ -12,6 +12,7 @@
 #include <string>
 
 #include "core/dtype.h"
+#include "rules/rule.h"
 
 namespace fusedoptim::python {
 
@@ -86,7 +87,7 @@ class TensorLayout {
   }
 
   // Contiguous in the order of its dimensions.
-  bool is_row_major(TensorImplRef tensor) const {
+  FUSEDOPTIM_INLINE bool is_row_major(TensorImplRef tensor) const {
     int64_t below = 1;
     for (int d = int(ndim(tensor)) - 1; d >= 0; --d) {
       if (sizes(tensor)[d] != 1 && strides(tensor)[d] != below) return false;
@@ -106,7 +107,7 @@ class TensorLayout {
   }
 
   // The first element; null where the memory is not plainly there (freed, none, copied on write, …).
-  char* data(TensorImplRef tensor, int64_t item_size) const {
+  FUSEDOPTIM_INLINE char* data(TensorImplRef tensor, int64_t item_size) const {
     const TensorImplRef storage = tensor.follow(storage_);
     if (!storage) return nullptr;
     char* data = storage.read<char*>(data_);
