@@ -112,7 +112,11 @@ class GeneralPath final : public FastPath {
   // Returns why the kernels cannot take it, or null.
   const char* add_task(PreparedParam& row, const LocalPair& local, const Views& views, int variant, bool is_uniform,
                        uint32_t number);
-  void add_range(const TensorView& view, bool is_grad);
+  FUSEDOPTIM_INLINE void add_range(const TensorView& view, bool is_grad) {
+    if (view.count == 0) return;
+    ranges_.add(view.data, view.end, is_grad);
+    snapshots_.emplace_back(view);
+  }
   const void* checked_constants(Group& group, double step, DType dtype);
   void count_shared_steps();
 

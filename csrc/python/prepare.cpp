@@ -145,7 +145,6 @@ const char* GeneralPath::add(Group& group, const Position& position, py::object 
         throw ParamError{PyExc_RuntimeError, "the dtype was changed while the step was being prepared"};
     }
     if (const char* reason = read_states(names, owned.tensors, entries, views)) return reason;
-    if (const char* reason = read_scales(row, state, local, views)) return reason;
     if (owned.counts) {
       if (const char* reason = prepare_step_count(entries[owned.step_at()], views[0], row.step)) return reason;
     }
@@ -156,6 +155,7 @@ const char* GeneralPath::add(Group& group, const Position& position, py::object 
     DType dtypes[kMaxOperands];
     for (int k = 0; k < 2 + owned.tensors; ++k) dtypes[k] = *views[k].dtype;
     if (const char* reason = check_dtypes(dtypes, owned)) return reason;
+    if (const char* reason = read_scales(row, state, local, views)) return reason;
   }
   if (write_grads && views[1].count > 0 && !views[1].dense() && !views[1].disjoint()) {
     throw ParamError{

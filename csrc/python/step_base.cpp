@@ -49,24 +49,21 @@ void StepBase::forget() {
 
 const Owned& StepBase::find_owned(Group& group, int variant, DType param) const {
   const bool rounds = group.storage.stochastic && param == DType::bf16;
-  names_of(group, {uint8_t(rule_.states_of(variant)), group.averages, rule_.counts_steps || rounds,
-                   group.storage.companion_of(param)});
+  set_owned(group, {uint8_t(rule_.states_of(variant)), group.averages, rule_.counts_steps || rounds,
+                    group.storage.companion_of(param)});
   group.owned_variant = variant;
   group.owned_param = param;
   return group.owned;
 }
 
-PyObject* const* StepBase::names_of(Group& group, const Owned& owned) const {
-  if (group.owned_variant < 0 || !(group.owned == owned)) {
-    for (int k = 0; k < owned.states; ++k) group.names[k] = names_[size_t(k)].ptr();
-    if (owned.averages) group.names[owned.average_at()] = average_name_.ptr();
-    if (owned.companion != Companion::none)
-      group.names[owned.companion_at()] = companion_names_[int(owned.companion)].ptr();
-    if (owned.counts) group.names[owned.step_at()] = step_name_.ptr();
-    group.owned = owned;
-    group.owned_variant = -1;
-  }
-  return group.names;
+void StepBase::set_owned(Group& group, const Owned& owned) const {
+  for (int k = 0; k < owned.states; ++k) group.names[k] = names_[size_t(k)].ptr();
+  if (owned.averages) group.names[owned.average_at()] = average_name_.ptr();
+  if (owned.companion != Companion::none)
+    group.names[owned.companion_at()] = companion_names_[int(owned.companion)].ptr();
+  if (owned.counts) group.names[owned.step_at()] = step_name_.ptr();
+  group.owned = owned;
+  group.owned_variant = -1;
 }
 
 // The dict is walked and not asked, since what compares its keys may be Python code.

@@ -108,7 +108,10 @@ class StepBase {
     return is_known ? group.owned : find_owned(group, variant, param);
   }
   // What they are called, but for scales.
-  PyObject* const* names_of(Group& group, const Owned& owned) const;
+  PyObject* const* names_of(Group& group, const Owned& owned) const {
+    if (group.owned_variant < 0 || !(group.owned == owned)) set_owned(group, owned);
+    return group.names;
+  }
   // Finds what is called so in a parameter's state, a dict; null where it has none. False unless all are there. Runs no
   // Python code.
   static bool find_each(PyObject* own, PyObject* const* names, int wanted, PyObject** entries);
@@ -116,6 +119,7 @@ class StepBase {
   bool find_scales(PyObject* own, const Owned& owned, unsigned states, PyObject** entries) const;
 
   const Owned& find_owned(Group& group, int variant, DType param) const;
+  void set_owned(Group& group, const Owned& owned) const;
   const void* constants_for(Group& group, double step, DType dtype);  // null if too large for the arithmetic
 
   const RuleEntry& rule_;

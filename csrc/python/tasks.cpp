@@ -21,12 +21,6 @@ std::string numbers_of(const py::object& group) {
 
 }  // namespace
 
-void GeneralPath::add_range(const TensorView& view, bool is_grad) {
-  if (view.count == 0) return;
-  ranges_.add(view.data, view.end, is_grad);
-  snapshots_.emplace_back(view);
-}
-
 const char* GeneralPath::add_task(PreparedParam& row, const LocalPair& local, const Views& views, int variant,
                                   bool is_uniform, uint32_t number) {
   const TensorView& param = views[0];

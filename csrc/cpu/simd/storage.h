@@ -25,7 +25,7 @@ FUSEDOPTIM_SIMD void store(T* to, Vec<T> v) {
 }
 
 // ---- integers of 8 and 16 bits, one in each lane of 32 ------------------------------------------------------------
-// Compilers convert them in several parts for __builtin_convertvector, or one by one.
+// Compilers convert them in several parts for __builtin_convertvector, or one by one. What is stored has 16 bits.
 using FloatBits = Raw<uint32_t, kFloats>;
 #if defined(__AVX512F__)
 FUSEDOPTIM_SIMD FloatBits load_bits(const uint16_t* from) {
@@ -40,9 +40,6 @@ FUSEDOPTIM_SIMD FloatBits load_bits(const uint8_t* from) {
 FUSEDOPTIM_SIMD void store_bits(uint16_t* to, FloatBits bits) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtepi32_epi16(__m512i(bits)));
 }
-FUSEDOPTIM_SIMD void store_bits(uint8_t* to, FloatBits bits) {
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtepi32_epi8(__m512i(bits)));
-}
 #elif defined(__AVX2__)
 FUSEDOPTIM_SIMD FloatBits load_bits(const uint16_t* from) {
   return FloatBits(_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
@@ -54,15 +51,8 @@ FUSEDOPTIM_SIMD FloatBits load_bits(const uint8_t* from) {
   return FloatBits(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from))));
 }
 FUSEDOPTIM_SIMD void store_bits(uint16_t* to, FloatBits bits) {
-  const __m256i low = _mm256_and_si256(__m256i(bits), _mm256_set1_epi32(0xffff));
-  const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(low, low), 0x08);
+  const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(__m256i(bits), __m256i(bits)), 0x08);
   _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm256_castsi256_si128(packed));
-}
-FUSEDOPTIM_SIMD void store_bits(uint8_t* to, FloatBits bits) {
-  uint16_t halves[kFloats];
-  store_bits(halves, bits);
-  const __m128i low = _mm_loadu_si128(reinterpret_cast<const __m128i*>(halves));
-  _mm_storel_epi64(reinterpret_cast<__m128i*>(to), _mm_packus_epi16(low, low));
 }
 #else
 template <class E>
@@ -71,9 +61,8 @@ FUSEDOPTIM_SIMD FloatBits load_bits(const E* from) {
   std::memcpy(&raw, from, sizeof(raw));
   return __builtin_convertvector(raw, FloatBits);
 }
-template <class E>
-FUSEDOPTIM_SIMD void store_bits(E* to, FloatBits bits) {
-  const auto raw = __builtin_convertvector(bits, Raw<E, kFloats>);
+FUSEDOPTIM_SIMD void store_bits(uint16_t* to, FloatBits bits) {
+  const auto raw = __builtin_convertvector(bits, Raw<uint16_t, kFloats>);
   std::memcpy(to, &raw, sizeof(raw));
 }
 #endif
