@@ -17,7 +17,7 @@ class InstructionSet:
 def built() -> list[InstructionSet]: ...
 def supported() -> list[InstructionSet]: ...
 
-class Plan:
+class StepExecutor:
     def __init__(
         self,
         rule: str,
@@ -31,14 +31,14 @@ class Plan:
         optimizer: Any,
         zero_grad: bool,
         grad_scale: float | None,
-        drop_grads: bool,
+        set_grads_to_none: bool,
         clips: Sequence[float] | None,
     ) -> bool: ...
     def measuring_step(
-        self, optimizer: Any, zero_grad: bool, grad_scale: float | None, drop_grads: bool, skip_nonfinite: bool
+        self, optimizer: Any, zero_grad: bool, grad_scale: float | None, set_grads_to_none: bool, skip_nonfinite: bool
     ) -> tuple[bool, float | None, tuple[str, ...]] | None: ...
     def is_ours(self, optimizer: Any) -> bool: ...
-    def gather(
+    def prepare(
         self,
         groups: list[dict[str, Any]],
         state: dict[Any, Any],
@@ -46,7 +46,7 @@ class Plan:
         write_grads: bool,
         clips: Sequence[float] = (),
     ) -> list[list[Any]] | None: ...
-    def gather_limited(
+    def prepare_limited(
         self,
         groups: list[dict[str, Any]],
         state: dict[Any, Any],
@@ -56,7 +56,7 @@ class Plan:
         norm: Any,
         device: int,
     ) -> list[list[Any]] | None: ...
-    def commit(
+    def apply(
         self,
         state: dict[Any, Any],
         instruction_set: InstructionSet,
@@ -64,7 +64,7 @@ class Plan:
         zero_grad: bool,
         grad_scale: Any,
         found_inf: Any,
-        drop_grads_of: Any = None,
+        set_to_none_in: Any = None,
     ) -> bool: ...
     def is_skipped_by_host(self) -> bool: ...
     def zero_grads(self, groups: list[dict[str, Any]], threads: int, even_if_watched: bool = False) -> bool: ...
@@ -116,5 +116,5 @@ def lies_on_cuda(tensor: Any) -> bool: ...
 def set_instruction_set(instruction_set: InstructionSet) -> None: ...
 def learn_layout() -> None: ...
 def zero(tensor: Any, threads: int) -> bool: ...
-def drop_grads(groups: list[dict[str, Any]]) -> None: ...
+def set_grads_to_none(groups: list[dict[str, Any]]) -> None: ...
 def is_on_cuda(number: Any) -> bool: ...

@@ -8,26 +8,26 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from fusedoptim import native
-from fusedoptim.reference.plan import ReferencePlan
+from fusedoptim.reference.executor import ReferenceExecutor
 
 _NAMES = ("auto", "native", "reference")
 _chosen, in_use = "auto", "reference"
 _warned = False
 
 
-class Plan(Protocol):
-    """One step: the fast path in one call, or the general path: ``gather``, which changes nothing, then ``commit``."""
+class StepExecutor(Protocol):
+    """One step: the fast path in one call, or the general path: ``prepare``, which changes nothing, then ``apply``."""
 
     backend: str
     torch_parts: tuple[tuple[str, Any], ...]
 
     def fast_step(
-        self, optimizer: Any, zero_grad: bool, grad_scale: float | None, drop_grads: bool, clips: Any
+        self, optimizer: Any, zero_grad: bool, grad_scale: float | None, set_grads_to_none: bool, clips: Any
     ) -> bool:
         """Take the whole step and return True; or change nothing and return False."""
 
     def measuring_step(
-        self, optimizer: Any, zero_grad: bool, grad_scale: float | None, drop_grads: bool, skip_nonfinite: bool
+        self, optimizer: Any, zero_grad: bool, grad_scale: float | None, set_grads_to_none: bool, skip_nonfinite: bool
     ) -> tuple[bool, float | None, tuple[str, ...]] | None:
         """As ``fast_step``, for groups with clipping or skipping: it measures the norm itself.
 
@@ -39,7 +39,7 @@ class Plan(Protocol):
     def is_ours(self, optimizer: Any) -> bool:
         """Whether it is known without looking further that nothing asks for torch's own step."""
 
-    def gather(
+    def prepare(
         self, groups: list[Any], state: dict[Any, Any], new_state: Any, write_grads: bool, clips: Any = ()
     ) -> list[list[Any]] | None:
         """Return None, or for each group the parameters that torch's own implementation must take."""
@@ -47,19 +47,19 @@ class Plan(Protocol):
     def is_skipped_by_host(self) -> bool:
         """Whether what was gathered can only be skipped by the host, not by a number on a device."""
 
-    def commit(
+    def apply(
         self,
         state: dict[Any, Any],
         zero_grad: bool,
         grad_scale: Any = None,
         found_inf: Any = None,
-        drop_grads_of: Any = None,
+        set_to_none_in: Any = None,
     ) -> bool:
         """Take the step that was gathered; or write nothing and return False, where a tensor was replaced since.
 
         With ``found_inf``, a tensor on a device, the step is taken only if that is 0.
 
-        Then set the gradients of ``drop_grads_of``, groups, to None. A signal handler prevents all of it or nothing.
+        Then set the gradients of ``set_to_none_in``, groups, to None. A signal handler prevents all of it or nothing.
         """
 
     def zero_grads(self, groups: list[Any], even_if_watched: bool = False) -> bool:
@@ -119,8 +119,8 @@ def get_backend() -> str:
     return in_use
 
 
-def new_plan(rule: str, kernels_demanded: bool, torch_parts: tuple[tuple[str, Any], ...]) -> Plan:
-    """A plan of the implementation in use.
+def new_executor(rule: str, kernels_demanded: bool, torch_parts: tuple[tuple[str, Any], ...]) -> StepExecutor:
+    """An executor of the implementation in use.
 
     Args:
         rule: The name of the rule.
@@ -132,14 +132,14 @@ def new_plan(rule: str, kernels_demanded: bool, torch_parts: tuple[tuple[str, An
     """
     global _warned
     if get_backend() == "native":
-        return native.NativePlan(rule, torch_parts)
+        return native.NativeExecutor(rule, torch_parts)
     if _chosen != "reference":
         if kernels_demanded:
             raise RuntimeError(f"fused=True, but {native.why_missing()}")
         if not _warned:
             _warned = True
             warnings.warn(f"fusedoptim runs on its slow reference path: {native.why_missing()}", stacklevel=4)
-    return ReferencePlan(rule, torch_parts)
+    return ReferenceExecutor(rule, torch_parts)
 
 
 _choose("auto")

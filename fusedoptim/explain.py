@@ -76,7 +76,7 @@ bfloat16 or float16
         found = [(g, i, "torch", why_torch) for g, i in places]
     else:
         try:
-            found = optimizer._new_plan().explain(groups, optimizer.state, optimizer._new_state)
+            found = optimizer._new_executor().explain(groups, optimizer.state, optimizer._new_state)
             found = [_of_torch(optimizer, each) if each[2] in ("torch", "nobody") else each for each in found]
         except (KeyError, RuntimeError, TypeError, ValueError) as error:  # options that no step can be taken with
             found = [(g, i, "nobody", str(error)) for g, i in places]

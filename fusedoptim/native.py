@@ -123,45 +123,45 @@ _instruction_set: Any
 set_instruction_set(os.environ.get("FUSEDOPTIM_ISA") or None)
 
 
-class NativePlan:
-    """One step in the compiled kernels: the fast path, or ``gather`` (read and check) and ``commit`` (write)."""
+class NativeExecutor:
+    """One step in the compiled kernels: the fast path, or ``prepare`` (read and check) and ``apply`` (write)."""
 
     backend = "native"
 
     def __init__(self, rule: str, torch_parts: tuple[tuple[str, Any], ...]) -> None:
         self.torch_parts = torch_parts
-        self._plan = _C.Plan(rule, torch_parts, modes.CHECKS, vars(forward_ad), modes.watch_operations)
-        self.fast_step = self._plan.fast_step
-        self.measuring_step = self._plan.measuring_step
-        self.is_ours = self._plan.is_ours
-        self.gather = self._plan.gather
-        self.gather_limited = self._plan.gather_limited
-        self.is_skipped_by_host = self._plan.is_skipped_by_host
-        self.clear = self._plan.clear
-        self.explain = self._plan.explain
+        self._executor = _C.StepExecutor(rule, torch_parts, modes.CHECKS, vars(forward_ad), modes.watch_operations)
+        self.fast_step = self._executor.fast_step
+        self.measuring_step = self._executor.measuring_step
+        self.is_ours = self._executor.is_ours
+        self.prepare = self._executor.prepare
+        self.prepare_limited = self._executor.prepare_limited
+        self.is_skipped_by_host = self._executor.is_skipped_by_host
+        self.clear = self._executor.clear
+        self.explain = self._executor.explain
 
-    def commit(
+    def apply(
         self,
         state: dict[Any, Any],
         zero_grad: bool,
         grad_scale: Any = None,
         found_inf: Any = None,
-        drop_grads_of: Any = None,
+        set_to_none_in: Any = None,
     ) -> bool:
-        """Take the step that was gathered, or return False where a tensor was replaced since; see ``backend.Plan``.
+        """Take the prepared step, or return False where a tensor was replaced since; see ``backend.StepExecutor``.
 
         Both numbers may be tensors on a CUDA device, which are read there. With ``found_inf`` the step is taken only
         if it is 0.
         """
         threads = _get_num_threads()
-        taken: bool = self._plan.commit(
-            state, _instruction_set, threads, zero_grad, grad_scale, found_inf, drop_grads_of
+        taken: bool = self._executor.apply(
+            state, _instruction_set, threads, zero_grad, grad_scale, found_inf, set_to_none_in
         )
         return taken
 
     def zero_grads(self, groups: list[dict[str, Any]], even_if_watched: bool = False) -> bool:
         """Write zeros over all gradients in one call; or return False, where a mode is active, unless told to go on."""
-        return bool(self._plan.zero_grads(groups, _get_num_threads(), even_if_watched))
+        return bool(self._executor.zero_grads(groups, _get_num_threads(), even_if_watched))
 
 
 def zeros_like(param: torch.Tensor, dtype: torch.dtype | None = None, is_row_major: bool = False) -> torch.Tensor:
@@ -218,9 +218,9 @@ def lies_on_cuda(tensor: Any) -> bool:
     return bool(_C.lies_on_cuda(tensor))
 
 
-def drop_grads(groups: list[dict[str, Any]]) -> None:
+def set_grads_to_none(groups: list[dict[str, Any]]) -> None:
     """Set the gradients of all parameters of ``groups`` to None in one call."""
-    _C.drop_grads(groups)
+    _C.set_grads_to_none(groups)
 
 
 def is_on_cuda(number: Any) -> bool:

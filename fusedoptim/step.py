@@ -211,19 +211,19 @@ class FusedStep(Update):
             if modes.function_mode_count() and modes.watch_operations():
                 super().zero_grad(set_to_none)
             else:
-                native.drop_grads(self.param_groups)
+                native.set_grads_to_none(self.param_groups)
         else:
-            plan = self._take_plan()
+            executor = self._take_executor()
             try:
-                if plan.zero_grads(self.param_groups):
+                if executor.zero_grads(self.param_groups):
                     return
                 if modes.watch_operations():
                     super().zero_grad(set_to_none)
                     return
                 with modes.without_function_modes():
-                    plan.zero_grads(self.param_groups, even_if_watched=True)
+                    executor.zero_grads(self.param_groups, even_if_watched=True)
             finally:
-                self.__dict__["_kept_plan"] = plan
+                self.__dict__["_kept_executor"] = executor
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

@@ -37,7 +37,7 @@ class Update(Optimizer):
     _torch_parts: ClassVar[tuple[tuple[str, Any], ...]]
     """The methods that torch's own ``step`` calls, by name. Where one is overridden, torch takes the step."""
 
-    def _update(self, zero_grad: bool, drop_grads: bool = False) -> bool:
+    def _update(self, zero_grad: bool, set_grads_to_none: bool = False) -> bool:
         """Take the step, and return whether it has zeroed or dropped every gradient."""
         attributes = self.__dict__
         found_inf = grad_scale = check = None
@@ -54,16 +54,20 @@ class Update(Optimizer):
             on_host = found_inf is None and not isinstance(grad_scale, Tensor)
             check = attributes.pop("_check_within", None)
         clips: Sequence[Any] | DeviceClips | None = None
-        plan = self._take_plan()
+        executor = self._take_executor()
         try:
             if "_next_clip" not in attributes:
-                if check is None and on_host and plan.fast_step(self, zero_grad, grad_scale, drop_grads, None):
-                    return drop_grads or zero_grad
+                if (
+                    check is None
+                    and on_host
+                    and executor.fast_step(self, zero_grad, grad_scale, set_grads_to_none, None)
+                ):
+                    return set_grads_to_none or zero_grad
                 has_settings = settings.has_settings(self.param_groups)
                 if on_host and (has_settings or check is not None) and step_clips.may_measure(self):
-                    done = plan.measuring_step(self, zero_grad, grad_scale, drop_grads, check is not None)
+                    done = executor.measuring_step(self, zero_grad, grad_scale, set_grads_to_none, check is not None)
                     if done is not None:
-                        return step_clips.note_measured(self, *done, check) and (drop_grads or zero_grad)
+                        return step_clips.note_measured(self, *done, check) and (set_grads_to_none or zero_grad)
                 clips = None if has_settings else ()
             if check is not None and check.finds():
                 attributes.pop("_next_clip", None)
@@ -81,32 +85,34 @@ class Update(Optimizer):
                 ):  # a mode is active, for which torch takes the step
                     self._torch_step(None, clips)
                     return False
-                if on_host and plan.fast_step(self, zero_grad, grad_scale, drop_grads, clips):
-                    return drop_grads or zero_grad
-            if not plan.is_ours(self) and self._why_torch() is not None:
+                if on_host and executor.fast_step(self, zero_grad, grad_scale, set_grads_to_none, clips):
+                    return set_grads_to_none or zero_grad
+            if not executor.is_ours(self) and self._why_torch() is not None:
                 if isinstance(clips, DeviceClips) and found_inf is not None and float(found_inf) != 0:
                     return False
                 self._torch_step(None, clips)
                 return False
-            if plan.torch_parts is not self._torch_parts:
-                plan = self._new_plan()
+            if executor.torch_parts is not self._torch_parts:
+                executor = self._new_executor()
             if not modes.function_mode_count():
-                return self._general_step(plan, zero_grad, drop_grads, grad_scale, found_inf, clips, nullcontext)
+                return self._general_step(
+                    executor, zero_grad, set_grads_to_none, grad_scale, found_inf, clips, nullcontext
+                )
             with modes.without_function_modes():  # no Python code runs while tensors are looked at
-                if on_host and plan.fast_step(self, zero_grad, grad_scale, drop_grads, clips):
-                    return drop_grads or zero_grad
+                if on_host and executor.fast_step(self, zero_grad, grad_scale, set_grads_to_none, clips):
+                    return set_grads_to_none or zero_grad
                 outside = modes.with_function_modes
-                return self._general_step(plan, zero_grad, drop_grads, grad_scale, found_inf, clips, outside)
+                return self._general_step(executor, zero_grad, set_grads_to_none, grad_scale, found_inf, clips, outside)
         finally:
-            attributes["_kept_plan"] = plan
+            attributes["_kept_executor"] = executor
             if clips:
                 attributes.pop("_next_clip", None)
 
     def _general_step(
         self,
-        plan: backend.Plan,
+        executor: backend.StepExecutor,
         zero_grad: bool,
-        drop_grads: bool,
+        set_grads_to_none: bool,
         grad_scale: float | Tensor | None,
         found_inf: Tensor | None,
         clips: Sequence[float] | DeviceClips,
@@ -118,11 +124,11 @@ class Update(Optimizer):
             for _ in range(_TRIES):
                 write_grads = zero_grad or grad_scale is not None
                 if isinstance(clips, DeviceClips):
-                    gather: Any = plan.gather_limited  # type: ignore[attr-defined]  # the reference measures on the host
-                    left = gather(self.param_groups, self.state, self._new_state, write_grads, **clips.for_plan())
+                    prepare: Any = executor.prepare_limited  # type: ignore[attr-defined]  # the reference measures on the host
+                    left = prepare(self.param_groups, self.state, self._new_state, write_grads, **clips.for_executor())
                 else:
-                    left = plan.gather(self.param_groups, self.state, self._new_state, write_grads, clips)
-                if found_inf is not None and (left is not None or plan.is_skipped_by_host()):
+                    left = executor.prepare(self.param_groups, self.state, self._new_state, write_grads, clips)
+                if found_inf is not None and (left is not None or executor.is_skipped_by_host()):
                     if float(found_inf) != 0:
                         return False
                     found_inf = None
@@ -131,8 +137,10 @@ class Update(Optimizer):
                     with for_torch():
                         self._torch_step(rest, clips)
                     stepped.append(rest)
-                if plan.commit(self.state, zero_grad, grad_scale, found_inf, self.param_groups if drop_grads else None):
-                    return drop_grads or (zero_grad and left is None)
+                if executor.apply(
+                    self.state, zero_grad, grad_scale, found_inf, self.param_groups if set_grads_to_none else None
+                ):
+                    return set_grads_to_none or (zero_grad and left is None)
                 if clips:  # a gradient may have been replaced
                     scalers = clips.scalers if isinstance(clips, DeviceClips) else found_inf
                     again = step_clips.take_clips(self, grad_scale, scalers)
@@ -141,16 +149,16 @@ class Update(Optimizer):
                     clips, found_inf = again, again.found_inf if isinstance(again, DeviceClips) else scalers
             raise RuntimeError(_REPLACED)
         finally:
-            plan.clear()
+            executor.clear()
 
-    def _take_plan(self) -> backend.Plan:
-        """The plan of the last step, or a new one. It is removed from the optimizer, so no two threads share it."""
-        plan: backend.Plan | None = self.__dict__.pop("_kept_plan", None)
-        return self._new_plan() if plan is None or plan.backend != backend.in_use else plan
+    def _take_executor(self) -> backend.StepExecutor:
+        """The executor of the last step, or a new one. It is removed from the optimizer, so no two threads share it."""
+        executor: backend.StepExecutor | None = self.__dict__.pop("_kept_executor", None)
+        return self._new_executor() if executor is None or executor.backend != backend.in_use else executor
 
-    def _new_plan(self) -> backend.Plan:
+    def _new_executor(self) -> backend.StepExecutor:
         demanded = any(group["fused"] for group in self.param_groups if "fused" in group)
-        return backend.new_plan(self._rule, demanded, self._torch_parts)
+        return backend.new_executor(self._rule, demanded, self._torch_parts)
 
     def _why_torch(self) -> str | None:
         """Why torch's own implementation takes the whole step, or None."""

@@ -13,7 +13,7 @@ namespace fusedoptim::python {
 bool GeneralPath::apply(py::dict state, const cpu::InstructionSet& set, int threads, bool zero_grad,
                         py::object grad_scale, py::object found_inf, py::object set_to_none_in) {
   const Use use(*this);
-  if (!prepared_) throw std::runtime_error("commit() follows a gather() that has returned");
+  if (!prepared_) throw std::runtime_error("apply() follows a prepare() that has returned");
   prepared_ = false;  // one that fails is not repeated: since then Python code may have exchanged what was seen
   RunOptions options;
   options.threads = threads;

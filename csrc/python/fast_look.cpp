@@ -179,7 +179,8 @@ bool FastPath::add_of_other_dtype(int k, TensorImplRef tensor, Task& task) {
 }
 
 // Fills what counts of a task whose operands are not all simply in the parameter's dtype.
-__attribute__((cold)) const char* FastPath::look_at_storage(const Group& group, Py_ssize_t index, PyObject* own, Row& row, Task& task) {
+__attribute__((cold)) const char* FastPath::look_at_storage(const Group& group, Py_ssize_t index, PyObject* own,
+                                                            Row& row, Task& task) {
   const TensorLayout& layout = *TensorLayout::get();
   const Owned& owned = group.owned;
   for (int k = 0; k < task.operand_count; ++k) {
@@ -198,7 +199,8 @@ __attribute__((cold)) const char* FastPath::look_at_storage(const Group& group, 
   return in_8bit == 0 ? nullptr : look_at_scales(own, owned, in_8bit, row, task);
 }
 
-__attribute__((cold)) const char* FastPath::look_at_scales(PyObject* own, const Owned& owned, unsigned states, Row& row, Task& task) {
+__attribute__((cold)) const char* FastPath::look_at_scales(PyObject* own, const Owned& owned, unsigned states, Row& row,
+                                                           Task& task) {
   const TensorLayout& layout = *TensorLayout::get();
   const int ndim = int(layout.ndim(row.param));
   if (task.count == 0) return "it has no elements";

@@ -46,23 +46,23 @@ T checked(py::handle value, const char* name, const char* type) {
 
 py::iterable as_groups(py::handle value) { return checked<py::iterable>(value, "groups", "a list of dicts"); }
 
-py::object gather(GeneralPath& path, py::handle groups, py::object state, py::object new_state, bool write_grads,
-                  const std::vector<double>& clips) {
+py::object prepare(GeneralPath& path, py::handle groups, py::object state, py::object new_state, bool write_grads,
+                   const std::vector<double>& clips) {
   return path.prepare(as_groups(groups), std::move(state), std::move(new_state), write_grads, clips);
 }
 
-py::object gather_limited(GeneralPath& path, py::handle groups, py::object state, py::object new_state,
-                          bool write_grads, std::vector<std::optional<double>> limits, py::handle norm, int device) {
+py::object prepare_limited(GeneralPath& path, py::handle groups, py::object state, py::object new_state,
+                           bool write_grads, std::vector<std::optional<double>> limits, py::handle norm, int device) {
   const double* const at = fusedoptim::python::address_of(norm);
   return path.prepare(as_groups(groups), std::move(state), std::move(new_state), write_grads, {},
                       {at, device, std::move(limits)});
 }
 
-bool commit(GeneralPath& path, py::handle state, py::handle set, int threads, bool zero_grad, py::object grad_scale,
-            py::object found_inf, py::object drop_grads_of) {
+bool apply(GeneralPath& path, py::handle state, py::handle set, int threads, bool zero_grad, py::object grad_scale,
+           py::object found_inf, py::object set_to_none_in) {
   if (!py::isinstance<InstructionSet>(set)) throw py::type_error("instruction_set must be one of supported()");
   return path.apply(checked<py::dict>(state, "state", "a dict"), py::cast<const InstructionSet&>(set), threads,
-                    zero_grad, std::move(grad_scale), std::move(found_inf), std::move(drop_grads_of));
+                    zero_grad, std::move(grad_scale), std::move(found_inf), std::move(set_to_none_in));
 }
 
 const InstructionSet* of_fast_steps = nullptr;  // the best that there is, unless another is set
@@ -78,20 +78,22 @@ const InstructionSet& chosen_set() {
 }
 
 bool fast_step(GeneralPath& path, py::handle optimizer, bool zero_grad, std::optional<double> grad_scale,
-               bool drop_grads, py::handle clips) {
+               bool set_grads_to_none, py::handle clips) {
   const double* const scale = grad_scale ? &*grad_scale : nullptr;
-  if (clips.is_none()) return path.fast_step(optimizer, chosen_set(), zero_grad, scale, drop_grads, nullptr, nullptr);
+  if (clips.is_none())
+    return path.fast_step(optimizer, chosen_set(), zero_grad, scale, set_grads_to_none, nullptr, nullptr);
   const auto of_groups = py::cast<std::vector<double>>(clips);
-  return path.fast_step(optimizer, chosen_set(), zero_grad, scale, drop_grads, &of_groups, nullptr);
+  return path.fast_step(optimizer, chosen_set(), zero_grad, scale, set_grads_to_none, &of_groups, nullptr);
 }
 
 // None, or whether the step was skipped, the norm of what it has clipped or None, and the dtypes of that.
 py::object measuring_step(GeneralPath& path, py::handle optimizer, bool zero_grad, std::optional<double> grad_scale,
-                          bool drop_grads, bool skip_nonfinite) {
+                          bool set_grads_to_none, bool skip_nonfinite) {
   GeneralPath::Measured measured;
   measured.may_skip = skip_nonfinite;
   const double* const scale = grad_scale ? &*grad_scale : nullptr;
-  if (!path.fast_step(optimizer, chosen_set(), zero_grad, scale, drop_grads, nullptr, &measured)) return py::none();
+  if (!path.fast_step(optimizer, chosen_set(), zero_grad, scale, set_grads_to_none, nullptr, &measured))
+    return py::none();
   py::list dtypes;
   for (int i = 0; i < fusedoptim::kDTypes; ++i) {
     if (measured.dtypes[size_t(i)]) dtypes.append(fusedoptim::torch_name(fusedoptim::DType(i)));
@@ -114,7 +116,7 @@ py::list explain(GeneralPath& path, py::handle groups, py::object state, py::obj
   return path.explain(as_groups(groups), std::move(state), std::move(new_state));
 }
 
-void drop_grads(py::handle groups) { fusedoptim::python::set_grads_to_none(as_groups(groups)); }
+void set_grads_to_none(py::handle groups) { fusedoptim::python::set_grads_to_none(as_groups(groups)); }
 
 }  // namespace
 
@@ -142,7 +144,7 @@ PYBIND11_MODULE(_C, m) {
       "supported", [] { return as_list(fusedoptim::cpu::supported()); }, py::return_value_policy::reference,
       "Those of them that this processor runs, best first.");
 
-  py::class_<GeneralPath>(m, "Plan")
+  py::class_<GeneralPath>(m, "StepExecutor")
       .def(py::init([](const std::string& rule, py::iterable methods, py::iterable mode_checks, py::object forward_ad,
                        py::object watch_operations) {
              return std::make_unique<GeneralPath>(rule, TorchParts(std::move(methods), std::move(mode_checks),
@@ -150,15 +152,15 @@ PYBIND11_MODULE(_C, m) {
            }),
            "rule"_a, "torch_parts"_a = py::tuple(), "mode_checks"_a = py::tuple(), "forward_ad"_a = py::dict(),
            "watch_operations"_a = py::none())
-      .def("fast_step", fast_step, "optimizer"_a, "zero_grad"_a, "grad_scale"_a, "drop_grads"_a, "clips"_a)
-      .def("measuring_step", measuring_step, "optimizer"_a, "zero_grad"_a, "grad_scale"_a, "drop_grads"_a,
+      .def("fast_step", fast_step, "optimizer"_a, "zero_grad"_a, "grad_scale"_a, "set_grads_to_none"_a, "clips"_a)
+      .def("measuring_step", measuring_step, "optimizer"_a, "zero_grad"_a, "grad_scale"_a, "set_grads_to_none"_a,
            "skip_nonfinite"_a)
       .def("is_ours", &GeneralPath::is_ours, "optimizer"_a)
-      .def("gather", gather, "groups"_a, "state"_a, "new_state"_a, "write_grads"_a, "clips"_a = std::vector<double>())
-      .def("gather_limited", gather_limited, "groups"_a, "state"_a, "new_state"_a, "write_grads"_a, "limits"_a,
+      .def("prepare", prepare, "groups"_a, "state"_a, "new_state"_a, "write_grads"_a, "clips"_a = std::vector<double>())
+      .def("prepare_limited", prepare_limited, "groups"_a, "state"_a, "new_state"_a, "write_grads"_a, "limits"_a,
            "norm"_a, "device"_a)
-      .def("commit", commit, "state"_a, "instruction_set"_a, "threads"_a, "zero_grad"_a, "grad_scale"_a, "found_inf"_a,
-           "drop_grads_of"_a = py::none())
+      .def("apply", apply, "state"_a, "instruction_set"_a, "threads"_a, "zero_grad"_a, "grad_scale"_a, "found_inf"_a,
+           "set_to_none_in"_a = py::none())
       .def("is_skipped_by_host", &GeneralPath::is_skipped_by_host)
       .def("explain", explain, "groups"_a, "state"_a, "new_state"_a)
       .def("zero_grads", zero_grads, "groups"_a, "threads"_a, "even_if_watched"_a = false)
@@ -188,7 +190,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("set_instruction_set", set_instruction_set, "instruction_set"_a, "Of the fast path, from now on.");
   m.def("zero", fusedoptim::python::zero, "tensor"_a, "threads"_a,
         "Write zeros over a new tensor and return True, or return False if it is not plain memory of the CPU.");
-  m.def("drop_grads", drop_grads, "groups"_a);
+  m.def("set_grads_to_none", set_grads_to_none, "groups"_a);
   m.def("lies_on_cuda", &fusedoptim::python::lies_on_cuda, "tensor"_a,
         "Whether it is a plain tensor on a CUDA device.");
   m.def("is_on_cuda", &fusedoptim::python::is_number_on_cuda, "number"_a,

@@ -90,7 +90,7 @@ class StepBase {
   class Use {
    public:
     explicit Use(StepBase& step) : in_use_(step.in_use_) {
-      if (in_use_) throw std::runtime_error("this plan is in use");
+      if (in_use_) throw std::runtime_error("this executor is in use");
       in_use_ = true;
     }
     ~Use() { in_use_ = false; }

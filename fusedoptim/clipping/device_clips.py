@@ -35,7 +35,7 @@ class DeviceClips:
         """For torch's own implementation: tensors, and 1.0 where nothing is clipped."""
         return [1.0 if limit is None else self.norm.coefficient_there(limit) for limit in self.limits]
 
-    def for_plan(self) -> dict[str, Any]:
+    def for_executor(self) -> dict[str, Any]:
         """For the kernels."""
         return {"limits": self.limits, "norm": self.norm.sums, "device": self.norm.index}
 

@@ -15,8 +15,8 @@ from torch.optim import Optimizer
 from fusedoptim import native
 from fusedoptim.backend import get_backend
 from fusedoptim.clipping.step_clips import clips_next_step, expected_clips
+from fusedoptim.reference.executor import ReferenceExecutor
 from fusedoptim.reference.parameters import is_torchs, name_of, refusal
-from fusedoptim.reference.plan import ReferencePlan
 from fusedoptim.step import FusedStep
 from fusedoptim.torch_internals.dtensor import local_of
 from fusedoptim.verification.samples import (
@@ -119,12 +119,12 @@ class Verification:
         ]
         return "\n".join(lines if self.checked or self.differences else ["nothing was verified", *lines[1:]])
 
-    def _update(self, zero_grad: bool, drop_grads: bool = False) -> bool:
+    def _update(self, zero_grad: bool, set_grads_to_none: bool = False) -> bool:
         """In place of the optimizer's own: copy a sample, take the step, take the sample's, compare."""
         optimizer: Any = self.optimizer
         self._seen += 1
         if (self._seen - 1) % self.every:
-            return bool(type(optimizer)._update(optimizer, zero_grad, drop_grads))
+            return bool(type(optimizer)._update(optimizer, zero_grad, set_grads_to_none))
         found_inf, scale = getattr(optimizer, "found_inf", None), getattr(optimizer, "grad_scale", None)
         scale = None if scale is None else float(scale)
         skipped_step = found_inf is not None and float(found_inf) != 0
@@ -133,7 +133,7 @@ class Verification:
             () if skipped_step or not clips_next_step(optimizer) else expected_clips(optimizer, scale)
         )
         samples = self._take_samples()
-        zeroed = bool(type(optimizer)._update(optimizer, zero_grad, drop_grads))
+        zeroed = bool(type(optimizer)._update(optimizer, zero_grad, set_grads_to_none))
         skipped_step = skipped_step or optimizer.skipped_steps != skipped_before
         for sample in samples:
             if not skipped_step:
@@ -182,14 +182,14 @@ class Verification:
         self, sample: Sample, zero_grad: bool, scale: float | None, clips: Sequence[float]
     ) -> None:
         optimizer: Any = self.optimizer
-        plan = ReferencePlan(optimizer._rule)
+        executor = ReferenceExecutor(optimizer._rule)
         state = {sample.copy: sample.state} if sample.state else {}
         clip = clips[sample.group_index : sample.group_index + 1]
-        foreign = plan.gather(
+        foreign = executor.prepare(
             [sample.group], state, optimizer._new_state, zero_grad or scale is not None, clip, sample.number
         )
         assert foreign is None, "the reference takes every plain parameter"
-        plan.commit(state, zero_grad, scale)
+        executor.apply(state, zero_grad, scale)
         sample.state = state.get(sample.copy, {})
 
     def _compare(self, sample: Sample) -> None:

@@ -42,28 +42,28 @@ def test_nothing_is_found_where_steps_clip(name: str) -> None:
 @pytest.mark.parametrize("way", ["limits", "call"])
 def test_a_wrong_coefficient_is_found(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that is measured wrong, and one that is measured right and not used."""
-    measure, take = GradNorm.measure, FusedStep._take_plan
+    measure, take = GradNorm.measure, FusedStep._take_executor
 
     def too_small(self: Any, grad_scale: float | None = None) -> None:
         measure(self, grad_scale)
         self.norm *= 1.0 if self.by_reference else 0.999
 
     def forgetful(self: Any) -> Any:
-        plan = take(self)
-        for half in ("fast_step", "gather"):
-            call = getattr(plan, half)
-            setattr(plan, half, lambda *args, call=call: call(*args[:4], ()))
-        plan.measuring_step = lambda *_: None
-        return plan
+        executor = take(self)
+        for half in ("fast_step", "prepare"):
+            call = getattr(executor, half)
+            setattr(executor, half, lambda *args, call=call: call(*args[:4], ()))
+        executor.measuring_step = lambda *_: None
+        return executor
 
     def in_halves(self: Any) -> Any:  # in one call a step measures by itself
-        plan = take(self)
-        plan.measuring_step = lambda *_: None
-        return plan
+        executor = take(self)
+        executor.measuring_step = lambda *_: None
+        return executor
 
-    for wrong, of, method in ((too_small, GradNorm, "measure"), (forgetful, FusedStep, "_take_plan")):
+    for wrong, of, method in ((too_small, GradNorm, "measure"), (forgetful, FusedStep, "_take_executor")):
         with monkeypatch.context() as patch:
-            patch.setattr(FusedStep, "_take_plan", in_halves)
+            patch.setattr(FusedStep, "_take_executor", in_halves)
             optimizer = clipping_optimizer("SGD")
             set_grads(optimizer, 1)
             patch.setattr(of, method, wrong)

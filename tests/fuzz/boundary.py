@@ -123,34 +123,34 @@ class Case:
         if not any(hostile.is_freed(x) or (isinstance(x, Tensor) and x.numel() > 2**40) for x in grads):
             self.zeroing = True
             try:
-                self.plan.zero_grads(self.groups, 2)
+                self.executor.zero_grads(self.groups, 2)
             finally:
                 self.zeroing = False
 
     def calls(self) -> Any:
         """Use the module as a step does, and out of order."""
-        draw, plan = self.draw, _C.Plan(self.rule)
-        self.plan = plan
+        draw, executor = self.draw, _C.StepExecutor(self.rule)
+        self.executor = executor
         kernels = draw.choice(_C.supported())
         threads = draw.choice([1, 1, 2, 0, -3, 10**6])
 
         def step() -> Any:
-            foreign = plan.gather(self.groups, self.state, self.new_state, draw.random() < 0.5)
+            foreign = executor.prepare(self.groups, self.state, self.new_state, draw.random() < 0.5)
             scale = draw.choice([None, None, 2.0, 0.0, float("nan"), "2", hostile.Number(self)])
             drop = draw.choice([None, None, self.groups, 3])
-            return foreign, plan.commit(self.state, kernels, threads, draw.random() < 0.5, scale, None, drop)
+            return foreign, executor.apply(self.state, kernels, threads, draw.random() < 0.5, scale, None, drop)
 
         other = [
-            lambda: plan.commit(self.state, kernels, threads, True, None, None),
+            lambda: executor.apply(self.state, kernels, threads, True, None, None),
             self.zero_grads_if_torch_can,
-            lambda: _C.drop_grads(self.groups),
+            lambda: _C.set_grads_to_none(self.groups),
             lambda: _C.is_on_cuda(draw.choice([*self.params(), None, 3, "x", self])),
-            plan.clear,
-            plan.is_skipped_by_host,
-            lambda: plan.gather(draw.choice([None, 3, [3], [[]], [{}], "ab"]), self.state, self.new_state, False),
-            lambda: plan.gather(self.groups, draw.choice([None, [], 3]), self.new_state, False),
-            lambda: plan.gather(self.groups, self.state, draw.choice([None, 3, lambda p, g: 3]), False),
-            lambda: plan.commit(draw.choice([None, 3]), draw.choice([None, kernels]), threads, False, None, None),
+            executor.clear,
+            executor.is_skipped_by_host,
+            lambda: executor.prepare(draw.choice([None, 3, [3], [[]], [{}], "ab"]), self.state, self.new_state, False),
+            lambda: executor.prepare(self.groups, draw.choice([None, [], 3]), self.new_state, False),
+            lambda: executor.prepare(self.groups, self.state, draw.choice([None, 3, lambda p, g: 3]), False),
+            lambda: executor.apply(draw.choice([None, 3]), draw.choice([None, kernels]), threads, False, None, None),
         ]
         return [step, *(draw.choice([step, *other]) for _ in range(draw.randrange(1, 4)))]
 

@@ -145,8 +145,8 @@ MEDDLING: list[Callable[[Any, Any], Any]] = [
     lambda case, p: [g["params"].extend([p] * 50) for g in case.groups if len(g["params"]) < 200],
     lambda case, p: [dict.clear(g) for g in case.groups],
     lambda case, p: case.groups.clear(),
-    lambda case, p: case.plan.clear(),
-    lambda case, p: case.plan.gather(case.groups, case.state, case.new_state, False),
+    lambda case, p: case.executor.clear(),
+    lambda case, p: case.executor.prepare(case.groups, case.state, case.new_state, False),
     lambda case, p: case.zero_grads_if_torch_can(),
 ]
 

@@ -32,7 +32,7 @@ import fusedoptim
 
 ALLOWED = (KeyError, TypeError, ValueError, AttributeError, RuntimeError, interrupters.Stop)
 KNOWN = re.compile(  # messages of RuntimeErrors, ours and torch's
-    "was replaced while the step|fused=True|this plan is in use|no number|expected dtype|size of tensor|must match"
+    "was replaced while the step|fused=True|this executor is in use|no number|expected dtype|size of tensor|must match"
     "|does not fit in parameter|doesn't match the broadcast"
     "|changed size during iteration|mutated during iteration|same dtype|share memory|no memory"
 )

@@ -22,7 +22,7 @@ p.grad = torch.ones(big)
 state = {p: {"momentum_buffer": torch.ones(big)}}
 group = {"params": [p], "lr": 0.1, "momentum": 0.9, "dampening": 0, "nesterov": False, "weight_decay": 0, "fused": True}
 group["maximize"] = False
-plan, kernels = _C.Plan("sgd"), _C.supported()[0]
+executor, kernels = _C.StepExecutor("sgd"), _C.supported()[0]
 
 
 class Scale:
@@ -31,8 +31,8 @@ class Scale:
         return 2.0
 
 
-def commit(scale):
-    return plan.commit(state, kernels, 1, True, scale, None)
+def apply(scale):
+    return executor.apply(state, kernels, 1, True, scale, None)
 
 
 def refused(call, *args):
@@ -74,15 +74,15 @@ def test_malformed_arguments(seed: int, tmp_path: Path) -> None:
     ],
 )
 def test_memory_exchanged_while_the_scale_is_read(meddling: str) -> None:
-    """Nothing is written, and the commit that failed is not repeated with what was seen before."""
+    """Nothing is written, and the apply that failed is not repeated with what was seen before."""
     done = run_alone(
         f"""{PREPARE}
 def meddle():
     {meddling}
 
-plan.gather([group], state, None, True)
-assert commit(Scale()) is False
-assert "follows a gather()" in refused(commit, None)
+executor.prepare([group], state, None, True)
+assert apply(Scale()) is False
+assert "follows a prepare()" in refused(apply, None)
 """,
     )
     assert done.returncode == 0, done.stderr
@@ -94,13 +94,13 @@ def test_errors_do_not_print_tensors_without_memory() -> None:
         f"""{PREPARE}
 p.untyped_storage().resize_(0)
 for wrong in (None, 3):
-    assert "groups must be a list of dicts" in refused(plan.gather, wrong, state, None, False)
-    assert "groups must be a list of dicts" in refused(plan.zero_grads, wrong, 1)
-    assert "state must be a dict" in refused(plan.gather, [group], wrong, None, False)
-    plan.gather([{{**group, "params": []}}], state, None, False)
-    assert "state must be a dict" in refused(plan.commit, wrong, kernels, 1, False, state, None)
-    assert "instruction_set must be" in refused(plan.commit, state, wrong, 1, False, None, None)
-assert "got a tensor of shape (1048576,)" in refused(plan.gather, [{{**group, "lr": p}}], state, None, False)
+    assert "groups must be a list of dicts" in refused(executor.prepare, wrong, state, None, False)
+    assert "groups must be a list of dicts" in refused(executor.zero_grads, wrong, 1)
+    assert "state must be a dict" in refused(executor.prepare, [group], wrong, None, False)
+    executor.prepare([{{**group, "params": []}}], state, None, False)
+    assert "state must be a dict" in refused(executor.apply, wrong, kernels, 1, False, state, None)
+    assert "instruction_set must be" in refused(executor.apply, state, wrong, 1, False, None, None)
+assert "got a tensor of shape (1048576,)" in refused(executor.prepare, [{{**group, "lr": p}}], state, None, False)
 """,
     )
     assert done.returncode == 0, done.stderr

@@ -58,11 +58,11 @@ def test_unknown_name(name: str) -> None:
 @need_kernels
 @pytest.mark.parametrize("name", ["reference", "native", "auto"])
 def test_the_chosen_implementation_takes_the_step(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from fusedoptim.reference.plan import ReferencePlan
+    from fusedoptim.reference.executor import ReferenceExecutor
 
     calls = []
-    gather = ReferencePlan.gather
-    monkeypatch.setattr(ReferencePlan, "gather", lambda *args: [calls.append(1), gather(*args)][1])
+    prepare = ReferenceExecutor.prepare
+    monkeypatch.setattr(ReferenceExecutor, "prepare", lambda *args: [calls.append(1), prepare(*args)][1])
     optimizer = fusedoptim.SGD(make_params())
     with fusedoptim.set_backend(name):
         set_grads(optimizer, 1)

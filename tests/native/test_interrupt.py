@@ -15,7 +15,7 @@ import torch
 from helpers import assert_optimizers_match, make_params, of_settings, params_of, set_grads
 
 import fusedoptim
-from fusedoptim.reference.plan import ReferencePlan
+from fusedoptim.reference.executor import ReferenceExecutor
 
 backend = helpers.backend
 pytestmark = [pytest.mark.usefixtures("backend", "one_thread"), pytest.mark.timeout(600)]
@@ -179,13 +179,13 @@ def test_signals_at_random_moments(name: str, options: dict[str, Any], kind: sig
 @pytest.mark.parametrize("own", [{}, dict.fromkeys(("step", "exp_avg", "exp_avg_sq"))], ids=["empty", "of None"])
 def test_stopped_when_all_is_written(own: dict[str, None], monkeypatch: pytest.MonkeyPatch) -> None:
     """On the reference path, which writes in Python: scaled gradients, and state that was there and held nothing."""
-    write = ReferencePlan._write
+    write = ReferenceExecutor._write
 
     def write_and_stop(self: Any, *args: Any) -> None:
         write(self, *args)
         raise Stop
 
-    monkeypatch.setattr(ReferencePlan, "_write", write_and_stop)
+    monkeypatch.setattr(ReferenceExecutor, "_write", write_and_stop)
     optimizer: Any = fusedoptim.Adam(make_params([(3,)]))
     set_grads(optimizer, 1)
     (p,) = params_of(optimizer)

@@ -45,14 +45,14 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
 def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Each way of taking a step in turn; ``native-general`` is the kernels' for whatever is out of the ordinary."""
     if request.param == "native-general":
-        make = native.NativePlan.__init__
+        make = native.NativeExecutor.__init__
 
         def without_fast_path(self: Any, *args: Any) -> None:
             make(self, *args)
             self.fast_step = lambda *_: False
             self.measuring_step = lambda *_: None
 
-        monkeypatch.setattr(native.NativePlan, "__init__", without_fast_path)
+        monkeypatch.setattr(native.NativeExecutor, "__init__", without_fast_path)
     with fusedoptim.set_backend(request.param.removesuffix("-general")):
         yield request.param
 

@@ -64,8 +64,8 @@ class _Prepared:
     clip: float = 1.0
 
 
-class ReferencePlan:
-    """One step on the reference path: ``gather`` reads and checks, ``commit`` writes."""
+class ReferenceExecutor:
+    """One step on the reference path: ``prepare`` reads and checks, ``apply`` writes."""
 
     backend = "reference"
 
@@ -86,7 +86,7 @@ class ReferencePlan:
         """False: ``Update._why_torch`` decides."""
         return False
 
-    def gather(
+    def prepare(
         self,
         groups: list[dict[str, Any]],
         state: dict[Tensor, dict[str, Any]],
@@ -159,7 +159,7 @@ class ReferencePlan:
     def _add(
         self, param: Tensor, group: Any, options: Any, existing: dict[str, Any], new_state: Any, name: str, number: int
     ) -> str | None:
-        """Note a parameter for ``commit``, or return why its state cannot be taken."""
+        """Note a parameter for ``apply``, or return why its state cannot be taken."""
         decay = average_decay(group)
         asked = {**group, **options, "ema_decay": decay}
         own_names, names = self._rule.own_state(options), self._rule.state_names(asked, local_of(param))
@@ -233,7 +233,7 @@ class ReferencePlan:
     def explain(
         self, groups: list[dict[str, Any]], state: dict[Tensor, dict[str, Any]], new_state: Any
     ) -> list[tuple[int, int, str, str]]:
-        """See ``backend.Plan.explain``."""
+        """See ``backend.StepExecutor.explain``."""
         found = []
         for index, group in enumerate(groups):
             for position, param in enumerate(group["params"]):
@@ -242,7 +242,7 @@ class ReferencePlan:
                 who, why = "reference", ""
                 one = {**group, "params": [param], "fused": None if group.get("fused") else group.get("fused")}
                 try:
-                    if self.gather([one], state, new_state, False) is not None:
+                    if self.prepare([one], state, new_state, False) is not None:
                         who, why = "torch", refusal(param) or "its state is not a plain tensor or dict"
                         if is_torchs(group):
                             why = "its group asks for torch's own implementation"
@@ -275,13 +275,13 @@ class ReferencePlan:
                         param.grad.zero_()
         return True
 
-    def commit(
+    def apply(
         self,
         state: dict[Tensor, dict[str, Any]],
         zero_grad: bool,
         grad_scale: Any = None,
         found_inf: None = None,
-        drop_grads_of: Iterable[dict[str, Any]] | None = None,
+        set_to_none_in: Iterable[dict[str, Any]] | None = None,
     ) -> bool:
         """Take the step that was gathered, whole, or not at all if a signal handler raises.
 
@@ -290,12 +290,12 @@ class ReferencePlan:
             zero_grad: Also write zeros over the gradients.
             grad_scale: Divide the gradients by it first, and leave them divided.
             found_inf: None: the host has decided.
-            drop_grads_of: Groups whose gradients are dropped in the end, or None.
+            set_to_none_in: Groups whose gradients are dropped in the end, or None.
         """
         if not self._is_as_seen(state):
             return False
         grad_scale = None if grad_scale is None else float(grad_scale)
-        dropped = [param for group in drop_grads_of or () for param in group["params"]]
+        dropped = [param for group in set_to_none_in or () for param in group["params"]]
         for entry in self._prepared if zero_grad else ():
             _detach_grad(entry.grad)
         # The kernels write to inference tensors as well. Torch's own inference_mode is Python code: stopped there by
