@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -26,7 +26,8 @@ DEFAULTS: dict[str, Any] = {
     "seed": 0,
 }
 _ALL_STATES = {"momentum": 1.0, "amsgrad": True}  # options with which a rule keeps all states that it has
-STORAGE = ("state_dtype", "master_weights", "kahan_sum", "stochastic_rounding")
+EXCLUSIVE = ("master_weights", "kahan_sum", "stochastic_rounding")  # of which a group has one at most
+STORAGE = ("state_dtype", *EXCLUSIVE)
 _STATE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, "8bit")
 
 _DOC = """        max_grad_norm (float, optional): clip the gradients of each step by their global norm: that of
@@ -88,12 +89,17 @@ def set_up(optimizer: Any, **settings: Any) -> None:
 def check(groups: list[Any]) -> None:
     """Raise if a group has an invalid setting, or one that needs gradients of other processes."""
     for index, group in enumerate(groups):
-        for name in DEFAULTS:
-            if name in group:
-                _check_one(name, group[name], f" in parameter group {index}")
-        _check_together(group, f" in parameter group {index}")
+        check_values(group, index)
     if has_settings(groups):
         refuse_settings(groups)
+
+
+def check_values(group: Any, index: int, names: Iterable[str] = DEFAULTS) -> None:
+    """Raise if a group has an invalid setting of these names, or settings that exclude each other."""
+    for name in names:
+        if name in group:
+            _check_one(name, group[name], f" in parameter group {index}")
+    _check_together(group, f" in parameter group {index}")
 
 
 def _check_one(name: str, value: Any, where: str) -> None:
@@ -126,15 +132,18 @@ def problem_of(name: str, value: Any) -> str | None:
 
 
 def _check_together(group: Any, where: str) -> None:
-    asked = [name for name in ("master_weights", "kahan_sum", "stochastic_rounding") if group.get(name)]
+    asked = [name for name in EXCLUSIVE if group.get(name)]
     if len(asked) > 1:
-        raise ValueError(f"{asked[0]} and {asked[1]} exclude each other, got both{where}: leave one out")
+        raise ValueError(f"{asked[0]} and {asked[1]} exclude each other, got both{where}: set one to False")
 
 
-def check_storage(optimizer: Any, groups: list[Any]) -> None:
-    """Raise if groups ask for a storage that their parameters, or the rule's states, cannot have."""
+def check_storage(optimizer: Any, groups: list[Any], first: int = 0) -> None:
+    """Raise if groups, of which ``first`` is the number of the first, ask for a storage that cannot be.
+
+    That is one which their parameters, or the rule's states, cannot have.
+    """
     rule = RULES[optimizer._rule]
-    for index, group in enumerate(groups):
+    for index, group in enumerate(groups, first):
         asked = group.get("state_dtype")
         known = [name for name in rule.own_state({**group, **_ALL_STATES}) if name != "step"]
         unknown = [name for name in asked if name not in known] if isinstance(asked, dict) else []

@@ -50,6 +50,17 @@ class FusedStep(Update):
         super().__init__(*args, **kwargs)
         settings.set_up(self, **asked)
 
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group, as torch does; its settings are checked, and if they cannot be it is not added."""
+        super().add_param_group(param_group)
+        added = self.param_groups[-1]
+        try:
+            settings.check_values(added, len(self.param_groups) - 1)
+            settings.check_storage(self, [added], len(self.param_groups) - 1)
+        except ValueError:
+            del self.param_groups[-1]
+            raise
+
     @property
     def skipped_steps(self) -> int:
         """How many steps ``skip_nonfinite`` has left out. Waits for the device where steps are skipped there."""

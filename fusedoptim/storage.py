@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fusedoptim import native
+from fusedoptim.reference.parameters import name_of
 from fusedoptim.reference.storage import companion_of, dtype_of_new, scale_shape
 from fusedoptim.settings import STORAGE
 from fusedoptim.torch_internals.dtensor import is_dtensor, local_of
@@ -57,8 +58,11 @@ def refuse_torch(groups: Sequence[Mapping[str, Any]], lists: Sequence[Iterable[T
     for index, group in enumerate(groups):
         params = group["params"] if lists is None else lists[index]
         asked = [name for name in STORAGE if group.get(name)]
-        if asked and any(param.grad is not None for param in params):
+        left = next((param for param in params if asked and param.grad is not None), None)
+        if left is not None:
+            position = next((i for i, param in enumerate(group["params"]) if param is left), 0)
             raise RuntimeError(
-                f"{asked[0]}={group[asked[0]]!r} of parameter group {index} needs this package's step, but torch's "
-                "must take a parameter of it: fusedoptim.explain_step(optimizer) says why; leave the setting out"
+                f"{asked[0]}={group[asked[0]]!r} of parameter group {index} needs this package's step, but only torch "
+                f"takes {name_of(left, dict(group), index, position)}: fusedoptim.explain_step(optimizer) says why; "
+                "change that, put the parameter into a group without the setting, or leave the setting out"
             )

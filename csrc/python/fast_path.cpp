@@ -120,8 +120,8 @@ bool FastPath::clip_fast_rows(const RunOptions& options, const cpu::InstructionS
       for (size_t i = group.fast_begin; i < group.fast_end; ++i) {
         const Task& task = fast_tasks_[i];
         if (!layout.is_row_major(fast_rows_[i].grad)) return false;  // elements are added in the order of rows
-        grads.push_back({task.operands[1], task.count, task.dtypes[1], nullptr});
-        if (has_limit) measured.dtypes[size_t(task.dtypes[1])] = true;
+        grads.push_back({task.operands[1], task.count, task.dtype_of(1), nullptr});
+        if (has_limit) measured.dtypes[size_t(task.dtype_of(1))] = true;
       }
     }
     if (has_limit) limited = grads.size();

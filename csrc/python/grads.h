@@ -43,9 +43,9 @@ class Grads {
   Grads() = default;
   struct Found {
     py::object param, grad;
-    int64_t version;
-    const void* memory;
-    bool is_plain;  // else one of the others
+    int64_t version = 0;
+    const void* memory = nullptr;
+    bool is_plain = false;  // else one of the others
   };
   bool add(py::handle grad);  // to grads_, or returns false
   static int64_t version_of(py::handle grad);

@@ -204,17 +204,26 @@ void GroupReader::storage(const RuleEntry& rule, StorageSettings& out) const {
     out.companion = Companion::compensation;
   }
   out.stochastic = is_set("stochastic_rounding");
+  if (out.stochastic && out.companion != Companion::none)
+    throw invalid("stochastic_rounding", "False where master_weights or kahan_sum is set", py::bool_(true));
   if (const py::object dtype = setting("state_dtype"); dtype && !dtype.is_none()) {
-    const py::object bf16 = Torch::get().bfloat16();
+    const Torch& torch = Torch::get();
+    const bool is_dict = PyDict_Check(dtype.ptr());
+    bool is_valid = is_dict || torch.is_state_dtype(dtype);
+    for (const auto& [state, own] : is_dict ? py::dict(dtype) : py::dict())
+      is_valid = is_valid && torch.is_state_dtype(own);
+    if (!is_valid)
+      throw invalid("state_dtype", "None, torch.float32, bfloat16, float16, '8bit' or a dict of these", dtype);
     for (int k = 0; k < rule.max_states; ++k) {
       py::object own = dtype;
-      if (PyDict_Check(dtype.ptr())) own = py::dict(dtype).attr("get")(rule.states[k]);
-      if (own.is(bf16)) out.stochastic_states |= 1u << k;
+      if (is_dict) own = py::dict(dtype).attr("get")(rule.states[k]);
+      if (own.is(torch.bfloat16())) out.stochastic_states |= 1u << k;
     }
   }
   out.is_any = out.companion != Companion::none || out.stochastic || out.stochastic_states != 0;
   if (const py::object seed = setting("seed"); seed && !seed.is_none()) {
-    out.seed = PyLong_Check(seed.ptr()) ? PyLong_AsUnsignedLongLong(seed.ptr()) : uint64_t(-1);
+    out.seed =
+        PyLong_Check(seed.ptr()) && !PyBool_Check(seed.ptr()) ? PyLong_AsUnsignedLongLong(seed.ptr()) : uint64_t(-1);
     if (PyErr_Occurred()) PyErr_Clear(), out.seed = uint64_t(-1);
     if (out.seed == uint64_t(-1)) throw invalid("seed", "an integer from 0 to 2**64 - 2", seed);
   }

@@ -42,6 +42,7 @@ Torch::Torch() {
   float32_ = torch.attr("float32");
   float64_ = torch.attr("float64");
   bfloat16_ = torch.attr("bfloat16");
+  float16_ = torch.attr("float16");
   const py::object is_neg = base.attr("is_neg");
   PyMethodDef* const method = Py_TYPE(is_neg.ptr()) == &PyMethodDescr_Type
                                   ? reinterpret_cast<PyMethodDescrObject*>(is_neg.ptr())->d_method
@@ -55,6 +56,11 @@ Torch::Torch() {
   // The C function below torch.autograd.graph.increment_version: in Python code a signal's handler could raise.
   increment_version_ = py::getattr(torch.attr("_C"), "_increment_version", py::none());
   if (increment_version_.is_none()) increment_version_ = torch.attr("autograd").attr("graph").attr("increment_version");
+}
+
+bool Torch::is_state_dtype(py::handle value) const {
+  return value.is_none() || value.is(float32_) || value.is(bfloat16_) || value.is(float16_) ||
+         (PyUnicode_Check(value.ptr()) && PyUnicode_CompareWithASCIIString(value.ptr(), "8bit") == 0);
 }
 
 const Torch& Torch::get() {

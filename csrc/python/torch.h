@@ -34,6 +34,8 @@ class Torch {
   void* current_stream(dlpack::Device device) const;
   void give_back_cached_memory() const;  // that torch's CUDA allocator holds and does not use
   const py::object& bfloat16() const { return bfloat16_; }
+  // Whether states are stored in it: "8bit", a torch.dtype or None, which leaves it to the parameter.
+  bool is_state_dtype(py::handle value) const;
   void bump_versions(py::handle tensors) const { increment_version_(tensors); }
 
  private:
@@ -45,7 +47,7 @@ class Torch {
   PyGetSetDef* requires_grad_;
   PyGetSetDef* version_;
   PyCFunction is_neg_;
-  py::object storage_offset_, full_, float32_, float64_, bfloat16_, runs_function_modes_, get_num_threads_;
+  py::object storage_offset_, full_, float32_, float64_, bfloat16_, float16_, runs_function_modes_, get_num_threads_;
   py::object increment_version_;
 };
 

@@ -155,11 +155,10 @@ def check_entry(
         elif not isinstance(value, Tensor):
             problem = f"must be a tensor, got {format_value(value)}"
         elif type(param) in PLAIN:
-            problem = _problem_of_tensor(value, param, name)
-            if is_in_8bit(entry, name) and name in own_names:
-                problem = problem_of_scale(entry[f"{name}_scale"], value) if value.shape == param.shape else problem
-                if problem is not None:
-                    name = f"{name}_scale"
+            problem = _problem_of_tensor(value, param, name, name in own_names and is_in_8bit(entry, name))
+            if problem is None and value.dtype == torch.uint8:
+                problem = problem_of_scale(entry[f"{name}_scale"], value)
+                name = f"{name}_scale"
         if problem is not None:
             raise StateError(f"{where}[{name!r}], for {name_of()}", problem, _OTHER_MODEL)
 
@@ -177,17 +176,19 @@ def _problem_of_step(value: Any, param: Tensor) -> str | None:
     return None
 
 
-def _problem_of_tensor(value: Tensor, param: Tensor, name: str) -> str | None:
+def _problem_of_tensor(value: Tensor, param: Tensor, name: str, is_coded: bool) -> str | None:
     if value.is_nested:
         return "is a nested tensor"
     if value.shape != param.shape:
         return f"has shape {tuple(value.shape)}, which is not that of the parameter"
     if value.layout != torch.strided and not (value.layout == torch.sparse_coo and name == "momentum_buffer"):
         return f"has layout {value.layout}"  # with sparse gradients, SGD's buffer is sparse
-    if name in COMPANIONS:
-        return problem_of_companion(value, param, name)
     if value.is_meta and not param.is_meta:
         return "is on the device 'meta', which has no numbers"
+    if name in COMPANIONS:
+        return problem_of_companion(value, param, name)
+    if is_coded:
+        return None
     if param.is_floating_point() and not value.is_floating_point():
         return f"has dtype {value.dtype}, which is not a floating one"
     if param.is_complex() and not value.is_complex():

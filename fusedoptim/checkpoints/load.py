@@ -19,7 +19,7 @@ from fusedoptim.checkpoints.keys import StateError, check_strays
 from fusedoptim.checkpoints.memory import check_memory, name_of
 from fusedoptim.checkpoints.quick_checks import are_counts, is_usual
 from fusedoptim.checkpoints.storage import restore as restore_storage
-from fusedoptim.settings import DEFAULTS
+from fusedoptim.settings import DEFAULTS, EXCLUSIVE, check_storage, check_values
 
 _COUNTS = (torch.float32, torch.float64)  # the dtypes that the kernels count in
 _TAKES_SCALE = "_step_supports_amp_scaling"
@@ -159,11 +159,25 @@ def _replace(optimizer: Optimizer, state_dict: dict[str, Any], torch_load: Calla
     finally:
         optimizer.__dict__.update(hooks)
     for group, own, asked in zip(optimizer.param_groups, kept, settings, strict=True):
+        if any(map(group.get, EXCLUSIVE)):  # the file has made this choice
+            asked = {name: value for name, value in asked.items() if name not in EXCLUSIVE}
         group.update({**asked, **group, **own})  # a file that knows no such setting does not turn it off
+    _check_settings(optimizer)
     restore_storage(optimizer, state_dict)
     optimizer.__dict__.pop(_TAKES_SCALE, None)  # which the flags of the file have set
     optimizer.__dict__.update(scaled)
     _place_steps(optimizer)
+
+
+def _check_settings(optimizer: Any) -> None:
+    """Raise if the storage that the file asks for is none that the parameters can have."""
+    try:
+        for index, group in enumerate(optimizer.param_groups):
+            check_values(group, index, ())
+        check_storage(optimizer, optimizer.param_groups)
+    except ValueError as error:
+        hint = "take the setting out of the groups of the file, or load it into the parameters that it was saved for"
+        raise StateError("state_dict['param_groups']", str(error), hint) from None
 
 
 def _place_steps(optimizer: Optimizer) -> None:

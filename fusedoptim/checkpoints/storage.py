@@ -8,8 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fusedoptim import native
 from fusedoptim.reference.rules import RULES
-from fusedoptim.reference.storage import COMPANION_NAMES, Storage, dtype_asked, dtype_of_new, scale_shape
+from fusedoptim.reference.storage import (
+    COMPANION_NAMES,
+    Storage,
+    companion_of,
+    dtype_asked,
+    dtype_of_new,
+    scale_shape,
+)
 from fusedoptim.storage import zeros_for
 from fusedoptim.torch_internals.dtensor import is_dtensor, local_of
 
@@ -29,6 +37,8 @@ def problem_of_scale(scale: Any, codes: Tensor) -> str | None:
     if not isinstance(scale, Tensor) or scale.dtype != torch.float32 or tuple(scale.shape) != shape:
         found = f"{tuple(scale.shape)}, {scale.dtype}" if isinstance(scale, Tensor) else repr(scale)
         return f"must be float32 of shape {shape}, one for each block of 256, got {found}"
+    if scale.layout != torch.strided or (scale.is_meta and not codes.is_meta):
+        return f"must be numbers in memory, got layout {scale.layout} on {scale.device}"
     local = local_of(scale)
     if local.is_meta or is_dtensor(local):
         return None
@@ -58,11 +68,28 @@ def restore(optimizer: Any, state_dict: Mapping[str, Any]) -> None:
             if not given or not entry:
                 continue
             for name in COMPANIONS & given.keys():
-                entry[name] = given[name].to(param.device)
+                _restore_companion(entry, given[name], name, group, param)
             for name in names:
                 value = given.get(name)
                 if isinstance(value, Tensor) and not value.is_sparse:
                     _restore_state(entry, given, name, group, param, name not in rule.non_negative)
+
+
+def _restore_companion(entry: Any, value: Tensor, name: str, group: Any, param: Tensor) -> None:
+    """Keep a companion as it is, or, where the group asks for another one, make that of it, or let it begin afresh."""
+    value = value.to(param.device)
+    local, own = local_of(param), local_of(value)
+    kind = companion_of(group, local)
+    wanted = {"master": torch.float32, "remainder": torch.int16, "compensation": param.dtype}.get(kind or "")
+    if wanted is None or COMPANION_NAMES[kind or ""] != name or value.dtype == wanted:
+        entry[name] = value
+    elif name == "master_param" and param.dtype == torch.bfloat16 and own.shape == local.shape:
+        before = Storage("remainder" if value.dtype == torch.int16 else "master").read_param(local.detach(), own)
+        made = native.zeros_like(param, wanted)
+        Storage(kind).write_param(before, torch.empty_like(local), local_of(made), 0.0)
+        entry[name] = made
+    else:
+        entry.pop(name, None)
 
 
 def _restore_state(entry: Any, given: Any, name: str, group: Any, param: Tensor, has_sign: bool) -> None:
@@ -74,7 +101,7 @@ def _restore_state(entry: Any, given: Any, name: str, group: Any, param: Tensor,
     if value.dtype == dtype:
         entry[name] = value.to(param.device)
         if is_coded:
-            entry[f"{name}_scale"] = given[f"{name}_scale"].to(param.device)
+            entry[f"{name}_scale"] = given[f"{name}_scale"].to(param.device).contiguous()
         return
     wide = decoded(given, name, has_sign) if is_coded else value
     if dtype != torch.uint8:

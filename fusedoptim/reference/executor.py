@@ -28,6 +28,7 @@ from fusedoptim.reference.parameters import (
 )
 from fusedoptim.reference.storage import Storage
 from fusedoptim.reference.transaction import Transaction
+from fusedoptim.settings import STORAGE, check_values
 from fusedoptim.torch_internals import modes
 from fusedoptim.torch_internals.dtensor import first_element, is_dtensor, local_of, refusal_of_sharding
 from fusedoptim.torch_internals.mappings import is_transparent
@@ -149,6 +150,7 @@ class ReferenceExecutor:
 
     def _read(self, group: dict[str, Any], index: int) -> tuple[Any, dict[str, Any] | None]:
         """The parameters of a group and its options as numbers, or None for these if torch is asked for."""
+        check_values(group, index, (*STORAGE, "seed"))
         try:
             return group["params"], None if is_torchs(group) else as_numbers(self._rule.options(group), index)
         except KeyError as error:
@@ -226,6 +228,8 @@ class ReferenceExecutor:
             scale = state.get(f"{key}_scale")
             if scale is None:
                 raise KeyError(f"a state in 8 bits has no scale in {name}")
+            if not isinstance(scale, Tensor):
+                return "its state is not a tensor"
             if local_of(scale).shape != storage.scale_shape(local_of(param).shape) or scale.dtype != torch.float32:
                 return "a scale of its state is not float32 in the order of rows, one for each block"
         return None
