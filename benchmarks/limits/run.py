@@ -139,7 +139,6 @@ def run(case: Case, rounds: int, compiled: bool) -> dict[str, Any]:
     }
     if arena.compiled is not None:
         arena.compiled.require_one_graph()
-        result["variants"][COMPILED]["compile_seconds"] = arena.compiled.seconds
     return result
 
 

@@ -25,7 +25,7 @@ from benchmarks.shared.options import question
 from benchmarks.shared.report import Table, each, result_text
 
 SECONDS, QUICK_SECONDS = 0.3, 0.05  # for which each training is timed
-TRACED_S = 2.0  # for which its system calls are counted, much slower
+TRACED_S = 5.0  # for which its system calls are counted, much slower
 BASELINE, KEEP = "set_to_none=True", "keep_freed_memory"
 WAYS = {
     BASELINE: Way(),

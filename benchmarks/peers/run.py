@@ -31,7 +31,7 @@ from benchmarks.shared.arena import figures_of
 from benchmarks.shared.files import Record
 from benchmarks.shared.measure import time_rounds
 from benchmarks.shared.options import Parser, question
-from benchmarks.shared.report import Case, Table, bold, each, number
+from benchmarks.shared.report import Table, bold, each, number
 from benchmarks.shared.shapes import MODELS
 from benchmarks.shared.variants import OURS, RULES
 
@@ -60,7 +60,7 @@ def why_not(name: str, rule: str, late: bool) -> str | None:
     return PEERS[name].why_not(rule) or (too_late if late and PEERS[name].compiles else None)
 
 
-def compare(case: Case, names: Sequence[str], late: bool, rounds: int | None) -> dict[str, Any]:
+def compare(case: tuple[str, str], names: Sequence[str], late: bool, rounds: int | None) -> dict[str, Any]:
     """Checks and times the peers on the shapes of a model; the result is a JSON object, times in microseconds."""
     model, rule = MODELS[case[0]], case[1]
     missing = {name: why for name in names if (why := why_not(name, rule, late))}

@@ -16,7 +16,6 @@ from benchmarks.shared.variants import OURS
 MINIMUM_WIDTH = 148
 T = TypeVar("T")
 Times = Mapping[str, Sequence[float]]  # by variant, one figure per round
-Case = tuple[str, str]  # workload or model, and rule
 Column = str | Callable[[Any], str]  # a path into figures, such as "time" or "error.overall", or what makes the text
 
 
