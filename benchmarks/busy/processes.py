@@ -14,7 +14,7 @@ import torch
 
 from benchmarks.shared.arena import Arena
 from benchmarks.shared.correctness import checksum
-from benchmarks.shared.measure import CpuClock, interleaved, ratio, spread, time_call
+from benchmarks.shared.measure import in_rounds, interleaved, ratio, spread, time_call
 from benchmarks.shared.shapes import MODELS
 from benchmarks.shared.variants import OURS
 
@@ -35,8 +35,8 @@ def steps(model: str, variant: str, threads: int | None = None) -> dict[str, Any
     torch.set_num_threads(1)  # with more, torch's own operators hang in a forked child
     arena = Arena(MODELS[model], "adam")
     torch.set_num_threads(chosen)
-    step, clock = arena.step(variant), CpuClock()
-    times = [time_call(step, clock) for _ in range(STEPS)]
+    step = arena.step(variant)
+    times = [time_call(step) for _ in range(STEPS)]
     return {"time": median(times[3:]), "checksum": checksum(arena.params)}
 
 
@@ -48,9 +48,7 @@ def alone(work: Callable[..., Any], *arguments: Any) -> Any:
 
 def threads_of(model: str, rounds: int) -> list[dict[str, Any]]:
     """Each number of threads in processes of its own, taking turns."""
-    times: dict[tuple[str, int], list[float]] = {key: [] for key in product(VARIANTS, COUNTS)}
-    for key in interleaved(list(times), rounds):
-        times[key].append(alone(steps, model, *key)["time"])
+    times = in_rounds(product(VARIANTS, COUNTS), rounds, lambda key: float(alone(steps, model, *key)["time"]))
     return [{"variant": v, "threads": n, "time": spread(values)} for (v, n), values in times.items()]
 
 
@@ -91,7 +89,7 @@ def fork_once(model: str, variant: str, way: str, threads: int | None) -> tuple[
 def forks_of(model: str, rounds: int) -> list[dict[str, Any]]:
     """Each variant, way of forking and number of threads of the child; until one fails."""
     found: dict[Any, list[Any]] = {case: [] for case in product(VARIANTS, WAYS, CHILD_THREADS)}
-    for case in interleaved(list(found), rounds):
+    for case in interleaved(found, rounds):
         if not found[case] or "time" in found[case][-1][1]:
             found[case].append(alone(fork_once, model, *case))
     results = []

@@ -22,7 +22,7 @@ from typing import Any
 from benchmarks.busy.processes import forks_of, threads_of
 from benchmarks.shared.arena import Arena
 from benchmarks.shared.files import Record
-from benchmarks.shared.measure import Call, CpuClock, interleaved, ratio, spread, time_call
+from benchmarks.shared.measure import Call, interleaved, ratio, spread, time_call
 from benchmarks.shared.options import question
 from benchmarks.shared.report import Table, number
 from benchmarks.shared.shapes import MODELS
@@ -54,13 +54,11 @@ def time_series(step: Call, count: int, at_least: float = 0.0, at_most: float = 
     It goes on for `at_least` seconds even so, since the scheduler does not share a core by microseconds, and no further
     step begins after `at_most`.
     """
-    clock = CpuClock()
     times: list[float] = []
-    begin = clock.mark()
-    passed = 0.0
+    begin, passed = time.perf_counter(), 0.0
     while len(times) < SHORTEST or passed < at_least or (len(times) < count and passed < at_most):
-        times.append(time_call(step, clock))
-        passed = (clock.mark() - begin) / 1e9
+        times.append(time_call(step))
+        passed = time.perf_counter() - begin
     return times
 
 
@@ -104,9 +102,9 @@ def measure(model: str, rounds: int, quick: bool) -> list[dict[str, Any]]:
     least = -(-(QUICK_STEPS if quick else STEPS) // rounds)
     series: dict[tuple[str, str], list[list[float]]] = {key: [] for key in product(VARIANTS, STATES)}
     with Spinners(max(STATES.values())) as spinners:
-        for i, state in enumerate(interleaved(list(STATES), rounds)):
+        for i, state in enumerate(interleaved(STATES, rounds)):
             spinners.run(STATES[state])
-            for variant in interleaved(list(VARIANTS), 1, seed=i):
+            for variant in interleaved(VARIANTS, 1, seed=i):
                 time_series(calls[variant], 0, WARM_UP_S)
                 count, longest = (least, LONGEST_S) if variant == OURS else (0, limit)
                 series[variant, state].append(time_series(calls[variant], count, limit, longest))
@@ -125,20 +123,15 @@ def measure(model: str, rounds: int, quick: bool) -> list[dict[str, Any]]:
 
 def tables(record: Record) -> Iterator[Table]:
     for model, results in record["results"].items():
-        cells: dict[str, list[str]] = {}
-        for r in results:  # state by state
-            spreads = r["time"], r["mean"], r["largest"]["ratio"]
-            cells.setdefault(r["variant"], []).extend(number(s["median"]) if r["correct"] else "WRONG" for s in spreads)
-        states = dict.fromkeys(r["state"] for r in results)
-        header = [f"{model}, µs", *map(", ".join, product(states, ("median", "mean", "largest / median")))]
-        yield Table(header, [[variant, *row] for variant, row in cells.items()])
+        cells = {
+            (r["variant"], f"{r['state']}, {what}"): number(found["median"]) if r["correct"] else "WRONG"
+            for r in results
+            for what, found in (("median", r["time"]), ("mean", r["mean"]), ("largest / median", r["largest"]["ratio"]))
+        }
+        yield Table.pivot(f"{model}, µs", cells)
     for model, results in record["threads"].items():
-        counts = dict.fromkeys(str(r["threads"]) for r in results)
-        medians: dict[str, list[str]] = {}
-        for r in results:
-            medians.setdefault(r["variant"], []).append(number(r["time"]["median"]))
-        rows = [[variant, *row] for variant, row in medians.items()]
-        yield Table([f"{model}, µs with so many threads", *counts], rows)
+        cells = {(r["variant"], str(r["threads"])): number(r["time"]["median"]) for r in results}
+        yield Table.pivot(f"{model}, µs with so many threads", cells)
     for model, results in record["fork"].items():
         threads = record["machine"]["threads"]
         rows = [[f"{r['variant']}, {r['way']}", str(r["child_threads"] or threads), outcome(r)] for r in results]

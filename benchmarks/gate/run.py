@@ -69,13 +69,12 @@ def gate(arguments: Sequence[str] | None) -> int:
     parser.add_argument("--update", action="store_true", help=f"write what is measured to {FIGURES.name}")
     text = "read the kernels only: where there is no valgrind"
     parser.add_argument("--without-counts", action="store_true", help=text)
-    parser.add_argument("--objects", type=Path, default=OBJECTS, help="where the build has left kernels_*.dir")
     args = parser.parse_args(arguments)
     console = make_console()
     if not args.without_counts and (missing := why_not()):
         console.print(f"perf-gate: nothing can be counted here: {missing}. --without-counts reads the kernels only.")
         return 1
-    kernels = read_kernels(args.objects / f"kernels_{name}.dir/csrc/cpu/kernels.cpp.o" for name in REGISTERS)
+    kernels = read_kernels(OBJECTS / f"kernels_{name}.dir/csrc/cpu/kernels.cpp.o" for name in REGISTERS)
     module = Path(importlib.import_module("fusedoptim._C").__file__ or "").read_bytes()
     failures = [f"{name}: not in the module as built" for name, code in kernels.items() if not holds(module, code)]
     measured = None if args.without_counts else count_instructions()

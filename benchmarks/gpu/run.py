@@ -30,7 +30,6 @@ import torch
 
 from benchmarks import ROOT
 from benchmarks.gpu.build import build, find_sanitizer, missing, stand_ins
-from benchmarks.gpu.device import Device
 from benchmarks.gpu.parts import PARTS, Calls, Record, run_limited, run_part, run_units
 from benchmarks.shared.files import QUICK_RESULTS, RESULTS, save_json
 
@@ -74,7 +73,7 @@ def bits_calls(args: argparse.Namespace, short: bool = False) -> Calls:
         bits, checks = map(importlib.import_module, ("on_device.bits", "on_device.checks"))
     is_small = args.rehearse or short
     sizes = bits.SHORT_SIZES if is_small else bits.SIZES
-    settings = bits.Settings(Device("cpu" if args.rehearse else "cuda:0"), sizes, quick=args.quick or is_small)
+    settings = bits.Settings(bits.Device("cpu" if args.rehearse else "cuda:0"), sizes, quick=args.quick or is_small)
     chosen = checks.SHORT_CHECKS if short else checks.CHECKS
 
     def checked(name: str) -> dict[str, Any]:
@@ -89,7 +88,7 @@ def time_calls(args: argparse.Namespace) -> Calls:
         from benchmarks.gpu import time as times
     if args.rehearse:
         return dict(times.units(times.rehearsal()))
-    plan = times.Plan(Device("cuda:0"))
+    plan = times.Plan(torch.device("cuda:0"))
     if args.quick:
         plan = dataclasses.replace(plan, rounds=5, loop_rounds=2, iterations=30)
     return dict(times.units(plan))

@@ -7,16 +7,20 @@ launches; torch's for-loop fills it all the same, and then its time is the devic
 """
 
 import gc
+import json
 import statistics
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu.arena import Copy, launches
-from benchmarks.gpu.device import Device
-from benchmarks.shared.arena import Arena
-from benchmarks.shared.measure import Call, clock_for, interleaved, ratio, spread, time_call, time_rounds
+import torch
+from torch import Tensor
+
+from benchmarks.shared.arena import Arena, figures_of
+from benchmarks.shared.measure import Call, clock_for, in_rounds, ratio, spread, time_call, time_rounds
 from benchmarks.shared.shapes import MODELS, Model
 from benchmarks.shared.timed_training import TimedTraining
 from benchmarks.shared.variants import OURS, RULES
@@ -37,7 +41,7 @@ Unit = dict[str, Any]
 
 @dataclass(frozen=True)
 class Plan:
-    device: Device
+    device: torch.device
     rounds: int = 15  # of each measurement of a step
     loop_rounds: int = 3  # of each training
     iterations: int = 100  # of a timed training
@@ -48,45 +52,90 @@ class Plan:
         return (self.models or MODELS)[name]
 
 
-def host_time(call: Call, device: Device) -> float:
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+class Copy:
+    """A copy within the memory of the device, which reads `count` bytes: what its bandwidth is measured against."""
+
+    def __init__(self, device: torch.device, count: int) -> None:
+        self.source = torch.ones(count // 4, device=device)
+        self.target = torch.empty_like(self.source)
+        self.moved = 2 * count
+
+    def __call__(self) -> Tensor:
+        return self.target.copy_(self.source)
+
+
+@dataclass(frozen=True)
+class Launches:
+    """What a call has run on the GPU, by the trace of torch's profiler."""
+
+    kernels: int
+    device_us: float  # microseconds of these, and of copies and fillings of memory that are no kernels
+
+    @classmethod
+    def of(cls, trace: Mapping[str, Any]) -> "Launches | None":
+        """Reads a trace in Chrome's format; None if it shows no launch: then the profiler saw nothing of the GPU."""
+        events = [event for event in trace["traceEvents"] if event.get("ph") == "X"]
+        kernels = sum(event.get("cat") == "kernel" for event in events)
+        time = sum(event["dur"] for event in events if event.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset"))
+        return cls(kernels, time) if kernels else None
+
+
+def launches(call: Call, device: torch.device) -> Launches | None:
+    """Profiles two calls, and reads the trace of the second: in the first the profiler may still be starting."""
+    kinds = torch.profiler.ProfilerActivity
+    for _ in range(2):
+        with torch.profiler.profile(activities=[kinds.CPU, *([kinds.CUDA] * (device.type == "cuda"))]) as profile:
+            call()
+            synchronize(device)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "trace.json"
+        profile.export_chrome_trace(str(path))
+        return Launches.of(json.loads(path.read_text()))
+
+
+def host_time(call: Call, device: torch.device) -> float:
     """Microseconds until a call returns, the median of a few that nobody waits for."""
-    device.synchronize()
+    synchronize(device)
     times = time_rounds({0: call}, HOST_CALLS)[0]
-    device.synchronize()
+    synchronize(device)
     return statistics.median(times)
 
 
 def measure_step(plan: Plan, name: str, rule: str) -> Unit:
     """All figures of one rule on the shapes of one model, as a JSON object; times in microseconds."""
     device, model, kind = plan.device, plan.model(name), RULES[rule]
-    arena, clock = Arena(model, rule, device=device.torch), clock_for(device.torch)
+    arena, clock = Arena(model, rule, device=device), clock_for(device)
     copy = Copy(device, plan.copied)
     verdicts = arena.check(NAMES)
     calls: dict[str, Call] = {variant: arena.step(variant) for variant in NAMES} | {COPY: copy}
-    times: dict[str, list[float]] = {variant: [] for variant in calls}
-    host: dict[str, list[float]] = {variant: [] for variant in calls}
     for call in calls.values():
         for _ in range(WARM_UP):
             arena.write_grads()
             call()
-    for variant in interleaved(list(calls), plan.rounds):
+
+    def take(variant: str) -> tuple[float, float]:
         arena.write_grads()
-        device.synchronize()
-        times[variant].append(time_call(calls[variant], clock, 1 if variant == COPY else model.repeats))
-        host[variant].append(host_time(calls[variant], device))
+        synchronize(device)
+        time = time_call(calls[variant], 1 if variant == COPY else model.repeats, clock)
+        return time, host_time(calls[variant], device)
+
+    taken = {variant: list(zip(*pairs, strict=True)) for variant, pairs in in_rounds(calls, plan.rounds, take).items()}
+    times = {variant: pair[0] for variant, pair in taken.items()}
     moved = model.elements * kind.bytes_per_element
-    figures: dict[str, Any] = {}
+    figures = figures_of({variant: times[variant] for variant in NAMES}, verdicts)
     for variant in NAMES:
         seen = launches(calls[variant], device)
         speed = [moved / us for us in times[variant]]
-        figures[variant] = {
-            "time": spread(times[variant]),
-            "host": spread(host[variant]),
+        figures[variant] |= {
+            "host": spread(taken[variant][1]),
             "gb_per_s": statistics.median(speed) / 1e3,
             "copy_share": ratio(speed, [copy.moved / us for us in times[COPY]]),
-            "ratio": ratio(times[variant], times[OURS]),
             "launches": asdict(seen) if seen else None,
-            **asdict(verdicts[variant]),
         }
     copied = {"time": spread(times[COPY]), "gb_per_s": copy.moved / statistics.median(times[COPY]) / 1e3}
     shape = {"model": name, "optimizer": rule, "tensors": len(model.shapes), "elements": model.elements, "bytes": moved}
@@ -95,7 +144,7 @@ def measure_step(plan: Plan, name: str, rule: str) -> Unit:
 
 def measure_loop(plan: Plan, workload: str, rule: str) -> Unit:
     how = workload, rule, LOOP_VARIANTS, plan.loop_rounds, plan.iterations
-    result = TimedTraining(*how, device=plan.device.torch).run()
+    result = TimedTraining(*how, device=plan.device).run()
     return {**result, "passed": result["variants"][OURS]["correct"]}
 
 
@@ -116,4 +165,4 @@ def units(plan: Plan) -> Iterator[tuple[str, partial[Unit]]]:
 def rehearsal() -> Plan:
     """All measurements on the CPU, on tensors so small that they take no time: figures that mean nothing."""
     models = {name: Model(((7, 9), (65,)), 1, repeats=2) for name in MODELS}
-    return Plan(Device("cpu"), rounds=3, loop_rounds=1, iterations=2, models=models, copied=2**16)
+    return Plan(torch.device("cpu"), rounds=3, loop_rounds=1, iterations=2, models=models, copied=2**16)

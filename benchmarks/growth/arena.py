@@ -18,14 +18,13 @@ from torch import Tensor
 from benchmarks.shared.arena import CHECK_SCALES, LR, SharedTensors, StepVerdict, after_exact_steps
 from benchmarks.shared.correctness import Error, no_worse
 from benchmarks.shared.shapes import Model
-from benchmarks.shared.variants import RULES, YARDSTICKS
+from benchmarks.shared.variants import YARDSTICKS
 
 RULE = "adam"
 PERIOD = 1_048_573  # elements of the pattern, a prime
 ENOUGH, TRIALS = 4096, 64  # elements that a check sees, as long as it takes no more trials
 SLICES = 64
 TENSOR = 64  # elements in each of many tensors
-BYTES = RULES[RULE].bytes_per_element
 RESIDENT = 16  # bytes per element that a step touches: parameter, gradient and two of state, fp32
 TEMPORARY = 8  # bytes per element that torch's for-loop allocates in a step: sqrt(v), and its quotient by a number
 

@@ -14,22 +14,28 @@ Output: a table for each, `growth.json`, written after each size; exit status 1 
 import argparse
 import gc
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.growth import arena as arenas
-from benchmarks.growth.arena import RESIDENT, TEMPORARY, TENSOR
-from benchmarks.growth.time import MOST_ROUNDS, VARIANTS, at_size
-from benchmarks.shared import options
-from benchmarks.shared.files import Record, save_json
-from benchmarks.shared.probe import Way
-from benchmarks.shared.report import Table, each, is_wrong, time_and_ratio
+from benchmarks.growth.arena import RESIDENT, TEMPORARY, TENSOR, GrowthArena, many_tensors, one_tensor
+from benchmarks.shared.arena import figures_of
+from benchmarks.shared.files import Record
+from benchmarks.shared.measure import Call, time_call, time_rounds
+from benchmarks.shared.options import Parser, question
+from benchmarks.shared.probe import Probe, Way
+from benchmarks.shared.report import Table, each, time_and_ratio
 from benchmarks.shared.shapes import Model
 from benchmarks.shared.variants import LIMIT, OURS
 
-SPARE = 2**30  # bytes of memory left to others
 FOR_LOOP = "torch-default"
+VARIANTS = (OURS, FOR_LOOP, "torch-fused")
+MEASUREMENT = 5e3  # microseconds that one takes, over several calls in a row if need be
+MOST_REPEATS = 1000
+BUDGET = 0.5  # seconds for each variant, as long as that allows of `LEAST_ROUNDS`
+LEAST_ROUNDS, MOST_ROUNDS = 3, 15
+LARGE = 2**24  # elements beyond which no call warms up, and the streaming limit goes the way of the size before
+SPARE = 2**30  # bytes of memory left to others
 
 
 class Axis(NamedTuple):
@@ -42,10 +48,43 @@ class Axis(NamedTuple):
 
 AXES = {
     "tensors": Axis(f"tensors of {TENSOR} elements", (*(2**i for i in range(17)), 100_000), (1, 8, 64, 512, 4096), 4,
-                    arenas.many_tensors),
+                    many_tensors),
     "elements": Axis("elements in one tensor", tuple(2**i for i in range(31)), tuple(2**i for i in range(0, 24, 2)), 5,
-                     arenas.one_tensor),
+                     one_tensor),
 }  # fmt: skip
+
+
+def probe_of(arena: GrowthArena, last: Sequence[Way] | None) -> Probe:
+    """The streaming limit of the arena's tensors, by the way found best there or, if they are large, at the last."""
+    elements = arena.model.elements
+    few = {"trials": 2, "repeats": 2} if elements > 2**18 else {"repeats": 10}
+    return arena.probe(chosen=last if elements > LARGE else None, **few)
+
+
+def time_calls(calls: Mapping[str, Call], rounds: int, warm: bool = True) -> dict[str, list[float]]:
+    """Times each call once a round, slow ones in the first rounds only."""
+    repeats = dict.fromkeys(calls, 1)
+    for name, call in calls.items() if warm else ():
+        took = time_call(call)
+        took = took if took > 1e5 * BUDGET else min(time_call(call) for _ in range(3))
+        repeats[name] = max(1, min(MOST_REPEATS, int(MEASUREMENT / took)))
+
+    def before(name: str) -> None:
+        if repeats[name] > 1:
+            calls[name]()
+
+    return time_rounds(calls, rounds, repeats, before=before, seconds=BUDGET, fewest=LEAST_ROUNDS)
+
+
+def at_size(model: Model, names: Sequence[str], rounds: int, last: Sequence[Way] | None) -> tuple[Record, list[Way]]:
+    """The result of one size as a JSON object, whose steps are checked; and the best way of the streaming limit."""
+    arena = GrowthArena(model)
+    optimizers = {name: arena.optimizer(name) for name in names}
+    verdicts = arena.check(optimizers)
+    probe = probe_of(arena, last)
+    calls: dict[str, Call] = {name: optimizer.step for name, optimizer in optimizers.items()} | {LIMIT: probe}
+    times = time_calls(calls, rounds, warm=model.elements <= LARGE)
+    return {"elements": model.elements, "variants": figures_of(times, verdicts)}, probe.ranking[:1]
 
 
 def is_free(size: int) -> bool:
@@ -88,32 +127,22 @@ def tables(record: Record) -> Iterator[Table]:
         yield Table([f"µs a step (times ours), {AXES[name].title}", *names], rows)
 
 
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = options.Parser(__doc__, rounds=(MOST_ROUNDS, 3), threads=2)
-    parser.add_argument("--minutes", type=float, default=9.5, help="sizes that would take longer are left out")
+def add_options(parser: Parser) -> None:
+    parser.add_limit("--minutes", 9.5, 9.5, "sizes that would take longer are left out")
     parser.add_argument("--most", type=int, default=2**30, help="no size beyond (default: 2^30)")
-    return parser.parse(arguments)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    args = parse(arguments)
+def measure(args: argparse.Namespace) -> Iterator[Record]:
     begun = time.monotonic()
-    console, machine = options.begin(args)
-    record: dict[str, Any] = {
-        "machine": machine,
-        "settings": {name: getattr(args, name) for name in ("rounds", "threads", "minutes", "most", "quick")},
-        "left_out": [],
-        "axes": {},
-    }
-    for i, name in enumerate(each(console, list(AXES), str)):
+    record: dict[str, Any] = {"left_out": [], "axes": {}}
+    for i, name in enumerate(each(list(AXES), str)):
         sizes = [size for size in (AXES[name].quick if args.quick else AXES[name].sizes) if size <= args.most]
         results = record["axes"][name] = []
         until = begun + 60 * args.minutes * (i + 1) / len(AXES)
         for result in measured(name, sizes, args.rounds, until, record["left_out"]):
             results.append(result)
-            save_json(args.output / "growth.json", record)
-    save_json(args.output / "growth.json", record)
-    for table in tables(record):
-        console.print(table.rich())
-    console.print(*(f"left out: {note}" for note in record["left_out"]), sep="\n")
-    return int(is_wrong([r["variants"][OURS] for results in record["axes"].values() for r in results]))
+            yield record
+    yield record
+
+
+main = question(__doc__, "growth", measure, tables, {}, add_options, rounds=(MOST_ROUNDS, 3), threads=2)

@@ -12,23 +12,14 @@ Exit status 1 if a variant of ours trained wrongly.
 import argparse
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import product
 from typing import Any
 
-import torch
-
-from benchmarks.shared.files import Record, save_json
-from benchmarks.shared.measure import clock_for
-from benchmarks.shared.options import Parser, begin, positive
-from benchmarks.shared.report import (
-    Table,
-    correct_text,
-    is_wrong,
-    make_progress,
-    result_text,
-    spread_text,
-)
+from benchmarks.shared.files import Record
+from benchmarks.shared.measure import CPU_CLOCK
+from benchmarks.shared.options import Parser, positive, question
+from benchmarks.shared.report import Table, correct_text, each, is_wrong, make_console, result_text, spread_text
 from benchmarks.shared.tails import PLAIN, TAILS
 from benchmarks.shared.timed_training import TimedTraining
 from benchmarks.shared.variants import DISTINCT, OURS, RULES, VARIANTS
@@ -39,28 +30,25 @@ SECONDS = 4.0  # of a run; on a quiet machine the longest takes a third of that
 TAIL_RULE = "adam"  # whose loops also have the other tails by default
 
 
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    lines = (f"  {name:12} {w.summary}; {w.iterations} iterations" for name, w in WORKLOADS.items())
-    parser = Parser(__doc__, "\n".join(("workloads:", *lines)), rounds=(5, 2))
-    parser.add_names("--workload", WORKLOADS, "what to train (default: all)")
-    parser.add_names("--optimizer", RULES, "with which optimizers (default: all)")
+def add_options(parser: Parser) -> None:
     parser.add_names("--tail", TAILS, f"what follows the backward pass (default: all with {TAIL_RULE}, else plain)")
     parser.add_names("--variants", VARIANTS, "which implementations (default: all that differ)")
     parser.add_argument("--iterations", type=positive, help="length of a run (default: the workload's own)")
     parser.add_limit("--seconds", SECONDS, 0.5, "the longest that a run may take")
     parser.add_limit("--minutes", 45.0, 8.0, "when to begin nothing more")
-    args = parser.parse(arguments)
-    args.iterations = args.iterations or (QUICK_ITERATIONS if args.quick else None)
-    args.variants = args.variants or DISTINCT
-    return args
 
 
 def make_cases(args: argparse.Namespace) -> list[TimedTraining]:
+    names, length = args.variants or DISTINCT, args.iterations or (QUICK_ITERATIONS if args.quick else None)
     return [
-        TimedTraining(workload, rule, args.variants, args.rounds, args.iterations, tail, seconds=args.seconds)
+        TimedTraining(workload, rule, names, args.rounds, length, tail, seconds=args.seconds)
         for workload, rule, tail in product(args.workload or WORKLOADS, args.optimizer or RULES, TAILS)
         if (tail in args.tail if args.tail else tail == PLAIN or rule == TAIL_RULE)
     ]
+
+
+def label(case: TimedTraining) -> str:
+    return f"{case.name}, {case.rule}, {case.tail}"
 
 
 def case_label(result: Record) -> str:
@@ -76,7 +64,7 @@ def case_table(result: Record) -> Table:
         "loop": "loop",
         "loop ratio": "loop_ratio",
         "step ratio": "step_ratio",
-        "error": lambda figures: f"{figures['rounding']['overall']:.1e}" if "rounding" in figures else "-",
+        "error": "rounding.overall",
         "result": result_text,
     }
     title = f"{case_label(result)}, {result['iterations']} iterations"
@@ -93,41 +81,32 @@ def summary_table(results: Sequence[Record]) -> Table:
     return Table(("whole loop, times ours", *others, "results"), rows, "summary")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    args = parse(arguments)
-    end = time.monotonic() + 60 * args.minutes
-    console, machine = begin(args)
-    clock = clock_for(torch.device("cpu"))
-    cost = statistics.median(clock.between([clock.mark() for _ in range(2000)]))
+def measure(args: argparse.Namespace) -> Iterator[Record]:
+    console, end = make_console(), time.monotonic() + 60 * args.minutes
+    cost = statistics.median(CPU_CLOCK.between([CPU_CLOCK.mark() for _ in range(2000)]))
     console.print(f"clock: {cost:.3f} µs a reading; times are medians in µs\n")
-    cases = make_cases(args)
     results: list[dict[str, Any]] = []
-    record: dict[str, Any] = {
-        "machine": machine,
-        "clock_cost_us": cost,
-        "settings": {"rounds": args.rounds, "zero_grad": "separate", "quick": args.quick},
-        "results": results,
-        "left_out": [],
-    }
+    record: dict[str, Any] = {"clock_cost_us": cost, "results": results, "left_out": []}
 
     def show_first(result: Any) -> None:
         if not results:
             console.print("[dim]after the first round:[/]", case_table(result).rich())
 
-    with make_progress(console) as progress:
-        bar = progress.add_task("", total=sum(case.units for case in cases))
-        for case in cases:
-            label = f"{case.name}, {case.rule}, {case.tail}"
-            progress.update(bar, description=label)
-            if time.monotonic() > end:
-                record["left_out"].append(label)
-                continue
-            results.append(case.run(lambda: progress.advance(bar), show_first))
+    for case in each(make_cases(args), label):
+        if time.monotonic() > end:
+            record["left_out"].append(f"{label(case)}, for want of time (--minutes)")
+        else:
+            results.append(case.run(show_first))
             console.print(case_table(results[-1]).rich())
-            save_json(args.output / "train_loop.json", record)  # so that an interrupted run leaves what it has
+        yield record
 
-    save_json(args.output / "train_loop.json", record)
-    console.print(summary_table(results).rich())
-    for label in record["left_out"]:
-        console.print(f"left out for want of time (--minutes): {label}")
-    return int(is_wrong([result["variants"].get(OURS) for result in results]))
+
+def tables(record: Record) -> Iterator[Table]:
+    yield summary_table(record["results"])
+
+
+workloads = "\n".join(f"  {name:12} {w.summary}; {w.iterations} iterations" for name, w in WORKLOADS.items())
+main = question(
+    __doc__, "train_loop", measure, tables, {"--workload": WORKLOADS, "--optimizer": RULES}, add_options,
+    epilog=f"workloads:\n{workloads}", rounds=(5, 2),
+)  # fmt: skip

@@ -26,7 +26,7 @@ from benchmarks.shared.files import Record
 from benchmarks.shared.measure import Call, in_turn, ratio, spread, time_rounds
 from benchmarks.shared.options import question
 from benchmarks.shared.probe import Probe
-from benchmarks.shared.report import Table, number, result_text, unfinished
+from benchmarks.shared.report import Column, Table, number, result_text, unfinished
 from benchmarks.shared.shapes import MODELS
 from benchmarks.shared.tails import MAX_NORM, Tail
 from benchmarks.shared.variants import OURS, REFERENCE, VARIANTS, Variant
@@ -139,21 +139,19 @@ def measure(work: str, model: str, rounds: int) -> dict[str, Any]:
     return result
 
 
+COLUMNS: dict[str, Column] = {
+    "parameters of": "model",
+    "ours, µs": "ours.median",
+    "torch, µs": "torch.median",
+    "torch / ours": lambda r: "{} ({} to {})".format(*(number(r["ratio"][key]) for key in ("median", "low", "high"))),
+    "at least": lambda r: "" if r["target"] is None else number(r["target"]),
+    f"limit / ours ({SHARE})": lambda r: number(r["share"]["median"]) if "share" in r else "",
+    "result": result_text,
+}
+
+
 def tables(record: Record) -> Iterator[Table]:
-    rows = (
-        [
-            r["work"],
-            r["model"],
-            *(number(r[key]["median"]) for key in ("ours", "torch")),
-            f"{number(r['ratio']['median'])} ({number(r['ratio']['low'])} to {number(r['ratio']['high'])})",
-            "" if r["target"] is None else number(r["target"]),
-            number(r["share"]["median"]) if "share" in r else "",
-            result_text(r),
-        ]
-        for r in record["results"]
-    )
-    header = ("", "parameters of", "ours, µs", "torch, µs", "torch / ours", "at least", f"limit / ours ({SHARE})")
-    yield Table((*header, "result"), rows, "The tail")
+    yield Table.of(COLUMNS, ((r["work"], r) for r in record["results"]), "The tail")
 
 
 def run(args: argparse.Namespace) -> Record:

@@ -1,7 +1,7 @@
 """The trainings of `run.py`: those of the harness, and larger ones, whose memory the C library may give back."""
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -36,13 +36,9 @@ class Bare(nn.Module):
         return torch.stack([FirstElement.apply(p) for p in self.weights]).square().mean()  # type: ignore[no-untyped-call]
 
 
-def bare(name: str) -> Callable[[], Task]:
-
-    def make() -> Task:
-        data = torch.zeros(1), torch.zeros(())
-        return Task(Bare(MODELS[name].shapes), lambda loss, _: loss, [data])
-
-    return make
+def bare(name: str) -> Task:
+    data = torch.zeros(1), torch.zeros(())
+    return Task(Bare(MODELS[name].shapes), lambda loss, _: loss, [data])
 
 
 def images(channels: int = 16, batch: int = 8, size: int = 224, classes: int = 10) -> Task:
@@ -64,6 +60,6 @@ TRAININGS = {
         lambda: regression((4096, 4096, 4096, 16), 32, "mean"),
     ),
     "image-cnn": Workload("three convolutions on 8 images of 224 x 224: activations of 26 MB", 10, SMALL_LR, images),
-    "resnet50": Workload("the shapes of ResNet-50, a backward that writes gradients", 20, SMALL_LR, bare("resnet50")),
-    "gpt2": Workload("the shapes of GPT-2, a backward that writes all gradients", 5, SMALL_LR, bare("gpt2")),
+    "resnet50": Workload("ResNet-50's shapes; backward writes all gradients", 20, SMALL_LR, lambda: bare("resnet50")),
+    "gpt2": Workload("GPT-2's shapes; backward writes all gradients", 5, SMALL_LR, lambda: bare("gpt2")),
 }  # fmt: skip

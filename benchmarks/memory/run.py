@@ -3,12 +3,13 @@
 Each training runs in fresh processes, one per way of clearing gradients and of getting memory, interleaved: time, page
 faults and size. Everything is trained by our Adam; losses and parameters are compared with those of the first way.
 Beside the workloads of `loop` there are two with large tensors and the shapes of ResNet-50 and GPT-2 with a backward
-that writes all gradients and computes nothing.
+that writes all gradients and computes nothing. Where there is strace, it counts the system calls of an iteration.
 
-Output: a table for each training, `pages.json`; exit status 1 if a way has changed a result.
+Output: tables for each training, `pages.json`; exit status 1 if a way has changed a result.
 """
 
 import argparse
+import shutil
 import statistics
 from collections.abc import Iterator, Sequence
 from itertools import product
@@ -17,19 +18,20 @@ from typing import Any
 import torch
 
 from benchmarks.memory.models import TRAININGS
-from benchmarks.memory.worker import Way, ask
+from benchmarks.memory.worker import CALLS, Way, ask, system_calls
 from benchmarks.shared.files import Record
-from benchmarks.shared.measure import interleaved, ratio, spread
+from benchmarks.shared.measure import in_rounds, ratio, spread
 from benchmarks.shared.options import question
-from benchmarks.shared.report import Table, each, make_console, result_text
+from benchmarks.shared.report import Table, each, result_text
 
 SECONDS, QUICK_SECONDS = 0.3, 0.05  # for which each training is timed
-BASELINE = "set_to_none=True"
+TRACED_S = 5.0  # for which its system calls are counted, much slower
+BASELINE, KEEP = "set_to_none=True", "keep_freed_memory"
 WAYS = {
     BASELINE: Way(),
     "set_to_none=False": Way("fill"),
     "to_zero": Way("to_zero"),
-    "keep_freed_memory": Way(keep=True),
+    KEEP: Way(keep=True),
     # glibc 2.35: malloc asks for huge pages
     "hugetlb": Way(environment={"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}),
     "torch's THP": Way(environment={"THP_MEM_ALLOC_ENABLE": "1"}),  # torch asks, for blocks from 2 MiB on
@@ -52,21 +54,28 @@ def way_result(outcomes: Sequence[Record], baseline: Sequence[Record]) -> dict[s
 
 def train(training: str, args: argparse.Namespace) -> dict[str, Any]:
     """A training in all ways."""
-    outcomes: dict[str, list[Record]] = {name: [] for name in WAYS}
-    seconds = QUICK_SECONDS if args.quick else SECONDS
-    for name in interleaved(list(WAYS), args.rounds):
-        outcomes[name].append(ask(training, WAYS[name], seconds, torch.get_num_threads()))
+    how = QUICK_SECONDS if args.quick else SECONDS, torch.get_num_threads()
+    outcomes = in_rounds(WAYS, args.rounds, lambda name: ask(training, WAYS[name], *how))
     return {name: way_result(found, outcomes[BASELINE]) for name, found in outcomes.items()}
 
 
+def count_calls(args: argparse.Namespace) -> dict[str, Any]:
+    """The system calls of each training, in two ways; of none where there is no strace."""
+    how = QUICK_SECONDS if args.quick else TRACED_S, torch.get_num_threads()
+    trainings = each(args.training or list(TRAININGS), str) if shutil.which("strace") else ()
+    return {t: {name: system_calls(t, WAYS[name], *how) for name in (BASELINE, KEEP)} for t in trainings}
+
+
 def run(args: argparse.Namespace) -> Record:
-    trainings = each(make_console(), args.training or list(TRAININGS), str)
-    return {"results": {training: train(training, args) for training in trainings}}
+    results = {training: train(training, args) for training in each(args.training or list(TRAININGS), str)}
+    return {"results": results, "calls": count_calls(args)}
 
 
 def tables(record: Record) -> Iterator[Table]:
     for training, ways in record["results"].items():
         yield Table.of(COLUMNS, ways, f"{training}, Adam: an iteration")
+    for training, ways in record["calls"].items():
+        yield Table.of(dict(zip(CALLS, CALLS, strict=True)), ways, f"{training}, Adam: system calls of an iteration")
 
 
 main = question(__doc__, "pages", run, tables, {"--training": TRAININGS}, rounds=(3, 1))

@@ -3,13 +3,14 @@
 import math
 import signal
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+from torch.utils._pytree import tree_leaves
 
 from benchmarks.peers.list import PEERS
 from benchmarks.shared.arena import LR, Arena
@@ -50,19 +51,13 @@ def shortened(text: str) -> str:
     return line if len(line) <= REASON_LENGTH else line[: REASON_LENGTH - 1] + "…"
 
 
-def tensors_in(value: Any) -> Iterator[Tensor]:
-    """The plain tensors that a value of an optimizer's state is made of."""
-    if isinstance(value, Mapping):
-        value = list(value.values())
-    if isinstance(value, (list, tuple)):
-        for item in value:
-            yield from tensors_in(item)
-    elif isinstance(value, Tensor) and is_traceable_wrapper_subclass(value):
-        names, _ = value.__tensor_flatten__()
-        for name in names:
-            yield from tensors_in(getattr(value, name))
-    elif isinstance(value, Tensor):
-        yield value
+def tensors_in(state: Any) -> Iterator[Tensor]:
+    """The plain tensors that an optimizer's state is made of."""
+    for value in tree_leaves(state):
+        if isinstance(value, Tensor) and is_traceable_wrapper_subclass(value):
+            yield from tensors_in([getattr(value, name) for name in value.__tensor_flatten__()[0]])
+        elif isinstance(value, Tensor):
+            yield value
 
 
 def state_bytes(optimizer: Any) -> int:

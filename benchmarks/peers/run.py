@@ -8,6 +8,7 @@ One that takes seconds gets fewer rounds, at least three. What does not run is l
 Output: a table for all models and optimizers, `peers.json`; exit status 1 if a step of ours was wrong.
 """
 
+import argparse
 import gc
 import importlib
 import logging
@@ -17,7 +18,6 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from itertools import product
 from pathlib import Path
@@ -27,14 +27,14 @@ import torch
 
 from benchmarks.peers.arena import LIMIT_S, PeerArena, judgement, state_bytes
 from benchmarks.peers.list import PACKAGES, PEERS
-from benchmarks.shared.files import Record, save_json
-from benchmarks.shared.measure import ratio, spread, time_rounds
-from benchmarks.shared.options import Parser, begin, positive
-from benchmarks.shared.report import Case, Table, bold, each, number
+from benchmarks.shared.arena import figures_of
+from benchmarks.shared.files import Record
+from benchmarks.shared.measure import time_rounds
+from benchmarks.shared.options import Parser, question
+from benchmarks.shared.report import Table, bold, each, number
 from benchmarks.shared.shapes import MODELS
 from benchmarks.shared.variants import OURS, RULES
 
-MINUTES = 10
 FEWEST_ROUNDS = 3
 SECONDS_EACH = 2.0  # of rounds, for each peer on each model, but for the fewest rounds
 COMPILING = 0.5  # of the time, after which nothing more is compiled
@@ -60,7 +60,7 @@ def why_not(name: str, rule: str, late: bool) -> str | None:
     return PEERS[name].why_not(rule) or (too_late if late and PEERS[name].compiles else None)
 
 
-def compare(case: Case, names: Sequence[str], late: bool, rounds: int | None) -> dict[str, Any]:
+def compare(case: tuple[str, str], names: Sequence[str], late: bool, rounds: int | None) -> dict[str, Any]:
     """Checks and times the peers on the shapes of a model; the result is a JSON object, times in microseconds."""
     model, rule = MODELS[case[0]], case[1]
     missing = {name: why for name in names if (why := why_not(name, rule, late))}
@@ -70,17 +70,10 @@ def compare(case: Case, names: Sequence[str], late: bool, rounds: int | None) ->
     calls = {name: arena.step(name) for name in names if name not in missing}
     how: dict[str, Any] = {"before": arena.write_grads, "warm_up": 1, "seconds": SECONDS_EACH}
     times = time_rounds(calls, rounds or model.rounds, model.repeats, fewest=rounds or FEWEST_ROUNDS, **how)
-    variants = {
-        name: {
-            "time": spread(values),
-            "ratio": ratio(values, times[OURS]),
-            "rounds": len(values),
-            **asdict(verdicts[name]),
-            "result": judgement(verdicts[name].correct, verdicts[name].error.overall, PEERS[name].bits),
-            "state_bytes_per_element": state_bytes(arena.optimizers[name]) / model.elements,
-        }
-        for name, values in times.items()
-    }
+    variants = figures_of(times, verdicts)
+    for name, figures in variants.items():
+        figures["result"] = judgement(verdicts[name].correct, verdicts[name].error.overall, PEERS[name].bits)
+        figures["state_bytes_per_element"] = state_bytes(arena.optimizers[name]) / model.elements
     return {"model": case[0], "optimizer": rule, "variants": variants, "missing": missing}
 
 
@@ -123,31 +116,28 @@ def not_measured(record: Record) -> Iterator[str]:
         yield f"{name}, {rule}{on}: {why}"
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = Parser(__doc__, rounds=(None, 5), threads=2)
-    parser.add_names("--model", MODELS, "which shapes (default: all)")
-    parser.add_names("--optimizer", RULES, "which optimizers (default: all)")
+def add_options(parser: Parser) -> None:
     parser.add_names("--peers", PEERS, "which implementations, beside ours (default: all)")
-    text = f"how long all should take: nothing is compiled in the later half (default: {MINUTES})"
-    parser.add_argument("--minutes", type=positive, default=MINUTES, help=text)
-    args = parser.parse(arguments)
+    parser.add_limit("--minutes", 10, 10, "how long all should take: nothing is compiled in the later half")
+
+
+def measure(args: argparse.Namespace) -> Iterator[Record]:
     prepare()
-    console, machine = begin(args)
     versions = dict.fromkeys(PACKAGES, "not installed")
     for package in PACKAGES:
         with suppress(PackageNotFoundError):
             versions[package] = version(package)
-    settings = {"rounds": args.rounds, "quick": args.quick}
-    record: dict[str, Any] = {"machine": machine, "settings": settings, "versions": versions, "results": []}
+    results: list[Record] = []
     names = list(dict.fromkeys((OURS, *(args.peers or PEERS))))
     end = time.monotonic() + COMPILING * 60 * args.minutes
-    for case in each(console, [(m, rule) for rule, m in product(args.optimizer or RULES, args.model or MODELS)]):
-        record["results"].append(compare(case, names, time.monotonic() > end, args.rounds))
-        save_json(args.output / "peers.json", record)
+    for case in each([(m, rule) for rule, m in product(args.optimizer or RULES, args.model or MODELS)]):
+        results.append(compare(case, names, time.monotonic() > end, args.rounds))
+        yield {"versions": versions, "results": results, "left_out": list(not_measured({"results": results}))}
         torch._dynamo.reset()
         gc.collect()
-    for table in tables(record):
-        console.print(table.rich())
-    for line in not_measured(record):
-        console.print(f"not measured: {line}", markup=False)
-    return int(not all(result["variants"].get(OURS, {}).get("correct", False) for result in record["results"]))
+
+
+main = question(
+    __doc__, "peers", measure, tables, {"--model": MODELS, "--optimizer": RULES}, add_options,
+    rounds=(None, 5), threads=2,
+)  # fmt: skip

@@ -53,8 +53,8 @@ def older(root: Path = ROOT, results: Path = RESULTS, write: bool = False) -> li
     for name, section in SECTIONS:
         page, function = root / name, section.replace(" ", "_")
         text, files = page.read_text(), RESULTS_OF.get(section, (function,))
-        lines = getattr(sections, function)(*(load_json(results / f"{file}.json") for file in files))
-        new = replaced(text, section, list(lines))
+        lines = getattr(sections, function, partial(sections.tables_of, section.replace(" ", "-")))
+        new = replaced(text, section, list(lines(*(load_json(results / f"{file}.json") for file in files))))
         if new != text:
             found.append(f"{name}, {section}")
             if write:

@@ -1,22 +1,17 @@
 """The generated sections of the pages: the tables of the questions, with what stands around them, as Markdown."""
 
-from collections.abc import Callable, Iterator
+import importlib
+from collections.abc import Iterator
 
-from benchmarks.busy import run as busy_run
-from benchmarks.growth import run as growth_run
+from benchmarks.__main__ import QUESTIONS
 from benchmarks.limits import run as limits_run
 from benchmarks.loop import run as loop_run
-from benchmarks.loop import tail as loop_tail
 from benchmarks.peers import run as peers_run
 from benchmarks.shared.files import Record
 from benchmarks.shared.report import Table, about, time_and_ratio
 from benchmarks.shared.variants import OURS, OURS_CALLS, RULES
 from benchmarks.step import cliffs as step_cliffs
 from benchmarks.step import host_costs as step_host_costs
-from benchmarks.step import in_backward as step_in_backward
-from benchmarks.step import kernel_costs as step_kernel_costs
-from benchmarks.storage import quality as storage_quality
-from benchmarks.storage import run as storage_run
 
 RULE = "adam"  # whose figures the README shows
 LOOP_COLUMNS = (OURS, OURS_CALLS, "torch-default", "torch-fused")  # the best and the plainest of both
@@ -25,42 +20,31 @@ FIXED = ("Adam, 64 elements", "zero_grad, nothing there")  # calls whose fixed c
 
 def figures(loops: Record, steps: Record) -> Iterator[str]:
     chosen = [[result for result in record["results"] if result["optimizer"] == RULE] for record in (loops, steps)]
-    names = [name for name in LOOP_COLUMNS if any(name in result["variants"] for result in chosen[0])]
-    rows = [
-        [loop_run.case_label(r), *(time_and_ratio(r["variants"].get(n), "loop", "loop_ratio") for n in names)]
+    cells = {
+        (loop_run.case_label(r), name): time_and_ratio(r["variants"].get(name), "loop", "loop_ratio")
         for r in chosen[0]
-    ]
-    yield from Table(["µs per iteration (times ours)", *names], rows).markdown()
+        for name in LOOP_COLUMNS
+    }
+    yield from Table.pivot("µs per iteration (times ours)", cells).markdown()
     yield f"\n{about(loops)}\n"
-    names = list(dict.fromkeys((OURS, *chosen[1][0]["variants"])))
-    label = RULES[RULE].class_name
-    rows = [[f"{r['model']}, {label}", *(time_and_ratio(r["variants"].get(n)) for n in names)] for r in chosen[1]]
-    yield from Table(["µs per step (times ours)", *names], rows).markdown()
+    cells = {
+        (f"{r['model']}, {RULES[RULE].class_name}", name): time_and_ratio(r["variants"].get(name))
+        for r in chosen[1]
+        for name in (OURS, *r["variants"])
+    }
+    yield from Table.pivot("µs per step (times ours)", cells).markdown()
     yield f"\n{about(steps)}\n"
 
 
-def _plain(tables: Callable[[Record], Iterator[Table]]) -> Callable[[Record], Iterator[str]]:
-    """Tables one after another, and the machine."""
-
-    def lines(record: Record) -> Iterator[str]:
-        for table in tables(record):
-            yield from (*table.markdown(), "")
-        yield about(record)
-
-    return lines
-
-
-kernel_costs = _plain(step_kernel_costs.tables)
-in_backward = _plain(step_in_backward.tables)
-tail = _plain(loop_tail.tables)
-busy = _plain(busy_run.tables)
-storage = _plain(storage_run.tables)
-quality = _plain(storage_quality.tables)
-growth = _plain(growth_run.tables)
+def tables_of(question: str, record: Record) -> Iterator[str]:
+    """The tables of a question one after another, and the machine: a section that has no function of its own here."""
+    for table in importlib.import_module(f"benchmarks.{QUESTIONS[question]}").tables(record):
+        yield from (*table.markdown(), "")
+    yield about(record)
 
 
 def peers(record: Record) -> Iterator[str]:
-    yield from _plain(peers_run.tables)(record)
+    yield from tables_of("peers", record)
     yield f"Python {record['machine']['python']}, {', '.join(map(' '.join, record['versions'].items()))}"
     yield "\nNot measured, and why (exceptions as the package raised them):\n"
     yield from (f"- {line}" for line in peers_run.not_measured(record))

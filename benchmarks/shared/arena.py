@@ -148,15 +148,13 @@ class Arena(SharedTensors):
         for p, source in zip(self.params, self.source, strict=True):
             yield after_exact_steps(self.rule, self.lr, self.sample(p), self.sample(source))
 
-    def take_steps(self, step: Call) -> None:
+    def error(self, variant: str, exact: Sequence[Tensor], start: Sequence[Tensor]) -> Error:
+        """Takes the steps of the check with a variant, and compares with where float64 has come."""
+        step = self.step(variant)
         self.reset()
         for scale in CHECK_SCALES:
             self.write_grads(scale=scale)
             step()
-
-    def error(self, variant: str, exact: Sequence[Tensor], start: Sequence[Tensor]) -> Error:
-        """Takes the steps of the check with a variant, and compares with where float64 has come."""
-        self.take_steps(self.step(variant))
         return Error.of(map(self.sample, self.params), exact, start)
 
     def check(self, variants: Sequence[str]) -> dict[str, StepVerdict]:
@@ -181,14 +179,21 @@ class Arena(SharedTensors):
         return {variant: verdict(variant) for variant in variants}
 
 
-def figures_of(times: Times, verdicts: Mapping[str, StepVerdict], moved: int, rounds: int) -> dict[str, Any]:
-    """Times in microseconds, ratios and verdicts of every variant as a JSON object; a step moves `moved` bytes."""
+def figures_of(
+    times: Times, verdicts: Mapping[str, StepVerdict], moved: int | None = None, rounds: int = 0
+) -> dict[str, Any]:
+    """Times in microseconds, ratios and verdicts of every variant as a JSON object.
+
+    With the bytes that a step has `moved` also the bandwidth and its share of the limit; with the number of `rounds`
+    that were planned also whether there were fewer.
+    """
 
     def figures(name: str, values: Sequence[float]) -> dict[str, Any]:
+        time = spread(values)
+        speed = {"gb_per_s": moved / time["median"] / 1e3, "limit_share": ratio(times[LIMIT], values)} if moved else {}
         return {
-            "time": spread(values),
-            "gb_per_s": moved / spread(values)["median"] / 1e3,
-            "limit_share": ratio(times[LIMIT], values),
+            "time": time,
+            **speed,
             **(asdict(verdicts[name]) if name in verdicts else {}),
             **({"ratio": ratio(values, times[OURS])} if OURS in times else {}),
             **unfinished(len(values), rounds),

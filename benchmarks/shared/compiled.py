@@ -1,14 +1,13 @@
 """torch.compile of an optimizer's step, as torch's tutorial on compiled optimizers has it.
 
 Without flags torch takes its for-loop on the CPU, and that is what is compiled. All tensors of a step are in one graph,
-so compiling takes a part of a second for each; it is timed apart, as what it is: setting up.
+so compiling takes a part of a second for each; no figure contains it.
 """
 
 import contextlib
 import logging
 import os
 import tempfile
-import time
 from collections.abc import Iterator
 from typing import Any, cast
 from unittest import mock
@@ -38,10 +37,8 @@ class CompiledStep:
         counters.clear()
         self.optimizer = optimizer
         self.compiled = cast(Call, torch.compile(optimizer.step, backend=backend))
-        begin = time.perf_counter()
         for _ in range(2):
             self.compiled()
-        self.seconds = time.perf_counter() - begin  # that compiling took
 
     def forget_steps(self) -> None:
         """Sets the counts of steps back to 0; the rest of the state belongs to the caller."""

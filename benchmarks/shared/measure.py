@@ -8,7 +8,7 @@ import platform
 import random
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -17,7 +17,7 @@ import torch
 import fusedoptim
 
 K = TypeVar("K")
-CPU = Path("/sys/devices/system/cpu")
+V = TypeVar("V")
 Spread = dict[str, float]  # "median", and the first and third quartile as "low" and "high"
 Call = Callable[[], object]
 
@@ -41,17 +41,19 @@ def ratio(numerator: Sequence[float], denominator: Sequence[float]) -> Spread:
     return spread([a / b for a, b in zip(numerator, denominator, strict=False)])
 
 
-def interleaved(items: Sequence[K], rounds: int | Mapping[K, int], seed: int = 0) -> Iterator[K]:
-    """Yields every item once per round, each round in another order, so that none always runs first.
+def interleaved(items: Iterable[K], rounds: int, seed: int = 0) -> Iterator[K]:
+    """Yields every item once per round, each round in another order, so that none always runs first."""
+    order, generator = list(items), random.Random(seed)
+    for _ in range(rounds):
+        yield from generator.sample(order, len(order))
 
-    Where `rounds` has a number for each, an item that has had its rounds is not in those that follow.
-    """
-    shuffle = random.Random(seed).shuffle
-    counts = rounds if isinstance(rounds, Mapping) else dict.fromkeys(items, rounds)
-    for i in range(max(counts.values(), default=0)):
-        order = [item for item in items if counts[item] > i]
-        shuffle(order)
-        yield from order
+
+def in_rounds(items: Iterable[K], rounds: int, take: Callable[[K], V]) -> dict[K, list[V]]:
+    """What is taken of every item, once per round, in changing order."""
+    found: dict[K, list[V]] = {item: [] for item in items}
+    for item in interleaved(found, rounds):
+        found[item].append(take(item))
+    return found
 
 
 class Clock(Protocol):
@@ -88,10 +90,13 @@ class CudaClock:
 
 
 def clock_for(device: torch.device) -> Clock:
-    return CudaClock() if device.type == "cuda" else CpuClock()
+    return CudaClock() if device.type == "cuda" else CPU_CLOCK
 
 
-def time_call(call: Call, clock: Clock, repeats: int = 1) -> float:
+CPU_CLOCK = CpuClock()
+
+
+def time_call(call: Call, repeats: int = 1, clock: Clock = CPU_CLOCK) -> float:
     """The time of one call in microseconds, the mean of `repeats` calls in a row."""
     begin = clock.mark()
     for _ in range(repeats):
@@ -101,29 +106,28 @@ def time_call(call: Call, clock: Clock, repeats: int = 1) -> float:
 
 def time_rounds(
     calls: Mapping[K, Call],
-    rounds: int | Mapping[K, int],
+    rounds: int,
     repeats: int | Mapping[K, int] = 1,
     *,
     before: Callable[[K], object] = nothing,
     warm_up: int = 0,
     seconds: float = math.inf,
     fewest: int = 1,
-    clock: Clock | None = None,
+    clock: Clock = CPU_CLOCK,
 ) -> dict[K, list[float]]:
     """Microseconds of a call of each, one figure per round.
 
     Args:
         calls: What is timed, in changing order.
-        rounds: How often, or how often each.
+        rounds: How often.
         repeats: How many calls in a row make a figure.
         before: Called with the key before each figure, untimed.
         warm_up: Calls of each before the first round.
         seconds: What one key may take in all. Then it is in no round more, after `fewest`, and warms up no longer; a
             figure that would take longer by itself has fewer calls. A busy machine may take 200 times as long.
         fewest: Rounds that every key is in.
-        clock: The processor's if None.
+        clock: The processor's, or a device's.
     """
-    clock = clock or CpuClock()
     times: dict[K, list[float]] = {key: [] for key in calls}
     count = {key: repeats if isinstance(repeats, int) else repeats[key] for key in calls}
     spent = dict.fromkeys(calls, 0.0)
@@ -131,31 +135,14 @@ def time_rounds(
         for _ in range(warm_up):
             if spent[key] < 1e6 * seconds:
                 before(key)
-                spent[key] += (took := time_call(call, clock))
+                spent[key] += (took := time_call(call, clock=clock))
                 count[key] = max(1, min(count[key], int(1e6 * min(seconds, 1e6) / max(took, 1e-3))))
-    for key in interleaved(list(calls), rounds):
+    for key in interleaved(calls, rounds):
         if len(times[key]) < fewest or spent[key] < 1e6 * seconds:
             before(key)
-            times[key].append(time_call(calls[key], clock, count[key]))
+            times[key].append(time_call(calls[key], count[key], clock))
             spent[key] += times[key][-1] * count[key]
     return times
-
-
-def cpus_in(text: str) -> int:
-    """How many processors a list of the kernel's names: 0-3,8."""
-    ends = [part.split("-") for part in text.split(",")]
-    return sum(int(part[-1]) - int(part[0]) + 1 for part in ends)
-
-
-def cache_levels(root: Path = CPU) -> dict[str, dict[str, Any]]:
-    """The first core's caches for data by level, where the system tells: their bytes, kind and users."""
-    units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
-    found, names = {}, ("type", "level", "size", "shared_cpu_list")
-    for place in sorted(root.glob("cpu0/cache/index*")):
-        kind, level, size, users = ((place / name).read_text().strip() for name in names)
-        if kind != "Instruction":
-            found[f"L{level}"] = {"bytes": int(size[:-1]) * units[size[-1]], "kind": kind, "users": users}
-    return found
 
 
 def cpu_name() -> str:

@@ -2,17 +2,16 @@
 
 import argparse
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import torch
-from rich.console import Console
 
 from benchmarks import ROOT
 from benchmarks.shared.files import QUICK_RESULTS, RESULTS, Record, save_json
-from benchmarks.shared.measure import machine_info
+from benchmarks.shared.measure import machine_info, nothing
 from benchmarks.shared.report import Table, is_wrong, machine_line, make_console
 
 
@@ -75,41 +74,47 @@ class Parser(argparse.ArgumentParser):
         return args
 
 
-def begin(args: argparse.Namespace, device: torch.device | str = "cpu") -> tuple[Console, dict[str, Any]]:
-    """Sets the threads, prints where the results go, and returns the console and the machine for the results."""
+def begin(args: argparse.Namespace) -> dict[str, Any]:
+    """Sets the threads, prints where the results go, and returns the machine and the settings for the results."""
     if args.threads:
         torch.set_num_threads(args.threads)
+    machine = machine_info()
     console = make_console()
-    machine = machine_info(device)
     console.print(machine_line(machine), "[dim]±: half the interquartile range[/]")
     console.print(f"results go to {shown(args.output)}\n")
-    return console, machine
+    return {"machine": machine, "settings": {key: value for key, value in vars(args).items() if key != "output"}}
 
 
 def question(
     doc: str | None,
     name: str,
-    measure: Callable[[argparse.Namespace], Record],
+    measure: Callable[[argparse.Namespace], Record | Iterator[Record]],
     tables: Callable[[Record], Iterable[Table]],
     names: Mapping[str, Iterable[str]] = MappingProxyType({}),
+    add_options: Callable[[Parser], object] = nothing,
     **options: Any,
 ) -> Callable[[Sequence[str] | None], int]:
     """The `main` of a question that measures, saves the record as `name`.json, and prints its tables.
 
-    It has the common options, whose defaults are `options`, and those that take some of `names`. The exit status is 1
-    if a result was wrong.
+    It has the common options, whose defaults are `options`, those that take some of `names`, and what `add_options`
+    adds. A record that `measure` yields is saved at once, so that an interrupted run leaves what it has; the last is
+    the whole. What it lists as "left_out" is printed. The exit status is 1 if a result was wrong.
     """
 
     def main(arguments: Sequence[str] | None = None) -> int:
         parser = Parser(doc, **options)
         for flag, some in names.items():
             parser.add_names(flag, some, "which (default: all)")
+        add_options(parser)
         args = parser.parse(arguments)
-        console, machine = begin(args)
-        record = {"machine": machine, **measure(args)}
-        save_json(args.output / f"{name}.json", record)
-        for table in tables(record):
-            console.print(table.rich())
+        about, found = begin(args), measure(args)
+        record: Record = {}
+        for record in [found] if isinstance(found, Mapping) else found:
+            save_json(args.output / f"{name}.json", {**about, **record})
+        for table in tables({**about, **record}):
+            make_console().print(table.rich())
+        for what in record.get("left_out", ()):
+            make_console().print(f"left out: {what}", markup=False)
         return int(is_wrong(record))
 
     return main

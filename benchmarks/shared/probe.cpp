@@ -7,7 +7,6 @@
 
 #include <atomic>
 #include <cstdint>
-#include <cstring>
 
 namespace {
 
@@ -59,16 +58,12 @@ void scan_lines(const Chunk& chunk, int64_t ahead, uint64_t zero) {
     }
     char sum = 0;
     for (; i < chunk.size; ++i) sum ^= at[i];
-    for (size_t k = 0; k < sizeof(Line); ++k) sum ^= ((const char*)&all)[k];
+    for (int k = 0; k < int(sizeof(Line)); ++k) sum ^= ((const char*)&all)[k];
     if (zero != 0) at[0] = sum;
 }
 
 void scan_chunk(const Chunk& chunk, int64_t ahead, uint64_t zero) {
     ahead > 0 ? scan_lines<true>(chunk, ahead, zero) : scan_lines<false>(chunk, 0, zero);
-}
-
-void fill_chunk(const Chunk& chunk, int64_t, uint64_t zero) {
-    if (zero == 0) std::memset(chunk.stream[0], 0, size_t(chunk.size));
 }
 
 // Static: each thread walks its own share, the same in every call. Dynamic: whoever is free takes the next chunk.
@@ -101,11 +96,6 @@ void step(const Chunk* chunks, int64_t count, int written, const Way* way, uint6
 // The only stream is read, and were `zero` not 0, the sum of a chunk's bytes without carry written to its first.
 void scan(const Chunk* chunks, int64_t count, int, const Way* way, uint64_t zero) {
     share_out(chunks, count, *way, zero, scan_chunk);
-}
-
-// The only stream is written, with zeros.
-void fill(const Chunk* chunks, int64_t count, int, const Way* way, uint64_t zero) {
-    share_out(chunks, count, *way, zero, fill_chunk);
 }
 
 }  // extern "C"

@@ -89,8 +89,7 @@ class Probe:
     """The traffic of one step with almost no arithmetic, in the fastest of several ways.
 
     Args:
-        kind: "step", whose last stream is read and all others are read and written; "scan", which reads its only
-            stream; or "fill", which writes zeros.
+        kind: "step", whose last stream is read and all others are read and written; or "scan", whose only one is read.
         streams: Contiguous tensors of one dtype, one list per stream; a step leaves their values as they are.
         repeats: Calls in a row of each of the `trials` of a way, sharing the caches between them.
         chosen: The ways; all those of torch's number of threads if None.

@@ -1,5 +1,6 @@
 """How results are shown: text, tables on the console and in Markdown, progress."""
 
+import functools
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,28 +11,26 @@ from rich import table as rich_table
 from rich.console import Console
 
 from benchmarks.shared.files import Record
+from benchmarks.shared.variants import OURS
 
 MINIMUM_WIDTH = 148
 T = TypeVar("T")
 Times = Mapping[str, Sequence[float]]  # by variant, one figure per round
-Case = tuple[str, str]  # workload or model, and rule
 Column = str | Callable[[Any], str]  # a path into figures, such as "time" or "error.overall", or what makes the text
 
 
+@functools.cache
 def make_console() -> Console:
     """A console wide enough for the tables even where the output is not a terminal."""
     console = Console()
     return console if console.is_terminal else Console(width=max(console.width, MINIMUM_WIDTH))
 
 
-def make_progress(console: Console) -> progress.Progress:
-    columns = (progress.BarColumn(), progress.MofNCompleteColumn(), progress.TimeRemainingColumn())
-    return progress.Progress(progress.TextColumn("{task.description:32}"), *columns, console=console, transient=True)
-
-
-def each(console: Console, cases: Sequence[T], label: Callable[[T], str] = ", ".join) -> Iterator[T]:  # type: ignore[assignment]
+def each(cases: Sequence[T], label: Callable[[T], str] = ", ".join) -> Iterator[T]:  # type: ignore[assignment]
     """The cases, with a progress bar that names the current one."""
-    with make_progress(console) as shown:
+    columns = (progress.BarColumn(), progress.MofNCompleteColumn(), progress.TimeRemainingColumn())
+    description = progress.TextColumn("{task.description:32}")
+    with progress.Progress(description, *columns, console=make_console(), transient=True) as shown:
         bar = shown.add_task("", total=len(cases))
         for case in cases:
             shown.update(bar, description=label(case))
@@ -40,7 +39,9 @@ def each(console: Console, cases: Sequence[T], label: Callable[[T], str] = ", ".
 
 
 def number(value: float) -> str:
-    """A figure to about four digits."""
+    """A figure to about four digits, an error to two."""
+    if 0 < value < 1e-3:
+        return f"{value:.1e}"
     return f"{value:,.{0 if value >= 1000 else 1 if value >= 100 else 2}f}"
 
 
@@ -78,10 +79,6 @@ def time_and_ratio(figures: Record | None, time: str = "time", ratio: str = "rat
     return f"{text}, unfinished: {figures['unfinished']}" if "unfinished" in figures else text
 
 
-def error_text(figures: Record) -> str:
-    return f"{figures['error']['overall']:.1e}" if "error" in figures else ""
-
-
 def bold(name: str, is_bold: bool = True) -> str:
     return f"**{name}**" if is_bold else name
 
@@ -105,10 +102,20 @@ class Table:
     title: str = ""
 
     @classmethod
-    def of(cls, columns: Mapping[str, Any], items: Mapping[str, Record], title: str = "", ours: str = "") -> "Table":
+    def of(
+        cls, columns: Mapping[str, Any], items: Mapping[str, Record] | Iterable[tuple[str, Record]], title: str = "",
+        ours: str = "", corner: str = "",
+    ) -> "Table":  # fmt: skip
         """A row for each item, the name of `ours` in bold; each column is a `Column`."""
-        rows = ((bold(name, name == ours), *(cell(f, c) for c in columns.values())) for name, f in items.items())
-        return cls(("", *columns), rows, title)
+        pairs = items.items() if isinstance(items, Mapping) else items
+        rows = ((bold(name, name == ours), *(cell(f, c) for c in columns.values())) for name, f in pairs)
+        return cls((corner, *columns), rows, title)
+
+    @classmethod
+    def pivot(cls, corner: str, cells: Mapping[tuple[str, str], str], title: str = "") -> "Table":
+        """The cells by the names of their rows and columns, which are in the order of their first cells."""
+        names, header = (dict.fromkeys(key[i] for key in cells) for i in (0, 1))
+        return cls((corner, *header), ([name, *(cells[name, column] for column in header)] for name in names), title)
 
     def markdown(self) -> Iterator[str]:
         yield f"| {' | '.join(self.header)} |"
@@ -141,7 +148,8 @@ def about(record: Record) -> str:
 
 
 def is_wrong(record: Any) -> bool:
-    """Whether anything in a record says that it was not correct."""
+    """Whether anything in a record says that it was not correct; beside ours, other implementations do not count."""
     if isinstance(record, Mapping):
-        return record.get("correct") is False or any(map(is_wrong, record.values()))
+        counted = [figures for name, figures in record.items() if OURS not in record or name.startswith(OURS)]
+        return record.get("correct") is False or any(map(is_wrong, counted))
     return isinstance(record, list) and any(map(is_wrong, record))

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.shared.measure import Call, Clock, clock_for, interleaved, nothing, ratio, spread
+from benchmarks.shared.measure import Clock, clock_for, interleaved, nothing, ratio, spread
 from benchmarks.shared.tails import PLAIN, phases_of
 from benchmarks.shared.training import PHASES, Now, Trainer, TrainingCheck, Verdict
 from benchmarks.shared.variants import OURS, OURS_CALLS, VARIANTS, YARDSTICKS
@@ -79,10 +79,9 @@ class TimedTraining:
         names = [name for name in self.variants if self.tail != PLAIN or name != OURS_CALLS]
         self.trained = list(dict.fromkeys((*YARDSTICKS, *names)))
         self.timings = {name: Timings(self.tail) for name in names}
-        self.units = 1 + len(self.trained) + 2 * self.rounds * len(names)  # pieces of work, for a progress bar
 
-    def run(self, advance: Call = nothing, first: Callable[[dict[str, Any]], object] = nothing) -> dict[str, Any]:
-        """The result as a JSON object; `advance` is called after each unit, `first` with that of the first round."""
+    def run(self, first: Callable[[dict[str, Any]], object] = nothing) -> dict[str, Any]:
+        """The result as a JSON object; `first` is called with that of the first round."""
         task, clock = self.workload.task(self.device), self.clock or clock_for(self.device)
         for i, (name, by_phase) in enumerate(interleaved(list(product(self.timings, (False, True))), self.rounds)):
             timings = self.timings[name]
@@ -90,18 +89,11 @@ class TimedTraining:
                 lr = self.workload.lr[self.rule]
                 trainer = Trainer(task, VARIANTS[name], self.rule, lr, "separate", self.tail)
                 timings.add(trainer, by_phase, self.iterations, clock, self.seconds, self.now)
-            advance()
             if i + 1 == 2 * len(self.timings):
                 first(self.result({}))
-        check = TrainingCheck(
-            self.workload, self.rule, self.device, self.iterations, self.tail, self.seconds, self.now
-        )  # fmt: skip
-        advance()
-        records = {}
-        for name in self.trained:
-            records[name] = check.train(name)
-            advance()
-        return self.result(check.judge(records))
+        how = self.rule, self.device, self.iterations, self.tail, self.seconds, self.now
+        check = TrainingCheck(self.workload, *how)
+        return self.result(check.judge({name: check.train(name) for name in self.trained}))
 
     def result(self, verdicts: dict[str, Verdict]) -> dict[str, Any]:
         variants = {}

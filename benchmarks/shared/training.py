@@ -53,14 +53,16 @@ class Trainer:
         x, y = self.task.batches[iteration % len(self.task.batches)]
         return self.task.criterion(self.model(x), y)
 
-    def run(self, iterations: int, until: float = math.inf, now: Now = time.monotonic) -> None:
-        """Trains; no iteration but the first begins later than `until`."""
-        for i in range(iterations):
-            if i and now() > until:
-                return
+    def run(self, iterations: int, until: float = math.inf, now: Now = time.monotonic) -> list[float]:
+        """Trains, and returns the losses; no iteration but the first begins later than `until`."""
+        losses: list[float] = []
+        while len(losses) < iterations and not (losses and now() > until):
             self.begin()
-            self.scaled(self.forward(i)).backward()
+            loss = self.forward(len(losses))
+            self.scaled(loss).backward()
             self.step()
+            losses.append(loss.item())
+        return losses
 
     def time_iterations(
         self, iterations: int, clock: Clock, until: float = math.inf, now: Now = time.monotonic

@@ -97,6 +97,4 @@ ALL = (
 VARIANTS = {variant.name: variant for variant in ALL}
 REFERENCE = VARIANTS["torch-forloop"]  # in float64
 YARDSTICKS = ("torch-default", "torch-foreach", "torch-fused")
-
-
 DISTINCT = [name for name in VARIANTS if name != "torch-forloop"]  # which is torch's default on the CPU

@@ -21,7 +21,7 @@ from benchmarks.shared.correctness import as_near
 from benchmarks.shared.files import Record
 from benchmarks.shared.measure import Call, in_turn, ratio, spread, time_rounds
 from benchmarks.shared.options import question
-from benchmarks.shared.report import Table, bold, correct_text, number
+from benchmarks.shared.report import Table, bold, result_text
 from benchmarks.step.cliff_cases import PLAIN, SITUATIONS, Situation
 
 LIMIT = 1.5
@@ -82,16 +82,10 @@ def run(args: argparse.Namespace) -> Record:
 
 
 def tables(record: Record) -> Iterator[Table]:
-    rows = (
-        (
-            bold(r["situation"], r["over"]),
-            *(number(r[key]["median"]) for key in ("time", "ratio", "allowed", "torch")),
-            correct_text(r["correct"]),
-        )
-        for r in record["situations"]
-    )
-    header = ("situation", "µs", "of the plain step", "allowed", "torch.optim, µs", "result")
-    yield Table(header, rows, "Adam, 400 tensors of 64 elements")
+    medians = {"µs": "time", "of the plain step": "ratio", "allowed": "allowed", "torch.optim, µs": "torch"}
+    columns = {header: f"{key}.median" for header, key in medians.items()} | {"result": result_text}
+    items = ((bold(r["situation"], r["over"]), r) for r in record["situations"])
+    yield Table.of(columns, items, "Adam, 400 tensors of 64 elements", corner="situation")
 
 
 main = question(__doc__, "cliffs", run, tables, rounds=(40, 5))

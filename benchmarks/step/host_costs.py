@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import fusedoptim
 from benchmarks.shared.files import Record
-from benchmarks.shared.measure import Call, CpuClock, interleaved, spread, time_call
+from benchmarks.shared.measure import Call, in_rounds, spread, time_call
 from benchmarks.shared.options import question
 from benchmarks.shared.report import Table
 
@@ -89,25 +89,22 @@ PARTS: Sequence[tuple[str, str, str | None]] = (  # what, with it, without it
 )
 
 
-def time_one(made: Any, clock: CpuClock) -> float:
+def time_one(made: Any) -> float:
     """Microseconds of a call; one that has something to do before each is timed alone each time."""
     if not isinstance(made, tuple):
-        return time_call(made, clock, REPEATS)
+        return time_call(made, REPEATS)
     call, before = made
     times = []
     for _ in range(REPEATS):
         before()
-        times.append(time_call(call, clock))
+        times.append(time_call(call))
     return statistics.median(times)
 
 
 def measure(rounds: int) -> dict[str, dict[str, list[float]]]:
     """Nanoseconds for each tensor and for the call, one figure per round, of each entry of CALLS."""
-    clock = CpuClock()
     made = {(name, count): make(count) for name, make in CALLS.items() for count in (FEW, MANY)}
-    times: dict[tuple[str, int], list[float]] = {key: [] for key in made}
-    for key in interleaved(list(made), rounds):
-        times[key].append(1e3 * time_one(made[key], clock))
+    times = in_rounds(made, rounds, lambda key: 1e3 * time_one(made[key]))
     result: dict[str, dict[str, list[float]]] = {}
     for name in CALLS:
         few, many = (torch.tensor(times[name, count], dtype=torch.float64) for count in (FEW, MANY))

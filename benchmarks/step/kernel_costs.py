@@ -17,7 +17,7 @@ import torch
 from benchmarks.shared import variants
 from benchmarks.shared.arena import Arena
 from benchmarks.shared.files import Record
-from benchmarks.shared.measure import Call, CpuClock, interleaved, spread, time_call
+from benchmarks.shared.measure import Call, in_rounds, spread, time_call
 from benchmarks.shared.options import question
 from benchmarks.shared.report import Table
 from benchmarks.shared.shapes import Model
@@ -34,26 +34,27 @@ def prepare(rule: str, dtype: str, size: int) -> Call:
     return Arena(Model(((size // DTYPES[dtype].itemsize,),), 1), rule, DTYPES[dtype]).step(OURS)
 
 
-def time_warm(step: Call, clock: CpuClock) -> float:
+def time_warm(step: Call) -> float:
     """Microseconds of a step whose tensors are in the cache already."""
     step()
-    return time_call(step, clock, REPEATS)
+    return time_call(step, REPEATS)
 
 
 def measure(sets: Sequence[str], rounds: int) -> dict[tuple[str, str, str], list[float]]:
     """Nanoseconds an element, one figure per round, by rule, dtype and instruction set."""
-    clock = CpuClock()
     steps = {key: prepare(*key) for key in product(LABELS, DTYPES, (SMALL, LARGE))}
-    times: dict[tuple[str, str, str], list[float]] = {key: [] for key in product(LABELS, DTYPES, sets)}
+
+    def time_element(key: tuple[str, str, str]) -> float:
+        rule, dtype, name = key
+        native.set_instruction_set(name)
+        small, large = (time_warm(steps[rule, dtype, size]) for size in (SMALL, LARGE))
+        return 1e3 * (large - small) * DTYPES[dtype].itemsize / (LARGE - SMALL)
+
     before = native.build_info()["instruction_set"]
     try:
-        for rule, dtype, name in interleaved(list(times), rounds):
-            native.set_instruction_set(name)
-            small, large = (time_warm(steps[rule, dtype, size], clock) for size in (SMALL, LARGE))
-            times[rule, dtype, name].append(1e3 * (large - small) * DTYPES[dtype].itemsize / (LARGE - SMALL))
+        return in_rounds(product(LABELS, DTYPES, sets), rounds, time_element)
     finally:
         native.set_instruction_set(before)
-    return times
 
 
 def run(args: argparse.Namespace) -> Record:
@@ -66,12 +67,11 @@ def run(args: argparse.Namespace) -> Record:
 
 
 def tables(record: Record) -> Iterator[Table]:
-    found = {(r["rule"], r["dtype"], r["instruction_set"]): r["ns"]["median"] for r in record["results"]}
-    rows = (
-        [f"{label}, {name}", *(f"{found[rule, dtype, name]:.3f}" for dtype in DTYPES)]
-        for (rule, label), name in product(LABELS.items(), record["instruction_sets"])
-    )
-    yield Table(("ns an element", *DTYPES), rows, "in the second-level cache")
+    cells = {
+        (f"{LABELS[r['rule']]}, {r['instruction_set']}", r["dtype"]): f"{r['ns']['median']:.3f}"
+        for r in record["results"]
+    }
+    yield Table.pivot("ns an element", cells, "in the second-level cache")
 
 
 main = question(__doc__, "kernel_costs", run, tables, rounds=(50, 3), threads=1)

@@ -18,7 +18,7 @@ import torch
 import fusedoptim
 from benchmarks.shared import options
 from benchmarks.shared.files import Record
-from benchmarks.shared.report import Table, each, make_console
+from benchmarks.shared.report import Table, each
 from benchmarks.shared.workloads import Task, bytes_gpt, cnn, digits, mlp
 from benchmarks.storage.settings import PLAIN, STORAGES, Storage
 
@@ -81,7 +81,7 @@ def summary(results: list[dict[str, float]], plain: list[dict[str, float]]) -> d
 def measure(args: argparse.Namespace) -> Record:
     names = list(TASKS)[: 1 if args.quick else None]
     seeds, iterations = (2, 30) if args.quick else (args.rounds, None)
-    return {"results": [run(name, seeds, iterations) for name in each(make_console(), names, str)], "seeds": seeds}
+    return {"results": [run(name, seeds, iterations) for name in each(names, str)], "seeds": seeds}
 
 
 def with_deviation(key: str, form: str) -> Any:

@@ -17,7 +17,7 @@ import fusedoptim
 from benchmarks.shared import options
 from benchmarks.shared.files import Record
 from benchmarks.shared.measure import ratio, spread, time_rounds
-from benchmarks.shared.report import Table, each, make_console, result_text
+from benchmarks.shared.report import Table, each, result_text
 from benchmarks.shared.shapes import MODELS, Shape
 from benchmarks.storage.settings import PLAIN, STORAGES, Storage
 
@@ -70,7 +70,7 @@ def run(model: str, rounds: int | None) -> dict[str, Any]:
 
 def measure(args: argparse.Namespace) -> Record:
     models = args.models or (("tutorial-mlp",) if args.quick else ("tutorial-mlp", "resnet50", "gpt2"))
-    return {"results": [run(model, args.rounds) for model in each(make_console(), models, str)]}
+    return {"results": [run(model, args.rounds) for model in each(models, str)]}
 
 
 def tables(record: Record) -> Iterator[Table]:

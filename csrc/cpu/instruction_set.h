@@ -30,8 +30,8 @@ static inline double exact_reciprocal(double scale) {
 // The sum of the squares of up to kSumUnit elements, in the order of core/sum.h.
 using SquaresKernel = double (*)(const void* grad, int64_t count);
 
-// The sums of kAbreast whole units at once, a row of each in turn: two threads read 28 GB/s in so many streams, 22 in
-// one. `factor`: 1 but for float32, whose elements are first multiplied by it and rounded.
+// The sums of kAbreast whole units at once, a row of each in turn: one stream alone is not read as fast as memory
+// gives. `factor`: 1 but for float32, whose elements are first multiplied by it and rounded.
 constexpr int kAbreast = 4;
 using AbreastKernel = void (*)(const void* const* grads, double factor, double* sums);
 

@@ -1,7 +1,7 @@
-// Torch's tensor objects, read where they lie. DLPack (tensor_view.h) shows any tensor in 20 to 50 ns and torch's
-// getter a gradient in 40; a step asks for thousands, so of plain strided CPU tensors the same few words are read from
-// torch's objects themselves, in one or two nanoseconds. No header of torch tells where these words lie: the places are
-// probed once, with tensors whose every word torch also tells through Python. Where that fails, everything goes through
+// Torch's tensor objects, read where they lie. DLPack (tensor_view.h) shows any tensor and torch's getter a gradient,
+// at the cost of a call; a step asks for thousands, so of plain strided CPU tensors the same few words are read from
+// torch's objects themselves, in a few loads. No header of torch tells where these words lie: the places are probed
+// once, with tensors whose every word torch also tells through Python. Where that fails, everything goes through
 // DLPack. Nothing is written but version counters.
 #pragma once
 

@@ -72,6 +72,8 @@ def test_a_child_that_hangs_or_is_wrong_is_told(monkeypatch: pytest.MonkeyPatch)
 
 def test_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Medians, means and the largest step stand under their state."""
+    monkeypatch.setattr(processes, "COUNTS", (1, 2))
+    monkeypatch.setattr(processes, "WAYS", ("os.fork",))
     monkeypatch.setattr(busy, "WARM_UP_S", 0.0)
     monkeypatch.setattr(busy, "QUICK_LIMIT_S", 0.01)
     assert busy.main(["--quick", "--model", "tutorial-mlp", "--rounds", "1", "--output", str(tmp_path)]) == 0
@@ -79,7 +81,7 @@ def test_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spreads = {name: {"median": value} for name, value in (("time", 10.0), ("mean", 20.0))}
     for r in record["results"]["tutorial-mlp"]:
         r.update(spreads, largest={"ratio": {"median": 3.0}}, correct=r["variant"] != "torch-fused")
-    text = "\n".join(sections.busy(record))
+    text = "\n".join(sections.tables_of("busy", record))
     assert "| tutorial-mlp, µs | quiet, median | quiet, mean | quiet, largest / median | 1 busy, median |" in text
     assert "| fusedoptim | 10.00 | 20.00 | 3.00 | 10.00 | 20.00 | 3.00 | 10.00 | 20.00 | 3.00 |" in text
     assert "| torch-fused | WRONG | WRONG |" in text

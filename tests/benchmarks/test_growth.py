@@ -14,7 +14,6 @@ import torch
 
 from benchmarks.growth import arena as arenas
 from benchmarks.growth import run as growth
-from benchmarks.growth import time as timing
 from benchmarks.publish import sections
 
 
@@ -42,17 +41,17 @@ class Broken:
 @pytest.mark.parametrize("shapes", [((1,),), ((100,),), ((64,),) * 300], ids=["one", "hundred", "many tensors"])
 def test_correct_steps_pass_and_others_do_not(shapes: tuple[tuple[int], ...]) -> None:
     arena = arenas.GrowthArena(arenas.Model(shapes, 1))
-    verdicts = arena.check({name: arena.optimizer(name) for name in timing.VARIANTS})
+    verdicts = arena.check({name: arena.optimizer(name) for name in growth.VARIANTS})
     assert all(verdict.correct for verdict in verdicts.values()), verdicts
-    broken = Broken(arena.optimizer(timing.OURS), slice(-1, None))
-    assert not arena.check({timing.OURS: broken})[timing.OURS].correct
+    broken = Broken(arena.optimizer(growth.OURS), slice(-1, None))
+    assert not arena.check({growth.OURS: broken})[growth.OURS].correct
 
 
 def test_a_chunk_in_the_place_of_another_is_noticed() -> None:
     size = arenas.PERIOD + 2**17
     arena = arenas.GrowthArena(arenas.one_tensor(size))
-    ours = arena.optimizer(timing.OURS)
-    assert arena.check({timing.OURS: ours})[timing.OURS].correct
+    ours = arena.optimizer(growth.OURS)
+    assert arena.check({growth.OURS: ours})[growth.OURS].correct
     write = arena.write
 
     def displaced(tensors: list[torch.Tensor], *how: Any) -> None:
@@ -61,7 +60,7 @@ def test_a_chunk_in_the_place_of_another_is_noticed() -> None:
             tensors[0][-(2**16) :] = tensors[0][: 2**16].clone()
 
     arena.write = displaced
-    assert not arena.check({timing.OURS: ours})[timing.OURS].correct
+    assert not arena.check({growth.OURS: ours})[growth.OURS].correct
 
 
 def test_slices_of_large_tensors_are_few_and_reach_both_ends(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,18 +71,18 @@ def test_slices_of_large_tensors_are_few_and_reach_both_ends(monkeypatch: pytest
 
 
 def test_slow_calls_take_few_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(timing, "BUDGET", 0.02)
+    monkeypatch.setattr(growth, "BUDGET", 0.02)
     calls: list[str] = []
 
     def slow() -> None:
         calls.append("slow")
         time.sleep(0.02)
 
-    times = timing.measure({"fast": lambda: calls.append("fast"), "slow": slow}, rounds=6)
-    assert len(times["slow"]) == timing.LEAST_ROUNDS
-    assert timing.LEAST_ROUNDS < len(times["fast"]) <= 6
+    times = growth.time_calls({"fast": lambda: calls.append("fast"), "slow": slow}, rounds=6)
+    assert len(times["slow"]) == growth.LEAST_ROUNDS
+    assert growth.LEAST_ROUNDS < len(times["fast"]) <= 6
     assert min(times["slow"]) >= 0.019e6
-    assert calls.count("slow") == 1 + timing.LEAST_ROUNDS
+    assert calls.count("slow") == 1 + growth.LEAST_ROUNDS
     assert calls.count("fast") > 100
 
 
@@ -101,8 +100,8 @@ def test_what_does_not_fit_is_left_out_and_said(monkeypatch: pytest.MonkeyPatch)
 def test_page(tmp_path: Path) -> None:
     assert growth.main(["--quick", "--most", "64", "--rounds", "2", "--output", str(tmp_path)]) == 0
     record = json.loads((tmp_path / "growth.json").read_text())
-    written = "\n".join(sections.growth(record))
+    written = "\n".join(sections.tables_of("growth", record))
     assert "| 64 | " in written
     assert "WRONG" not in written
-    record["axes"]["tensors"][0]["variants"][timing.OURS]["correct"] = False
-    assert "WRONG" in "\n".join(sections.growth(record))
+    record["axes"]["tensors"][0]["variants"][growth.OURS]["correct"] = False
+    assert "WRONG" in "\n".join(sections.tables_of("growth", record))

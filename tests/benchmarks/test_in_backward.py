@@ -32,6 +32,6 @@ def test_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(in_backward, "NETWORKS", {"6 tensors": NETWORK})
     arguments = ("--rounds", "2", "--output", str(tmp_path))
     assert in_backward.main(list(arguments)) == 0
-    text = "\n".join(sections.in_backward(json.loads((tmp_path / "in_backward.json").read_text())))
+    text = "\n".join(sections.tables_of("in-backward", json.loads((tmp_path / "in_backward.json").read_text())))
     assert "| 6 tensors, µs per iteration (times ours) | after backward | hooks | " in text
     assert all(f"\n| {name} | " in text for name in (*in_backward.COMPARED, in_backward.DROPPED))

@@ -23,7 +23,7 @@ def test_slopes(monkeypatch: pytest.MonkeyPatch) -> None:
     before = native.build_info()["instruction_set"]
     factors = dict(zip(sets, (4, 1), strict=False))  # where there is but one, its factor is 1
 
-    def time_warm(made: tuple[str, int], clock: object) -> float:
+    def time_warm(made: tuple[str, int]) -> float:
         dtype, size = made
         elements = size / kernel_costs.DTYPES[dtype].itemsize
         return 3 + 0.25e-3 * factors[native.build_info()["instruction_set"]] * elements
@@ -55,5 +55,5 @@ def test_what_is_timed(rule: str, dtype: str) -> None:
 def test_page(tmp_path: Path) -> None:
     arguments = ("--rounds", "1", "--output", str(tmp_path))
     assert kernel_costs.main(list(arguments)) == 0
-    text = "\n".join(sections.kernel_costs(json.loads((tmp_path / "kernel_costs.json").read_text())))
+    text = "\n".join(sections.tables_of("kernel-costs", json.loads((tmp_path / "kernel_costs.json").read_text())))
     assert all(f"| {label}, " in text for label in kernel_costs.LABELS.values())

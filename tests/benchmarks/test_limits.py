@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.limits import cases as limit_cases
 from benchmarks.limits import run as limits
 from benchmarks.publish import sections
 from benchmarks.shared import arena, compiled, shapes, variants
@@ -22,7 +21,7 @@ compiler = pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"
 
 
 def case(rule: str, dtype: str, elements: int = 5000) -> Any:
-    return limit_cases.Case("L2", "L2", shapes.Model(((elements,),), 3, 2), rule, dtype)
+    return limits.Case("L2", "L2", shapes.Model(((elements,),), 3, 2), rule, dtype)
 
 
 @pytest.mark.parametrize("rule", variants.LABELS)
@@ -54,21 +53,21 @@ def test_sizes_of_caches(tmp_path: Path, l2_shared: str, threads: int, expected:
     write_cache(tmp_path, 1, "Data", "48K", "0")
     write_cache(tmp_path, 2, "Unified", "2048K", l2_shared)
     write_cache(tmp_path, 3, "Unified", "32M", "0-63")
-    assert limit_cases.caches(threads, tmp_path) == {"L2": expected * MIB, "L3": 32 * MIB}
+    assert limits.caches(threads, tmp_path) == {"L2": expected * MIB, "L3": 32 * MIB}
 
 
 def test_a_machine_that_does_not_tell_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="second-level"):
-        limit_cases.caches(2, tmp_path)
+        limits.caches(2, tmp_path)
 
 
 def test_sizes_fit_their_caches_and_no_smaller_ones() -> None:
-    assert limit_cases.budgets({"L2": 4 * MIB, "L3": 260 * MIB}) == {"L2": 3 * MIB, "L3": 64 * MIB}
-    assert limit_cases.budgets({"L2": 4 * MIB, "L3": 64 * MIB}) == {"L2": 3 * MIB, "L3": 16 * MIB}
-    assert list(limit_cases.budgets({"L2": 4 * MIB, "L3": 16 * MIB})) == ["L2"]
-    assert list(limit_cases.budgets({"L2": 4 * MIB})) == ["L2"]
+    assert limits.budgets({"L2": 4 * MIB, "L3": 260 * MIB}) == {"L2": 3 * MIB, "L3": 64 * MIB}
+    assert limits.budgets({"L2": 4 * MIB, "L3": 64 * MIB}) == {"L2": 3 * MIB, "L3": 16 * MIB}
+    assert list(limits.budgets({"L2": 4 * MIB, "L3": 16 * MIB})) == ["L2"]
+    assert list(limits.budgets({"L2": 4 * MIB})) == ["L2"]
     budgets = {"L2": 3 * MIB, "L3": 64 * MIB}
-    cases = list(limit_cases.make_cases(budgets))
+    cases = list(limits.make_cases(budgets))
     assert len(cases) == len({(c.place, *c.key) for c in cases}) == 3 * 15 + 6
     for some in cases:
         if some.place in budgets:
@@ -105,7 +104,7 @@ MISTAKES = [
 ]
 
 
-@pytest.mark.parametrize("stride", [1, limit_cases.STRIDE])
+@pytest.mark.parametrize("stride", [1, limits.STRIDE])
 @pytest.mark.parametrize("dtype", variants.DTYPES)
 @pytest.mark.parametrize(("rule", "wrong"), MISTAKES)
 def test_a_planted_mistake_is_marked(
@@ -148,12 +147,12 @@ def test_steps_that_are_compiled_again_are_noticed() -> None:
 
 def test_what_is_compiled_and_for_how_long() -> None:
     large, small = (
-        limit_cases.Case("shapes", name, shapes.MODELS[name], "adam", "fp32") for name in ("400x64", "tutorial-mlp")
+        limits.Case("shapes", name, shapes.MODELS[name], "adam", "fp32") for name in ("400x64", "tutorial-mlp")
     )
     assert limits.wants_compiled(large)
     assert limits.compiling_seconds(large) == 100 * limits.compiling_seconds(small)
     assert limits.wants_compiled(case("adam-amsgrad", "bf16"))
-    assert not limits.wants_compiled(limit_cases.Case("memory", "gpt2", shapes.MODELS["gpt2"], "adam", "bf16"))
+    assert not limits.wants_compiled(limits.Case("memory", "gpt2", shapes.MODELS["gpt2"], "adam", "bf16"))
 
 
 # ---- all of it ------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +39,7 @@ def test_another_result_in_any_round_is_wrong(change: dict[str, Any]) -> None:
 @pytest.mark.parametrize("name", ["set_to_none=True", "set_to_none=False", "to_zero"])
 def test_ways_clear_gradients_as_they_say_and_train_alike(name: str) -> None:
     trainer = worker.make_trainer("digits-cnn", run.WAYS[name].zero_grad)
-    losses = worker.losses_of(trainer, 3)
-    assert losses == worker.losses_of(worker.make_trainer("digits-cnn", "to_zero"), 3)
+    assert trainer.run(3) == worker.make_trainer("digits-cnn", "to_zero").run(3)
     grads = [p.grad for p in trainer.model.parameters()]
     assert all((grad == 0).all() if name == "to_zero" else grad.any() for grad in grads)
     trainer.begin()
@@ -47,11 +47,23 @@ def test_ways_clear_gradients_as_they_say_and_train_alike(name: str) -> None:
     assert all(expected(p.grad) for p in trainer.model.parameters())
 
 
+def test_what_is_traced_between_the_marks() -> None:
+    """Calls of all threads, each once though another thread has interrupted it."""
+    before, after = ("brk(0) = 1", "getppid() = 1"), ("[pid  7] getppid() = 1", "brk(2) = 0")
+    between = "[pid  7] mmap(0 <unfinished ...>", "[pid 19] brk(1) = 1", "[pid  7] <... mmap resumed>) = 2", "munmap(2)"
+    found = worker.calls_between_marks("\n".join((*before, *between, *after)))
+    assert found == {"mmap": 1, "brk": 1, "munmap": 1}
+
+
 def test_a_process_for_each_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "WAYS", {name: run.WAYS[name] for name in (run.BASELINE, "keep_freed_memory")})
     assert run.main(["--quick", "--training", "wide-mlp", "--output", str(tmp_path)]) == 0
-    ways = json.loads((tmp_path / "pages.json").read_text())["results"]["wide-mlp"]
+    record = json.loads((tmp_path / "pages.json").read_text())
+    ways = record["results"]["wide-mlp"]
     assert all(way["correct"] and way["iteration"]["median"] > 0 for way in ways.values())
     if platform.libc_ver()[0] == "glibc":
         assert ways["keep_freed_memory"]["kept"]
         assert ways["keep_freed_memory"]["faults"] < ways[run.BASELINE]["faults"] / 2
+        if shutil.which("strace"):
+            mapped = [record["calls"]["wide-mlp"][name]["mmap"] for name in (run.BASELINE, run.KEEP)]
+            assert mapped[0] >= 2 > mapped[1], "the gradients of the two large layers"

@@ -14,7 +14,7 @@ from benchmarks.peers import arena as peers_arena
 from benchmarks.peers import list as peers_list
 from benchmarks.peers import run as peers
 from benchmarks.publish import sections
-from benchmarks.shared import measure, shapes
+from benchmarks.shared import shapes
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 MODEL = shapes.Model(((7, 5), (64,), (3,)), 3)
@@ -114,13 +114,6 @@ def test_memory_of_state_counts_what_is_shared_once() -> None:
     optimizer.state[params[0]] = {"codes": torch.zeros(100, dtype=torch.uint8), "map": table, "step": 3}
     optimizer.state[params[1]] = {"exp_avg": torch.zeros(10), "map": table, "more": [torch.zeros(2)], "none": None}
     assert peers_arena.state_bytes(optimizer) == 100 + 4 * 256 + 4 * 10 + 4 * 2
-
-
-def test_those_that_have_had_their_rounds_leave() -> None:
-    order = list(measure.interleaved(["a", "b"], {"a": 3, "b": 1}))
-    assert sorted(order[:2]) == ["a", "b"]
-    assert order[2:] == ["a", "a"]
-    assert list(measure.interleaved(["a", "b"], {"a": 2, "b": 2})) == list(measure.interleaved(["a", "b"], 2))
 
 
 def test_nothing_is_compiled_when_it_is_late() -> None:

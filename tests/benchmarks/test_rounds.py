@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.loop import run as loop
 from benchmarks.shared import variants
-from benchmarks.shared.measure import time_rounds
+from benchmarks.shared.measure import interleaved, time_rounds
 from benchmarks.shared.timed_training import TimedTraining
 
 
@@ -91,6 +91,12 @@ def test_where_all_is_slow_the_first_table_stands_within_a_minute(monkeypatch: p
     assert ends[0] < 60
     assert time.now < 200
     assert all(figures["unfinished"].startswith("1 of 5 rounds, ") for figures in result["variants"].values())
+
+
+def test_every_round_has_all_in_another_order() -> None:
+    rounds = [order for order in zip(*[interleaved("abcdef", 9)] * 6, strict=True)]  # noqa: C416
+    assert all(sorted(order) == list("abcdef") for order in rounds)
+    assert len(set(rounds)) > 6
 
 
 def test_rounds_end_for_a_call_that_has_had_its_time() -> None:

@@ -18,6 +18,11 @@ compiler = pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"
 MODEL = shapes.Model(((5000,), (70,)), 3, 2)
 
 
+@pytest.mark.parametrize(("name", "tensors", "elements"), [("resnet50", 161, 25_557_032), ("gpt2", 148, 124_439_808)])
+def test_shapes_are_the_published_ones(name: str, tensors: int, elements: int) -> None:
+    assert (len(shapes.MODELS[name].shapes), shapes.MODELS[name].elements) == (tensors, elements)
+
+
 # ---- what is correct ------------------------------------------------------------------------------------------------
 def record(overall: float = 1e-6, worst: float = 1e-6, figure: float = 1e-6) -> Any:
     return training.Record(correctness.Error(overall, worst), {1: figure, 2: figure})

@@ -14,7 +14,7 @@ from helpers import need_kernels
 import fusedoptim
 from benchmarks.loop import run as train_loop
 from benchmarks.publish import charts, sections
-from benchmarks.shared import tails, timed_training, training, variants, workloads
+from benchmarks.shared import options, tails, timed_training, training, variants, workloads
 from benchmarks.shared.files import RESULTS
 
 pytestmark = need_kernels
@@ -102,11 +102,14 @@ def test_every_call_is_in_its_phase(name: str, tail: str) -> None:
     ("arguments", "expected"),
     [
         ([], [("sgd", "plain"), *(("adam", tail) for tail in tails.TAILS), ("adamw", "plain")]),
-        (["--tail", FULL, "plain", "--optimizer", "sgd"], [("sgd", "plain"), ("sgd", FULL)]),
+        (["--tail", FULL, "plain"], [(rule, tail) for rule in variants.RULES for tail in ("plain", FULL)]),
     ],
 )
 def test_which_loops_have_which_tails(arguments: list[str], expected: list[tuple[str, str]]) -> None:
-    cases = train_loop.make_cases(train_loop.parse(["--workload", "tiny-mlp", *arguments]))
+    parser = options.Parser("", rounds=(5, 2))
+    train_loop.add_options(parser)
+    parser.set_defaults(workload=["tiny-mlp"], optimizer=None)
+    cases = train_loop.make_cases(parser.parse(arguments))
     assert [(case.rule, case.tail) for case in cases] == expected
     for case in cases:
         assert (variants.OURS_CALLS in case.timings) == (case.tail != "plain")

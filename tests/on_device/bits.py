@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from benchmarks.gpu.device import Device
 from fusedoptim.step import FusedStep
+from on_device.device import Device
 
 SIZES = (0, 1, 3, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 8191, 8192, 8193, 100003)  # 8192: kChunk of the kernels
 SHORT_SIZES = (0, 1, 17, 33, 8193)

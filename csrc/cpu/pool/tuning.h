@@ -1,6 +1,5 @@
-// The tuned constants of the thread pool, each with the measurement that chose it; docs/design.md, "Threads", has more
-// of them. "Shared": steps on the tutorial's MLP, back to back, with one of two processors kept busy by another process
-// (Linux 6.18), where torch's fused=True takes 240 us in the median and 790 to 937 us in the mean.
+// The tuned constants of the thread pool, each with the reason for it. `python -m benchmarks busy` measures them: steps
+// on the tutorial's MLP, back to back, also with processors kept busy by other processes.
 #pragma once
 
 #include <chrono>
@@ -11,9 +10,9 @@ constexpr int kMaxThreads = 256;  // not tuned: what is kept for each lies on th
 
 // How long a caller spins for the end of a worker before it sleeps, and a worker for more work: waking takes longer
 // than most of what is waited for. Without yielding, for a thread that yields is behind all others when there is work
-// again: shared, the median was 248 us. A worker spins longer once no other thread has taken its processor for
-// kUndisturbedJobs jobs: one that spins on uses up its slice, and loses the processor amid a job. Shared: 139 and 141
-// us in the median, 181 and 186 in the mean; 103 and 104, but 211 and 220, with kLongSpin always.
+// again, and takes no part in the step. A worker spins longer once no other thread has taken its processor for
+// kUndisturbedJobs jobs: one that spins on uses up its slice, and loses the processor amid a job. With
+// kLongSpin always, steps beside a busy process have a shorter median, but a longer mean.
 constexpr auto kSpin = std::chrono::microseconds(20);
 constexpr auto kLongSpin = std::chrono::microseconds(50);
 constexpr int kUndisturbedJobs = 1024;
