@@ -5,8 +5,10 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import shlex
 import shutil
 import subprocess
+import sys
 import sysconfig
 import time
 from collections.abc import Iterator, Sequence
@@ -19,6 +21,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 CSRC = ROOT / "csrc"
 CACHE = ROOT / "build" / "cuda_on_cpu"
+BUILD = ROOT / "build" / f"editable-{sys.implementation.cache_tag}"  # of the extension
 COMPILER = shutil.which("g++") or shutil.which("c++") or shutil.which("clang++")
 ARITHMETICS = ("f64", "f32")
 
@@ -63,7 +66,7 @@ ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "LD_
 
 @dataclass(frozen=True)
 class Object:
-    """An object file to be: a source, the flags, and the product sources that it includes."""
+    """An object file to be: a source, the flags, and the product sources that it includes; or one that is there."""
 
     source: Path
     flags: tuple[str, ...]
@@ -150,6 +153,8 @@ def cached(named: str, name: str, command: Sequence[str]) -> Path:
 
 def _compile(wanted: Object) -> Path:
     contents = wanted.source.read_bytes()
+    if wanted.source.suffix == ".o":  # where its name is that of its contents
+        return cached(key(contents), wanted.source.name, [str(COMPILER), "-r", "-nostdlib", str(wanted.source)])
     named = key(*wanted.flags, wanted.source.name, contents, *headers(wanted.csrc), *headers(HERE))
     folders = (f"-I{wanted.csrc}", f"-I{HERE}")
     command = [str(COMPILER), *BITS, *wanted.flags, *folders, "-c", str(wanted.source)]
@@ -179,6 +184,35 @@ def prune() -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
+# ---- what the extension's build has made --------------------------------------------------------------------------
+
+
+@cache
+def commands() -> list[list[str]]:
+    """The commands of the extension's build, as words."""
+    ninja = shutil.which("ninja", path=str(Path(sys.executable).parent)) or shutil.which("ninja")
+    if ninja is None:
+        return []
+    done = subprocess.run([ninja, "-C", str(BUILD), "-t", "commands"], capture_output=True, text=True)
+    return [shlex.split(line) for line in done.stdout.splitlines()]
+
+
+def is_newer(made: Path, *suffixes: str) -> bool:
+    """Whether the build has made this file after the last change of any source of these kinds."""
+    sources = (path for path in CSRC.rglob("*") if path.suffix in suffixes)
+    return made.exists() and made.stat().st_mtime > max(path.stat().st_mtime for path in sources)
+
+
+def _baseline_of_build() -> Path | None:
+    """The build's own object of the baseline kernels, if it is of these sources and not watched by a sanitizer."""
+    for words in commands():
+        if "-DFUSEDOPTIM_ISA=baseline" in words and "-c" in words:
+            made = BUILD / words[words.index("-o") + 1]
+            watched = any(word.startswith("-fsanitize") for word in words)
+            return made if is_newer(made, ".h", ".cpp") and not watched and "-ffp-contract=off" in words else None
+    return None
+
+
 # ---- what programs are made of -------------------------------------------------------------------------------------
 
 
@@ -202,7 +236,8 @@ def runtime(sanitizer: str) -> Object:
 def cpu_driver() -> list[Object]:
     """The product's CPU driver, with the baseline kernels and without the choice among others."""
     flags = ("-O2", "-fno-math-errno", "-fno-trapping-math")
-    kernels = Object(CSRC / "cpu" / "kernels.cpp", (*flags, "-DFUSEDOPTIM_ISA=baseline"))
+    made = _baseline_of_build()
+    kernels = Object(made or CSRC / "cpu" / "kernels.cpp", (*flags, "-DFUSEDOPTIM_ISA=baseline"))
     sources = sorted((CSRC / "cpu").rglob("*.cpp"))
     others = [path for path in sources if path.stem not in ("kernels", "instruction_set")]
     return [kernels, *(Object(path, flags) for path in others)]

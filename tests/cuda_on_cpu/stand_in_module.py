@@ -8,30 +8,18 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
-import shutil
 import subprocess
 import sys
-from functools import cache
 from pathlib import Path
 
 import building
+import machine_code
 import ptx_to_cpp
-from building import CSRC, HERE, ROOT, Object
+from building import BUILD, CSRC, HERE, ROOT, Object, commands
 
-BUILD = ROOT / "build" / f"editable-{sys.implementation.cache_tag}"
 STAND_IN = ("runtime.cpp", "ptx_kernels.cpp", "stand_in_runtime.cpp", "posing.cpp")
 HOST_FLAGS = ("-O1", "-fPIC")
-
-
-@cache
-def commands() -> list[list[str]]:
-    """The commands of the extension's build, as words."""
-    ninja = shutil.which("ninja", path=str(Path(sys.executable).parent)) or shutil.which("ninja")
-    if ninja is None:
-        return []
-    done = subprocess.run([ninja, "-C", str(BUILD), "-t", "commands"], capture_output=True, text=True)
-    return [shlex.split(line) for line in done.stdout.splitlines()]
+KERNEL_FLAGS = ("-Og", "-fPIC")  # to compile them takes longer than to run them
 
 
 def why_not() -> str | None:
@@ -43,31 +31,51 @@ def why_not() -> str | None:
     return None
 
 
-def _ptx_command(name: str) -> tuple[list[str], Path]:
-    """The command that makes PTX of a source where the build made an object, and that source."""
+def _command(name: str) -> list[str]:
+    """The command by which nvcc made an object of the build."""
     ending = f"cuda/{name}.o"
     (command,) = (words for words in commands() if "-c" in words and any(word.endswith(ending) for word in words))
     begin = command.index("&&") + 1
-    words = command[begin : command.index("&&", begin)]
-    newest = max(int(number) for number in re.findall(r"compute_(\d+)", " ".join(words)))
-    words = [word for word in words if not word.startswith("-gencode")]
+    return command[begin : command.index("&&", begin)]
+
+
+def _ptx_of_build(name: str, newest: int) -> str | None:
+    """What the object holds of PTX for this architecture; None if there is none, or it is older than its sources."""
+    made, cuobjdump = BUILD / "cuda" / f"{name}.o", machine_code.tool("cuobjdump")
+    if cuobjdump is None or not building.is_newer(made, ".h", ".cuh", ".cu"):
+        return None
+    told = subprocess.run([cuobjdump, "-ptx", made], capture_output=True, text=True).stdout
+    found = re.findall(rf"^\.version .*\n\.target sm_{newest}$[^=]*?(?=\nFatbin |\Z)", told, re.MULTILINE)
+    return found[0] if len(found) == 1 else None
+
+
+def _ptx_of_nvcc(name: str, newest: int) -> str:
+    """What nvcc makes of the source with the flags of the build."""
+    words = [word for word in _command(name) if not word.startswith("-gencode")]
     source = ROOT / words[words.index("-c") + 1]
     for flag, values in (("-MD", 0), ("-MF", 1), ("-c", 1), ("-o", 1)):
         at = words.index(flag)
         del words[at : at + 1 + values]
-    return [*words, f"-arch=compute_{newest}", "-ptx", str(source)], source
+    command = [*words, f"-arch=compute_{newest}", "-ptx", str(source)]
+    key = building.key(*command, source.read_bytes(), *building.headers(CSRC))
+    return building.cached(key, f"{name}.ptx", command).read_text()
+
+
+def ptx(name: str) -> str:
+    """The PTX of a source for the newest architecture of the build."""
+    newest = max(int(number) for number in re.findall(r"compute_(\d+)", " ".join(_command(name))))
+    return _ptx_of_build(name, newest) or _ptx_of_nvcc(name, newest)
 
 
 def kernels() -> list[Object]:
     """All kernels, as C++ made of their PTX."""
     objects = []
     for name in (*(f"kernels_{arithmetic}" for arithmetic in building.ARITHMETICS), "zero", "norm"):
-        command, source = _ptx_command(name)
-        key = building.key(*command, source.read_bytes(), *building.headers(CSRC))
-        ptx = building.cached(key, f"{name}.ptx", command)
-        cpp = ptx.with_suffix(".cpp")
-        cpp.write_text(ptx_to_cpp.translate(ptx.read_text()))
-        objects.append(Object(cpp, HOST_FLAGS))
+        text = ptx_to_cpp.translate(ptx(name))
+        cpp = building.CACHE / building.key(text) / f"{name}.cpp"
+        cpp.parent.mkdir(parents=True, exist_ok=True)
+        cpp.write_text(text)
+        objects.append(Object(cpp, KERNEL_FLAGS))
     return objects
 
 

@@ -34,8 +34,8 @@ def steps(storage: Storage, path: str, count: int = 3, layout: Any = None, **ste
     return found
 
 
-@of_storages
 @of_instruction_sets
+@of_storages
 def test_kernels_return_the_bits_of_the_reference(storage: Storage, instruction_set: str) -> None:
     key = repr(storage)
     if key not in _known:
