@@ -1,12 +1,12 @@
 // Runs the CUDA kernels, compiled from their source for the host, and compares all that they leave in memory with what
 // the CPU driver leaves there, bit for bit; NaNs equal NaNs.
 //
-//   source_level [--seed N] [--guard N] [--brief] [--third] [--storage NAME]
+//   source_level [--seed N] [--guard N] [--brief] [--storage NAME]
 //
 // --seed: of all numbers and of the order of blocks and threads, where 0 is ascending and 1 descending; --guard: how
 // many elements behind each operand must stay as they are, 0 under AddressSanitizer, which watches the end of each
-// block of memory; --brief: few launches; --third: of the step kernels' launches those of this seed, so that seeds 0, 1
-// and 2 share them; --storage: launches of one storage type, or `mixed`: where no other kernels are linked.
+// block of memory; --brief: few launches; --storage: launches of one storage type, or `mixed`: where no other kernels
+// are linked.
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -26,7 +26,7 @@ namespace {
 struct Arguments {
   uint64_t seed = 0;
   int guard = 16;
-  bool brief = false, third = false;
+  bool brief = false;
   std::string storage;
 };
 
@@ -45,8 +45,6 @@ Arguments parse(int count, char** values) {
       arguments.guard = std::atoi(value());
     } else if (name == "--brief") {
       arguments.brief = true;
-    } else if (name == "--third") {
-      arguments.third = true;
     } else if (name == "--storage") {
       arguments.storage = value();
     } else {
@@ -57,22 +55,14 @@ Arguments parse(int count, char** values) {
   return arguments;
 }
 
-// To which of three seeds a launch falls: of three in a row one to each, with a hash, as a remainder alone would turn
-// with what turns in threes in covering.cpp.
-uint64_t seed_of(uint64_t launch) { return (launch + (launch / 3 * 0x9e3779b97f4a7c15 >> 32)) % 3; }
-
 void check_all(const Arguments& arguments) {
-  std::set<std::tuple<int, int, DType>> kernels, designed;
+  std::set<std::tuple<int, int, DType>> kernels;
   int64_t launches = 0, elements = 0;
-  uint64_t launch = 0;
   for_each_step_case(arguments.storage, arguments.brief, arguments.seed, [&](const StepCase& step) {
-    designed.insert({step.rule, step.variant, step.dtype});
-    if (arguments.third && seed_of(launch++) != arguments.seed % 3) return;
     elements += check(step, arguments.guard);
     kernels.insert({step.rule, step.variant, step.dtype});
     ++launches;
   });
-  if (kernels != designed) throw Mismatch("a kernel has no launch with this seed");
   const ZeroTotals zeroed = check_zero(arguments.brief, arguments.guard);
   const NormTotals normed = check_norm(arguments.brief, arguments.guard, arguments.seed);
   const int tables = check_tables();
