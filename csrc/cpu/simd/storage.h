@@ -25,34 +25,21 @@ FUSEDOPTIM_SIMD void store(T* to, Vec<T> v) {
 }
 
 // ---- integers of 8 and 16 bits, one in each lane of 32 ------------------------------------------------------------
-// Compilers convert them in several parts for __builtin_convertvector, or one by one. What is stored has 16 bits.
+// Compilers convert them in several parts for __builtin_convertvector, or one by one.
 using FloatBits = Raw<uint32_t, kFloats>;
 #if defined(__AVX512F__)
 FUSEDOPTIM_SIMD FloatBits load_bits(const uint16_t* from) {
   return FloatBits(_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))));
 }
-FUSEDOPTIM_SIMD FloatBits load_bits(const int16_t* from) {
-  return FloatBits(_mm512_cvtepi16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))));
-}
 FUSEDOPTIM_SIMD FloatBits load_bits(const uint8_t* from) {
   return FloatBits(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
-}
-FUSEDOPTIM_SIMD void store_bits(uint16_t* to, FloatBits bits) {
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtepi32_epi16(__m512i(bits)));
 }
 #elif defined(__AVX2__)
 FUSEDOPTIM_SIMD FloatBits load_bits(const uint16_t* from) {
   return FloatBits(_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
 }
-FUSEDOPTIM_SIMD FloatBits load_bits(const int16_t* from) {
-  return FloatBits(_mm256_cvtepi16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
-}
 FUSEDOPTIM_SIMD FloatBits load_bits(const uint8_t* from) {
   return FloatBits(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from))));
-}
-FUSEDOPTIM_SIMD void store_bits(uint16_t* to, FloatBits bits) {
-  const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(__m256i(bits), __m256i(bits)), 0x08);
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm256_castsi256_si128(packed));
 }
 #else
 template <class E>
@@ -60,10 +47,6 @@ FUSEDOPTIM_SIMD FloatBits load_bits(const E* from) {
   Raw<E, kFloats> raw;
   std::memcpy(&raw, from, sizeof(raw));
   return __builtin_convertvector(raw, FloatBits);
-}
-FUSEDOPTIM_SIMD void store_bits(uint16_t* to, FloatBits bits) {
-  const auto raw = __builtin_convertvector(bits, Raw<uint16_t, kFloats>);
-  std::memcpy(to, &raw, sizeof(raw));
 }
 #endif
 
@@ -84,7 +67,10 @@ FUSEDOPTIM_SIMD FloatBits nearest_bf16(FloatVec v) {
   return bits + 0x7fff + ((bits >> 16) & 1);
 #endif
 }
-FUSEDOPTIM_SIMD void store(BFloat16* to, FloatVec v) { store_bits(&to->bits, nearest_bf16(v) >> 16); }
+FUSEDOPTIM_SIMD void store(BFloat16* to, FloatVec v) {
+  const auto rounded = __builtin_convertvector(nearest_bf16(v) >> 16, Raw<uint16_t, kFloats>);
+  std::memcpy(to, &rounded, sizeof(rounded));
+}
 
 // ---- fp16 ---------------------------------------------------------------------------------------------------------
 #if defined(__AVX512F__)
