@@ -72,6 +72,8 @@ def torchao(suffix: str, bits: int) -> Peer:
     return replace(peer, left_out={"adamw": SAME_GRAPH})
 
 
+EIGHT_BITS = of_variant(OURS, name=f"{OURS}-8bit", variant=None, owns_state=True, bits=8)  # small tensors keep fp32
+EIGHT_BITS = replace(EIGHT_BITS, arguments={r: {**a, "state_dtype": "8bit"} for r, a in EIGHT_BITS.arguments.items()})
 DEEPSPEED = Peer(  # which is compiled for the machine at its first use
     "deepspeed", "deepspeed", "deepspeed.ops.adam", dict.fromkeys(("adam", "adamw"), "DeepSpeedCPUAdam"),
     {rule: {**ARGUMENTS[rule], "adamw_mode": rule == "adamw"} for rule in ("adam", "adamw")}, also={"step": 0},
@@ -84,6 +86,7 @@ PEERS = {
     peer.name: peer
     for peer in (
         of_variant(OURS),
+        EIGHT_BITS,
         *map(of_variant, ("torch-default", "torch-foreach", "torch-fused")),
         # Compiled from its for-loop, Adam takes a hundred times as long on tensors as large as the tutorial's.
         of_variant("torch-foreach", name="torch-compile", compiled=True, left_out={"adamw": SAME_GRAPH}),
