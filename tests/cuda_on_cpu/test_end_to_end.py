@@ -27,6 +27,8 @@ POSED = {
     "layouts/test_user_layouts": (300, ""),
     "layouts/test_shared_memory": (500, ""),
     "bits/test_driver": (250, "float32 or bfloat16"),
+    "storage/test_storage_bits": (120, ""),
+    "storage/test_storage_state": (60, ""),
     "dropin/test_user_changes": (120, "not reference"),
     "checkpoints/test_state": (120, "not reference"),
     "dropin/test_fallback": (30, "not reference"),
