@@ -30,7 +30,8 @@ using OfOneState = Table<Combination<F32, BF16, F32>, Combination<F32, F32, BF16
                          Combination<KahanBF16, BF16, BF16>, Combination<Stochastic, BF16, BF16>>;
 using OfTwoStates = Table<Combination<F32, BF16, F32, F32>, Combination<F32, F32, BF16, Stochastic>,
                           Combination<F32, F32, Sign, Magnitude>, Combination<MasterBF16, BF16, F32, F32>,
-                          Combination<Remainder, BF16, F32, F32>, Combination<KahanBF16, BF16, BF16, BF16>,
+                          Combination<Remainder, BF16, F32, F32>, Combination<Remainder, BF16, Sign, Magnitude>,
+                          Combination<KahanBF16, BF16, BF16, BF16>, Combination<KahanBF16, BF16, BF16, Stochastic>,
                           Combination<BF16, BF16, BF16, Stochastic>, Combination<Stochastic, BF16, BF16, Stochastic>>;
 
 template <template <class> class Rule, int variant>
