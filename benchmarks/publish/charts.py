@@ -87,8 +87,9 @@ def quality(record: Record, path: Path, note: str) -> None:
     for axes, result in zip(panels[0], results, strict=True):
         names = list(result["variants"])[:0:-1]  # float32 itself comes first
         found = [result["variants"][name]["difference"] for name in names]
-        means, deviations = [x["mean"] for x in found], [x["deviation"] for x in found]
-        axes.errorbar(means, names, xerr=deviations, fmt="o", color=BLUE, ms=4, label="mean and deviation")
+        spread = {"xerr": [x["deviation"] for x in found], "label": "mean and deviation"}
+        axes.errorbar([x["mean"] for x in found], names, fmt="o", color=BLUE, ms=4, **spread)
         axes.axvline(0, color=GRAY, lw=1)
         axes.set_title(result["task"])
+        axes.locator_params(axis="x", nbins=5)
     finish(figure, "Loss beyond float32", machine_line(record["machine"]), path, note)

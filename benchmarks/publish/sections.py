@@ -1,7 +1,7 @@
 """The generated sections of the pages: the tables of the questions, with what stands around them, as Markdown."""
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from benchmarks.__main__ import QUESTIONS
 from benchmarks.limits import run as limits_run
@@ -36,10 +36,16 @@ def figures(loops: Record, steps: Record) -> Iterator[str]:
     yield f"\n{about(steps)}\n"
 
 
+def titled(tables: Iterable[Table]) -> Iterator[str]:
+    for table in tables:
+        if table.title:
+            yield f"{table.title[0].upper()}{table.title[1:]}:\n"
+        yield from (*table.markdown(), "")
+
+
 def tables_of(question: str, record: Record) -> Iterator[str]:
     """The tables of a question one after another, and the machine: a section that has no function of its own here."""
-    for table in importlib.import_module(f"benchmarks.{QUESTIONS[question]}").tables(record):
-        yield from (*table.markdown(), "")
+    yield from titled(importlib.import_module(f"benchmarks.{QUESTIONS[question]}").tables(record))
     yield about(record)
 
 
@@ -64,9 +70,7 @@ def cliffs(record: Record) -> Iterator[str]:
 
 
 def limits(record: Record) -> Iterator[str]:
-    for table in limits_run.tables(record):
-        yield f"{table.title[0].upper()}{table.title[1:]}:\n"
-        yield from (*table.markdown(), "")
+    yield from titled(limits_run.tables(record))
     caches = ", ".join(f"{level} {size / 2**20:g} MiB" for level, size in sorted(record["caches"].items()))
     machine, _, date = about(record).rpartition(", ")
     yield f"{machine}, caches of its threads {caches}, {date}."

@@ -1,1 +1,0 @@
-"""How parameters and state are stored: time, memory and quality."""

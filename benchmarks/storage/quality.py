@@ -11,6 +11,7 @@ import argparse
 import copy
 import statistics
 from collections.abc import Callable, Iterator
+from itertools import cycle, islice
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from benchmarks.shared import options
 from benchmarks.shared.files import Record
 from benchmarks.shared.report import Table, each
 from benchmarks.shared.workloads import Task, bytes_gpt, cnn, digits, mlp
-from benchmarks.storage.settings import PLAIN, STORAGES, Storage
+from benchmarks.storage.settings import PLAIN, STORAGES, Storage, bytes_of
 
 LR = 2e-3
 TASKS: dict[str, tuple[Callable[[], Task], int, int]] = {  # what is learnt, batches held back, iterations
@@ -33,26 +34,25 @@ TASKS: dict[str, tuple[Callable[[], Task], int, int]] = {  # what is learnt, bat
 def train(task: Task, held_back: int, storage: Storage, iterations: int) -> dict[str, float]:
     """Loss, and the share of right answers, of the batches that were held back."""
     model = copy.deepcopy(task.model).to(storage.param)
-    for param in model.parameters() if storage.grad is not storage.param else ():
+    for param in model.parameters():
         param.grad_dtype = storage.grad
     optimizer = fusedoptim.AdamW(model.parameters(), lr=LR, **storage.settings)
     seen, held = task.batches[:-held_back], task.batches[-held_back:]
 
     def output(x: torch.Tensor) -> torch.Tensor:
-        found: torch.Tensor = model(x.to(storage.param) if x.is_floating_point() else x)
-        return found.float()
+        return model(x.to(storage.param) if x.is_floating_point() else x).float()  # type: ignore[no-any-return]
 
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, iterations)
-    for i in range(iterations):
-        x, y = seen[i % len(seen)]
+    for x, y in islice(cycle(seen), iterations):
         task.criterion(output(x), y).backward()  # type: ignore[no-untyped-call]
+        sizes = bytes_of(optimizer)
         optimizer.step(zero_grad="to_none")
         schedule.step()
     with torch.no_grad():
         outputs = [(output(x), y) for x, y in held]
         loss = sum(float(task.criterion(o, y)) for o, y in outputs) / len(outputs)
         right = [(o.argmax(-1) == y).float().mean().item() for o, y in outputs]
-    return {"loss": loss, "accuracy": statistics.mean(right)}
+    return {"loss": loss, "accuracy": statistics.mean(right), **sizes}
 
 
 def run(name: str, seeds: int, iterations: int | None) -> dict[str, Any]:
@@ -69,19 +69,16 @@ def run(name: str, seeds: int, iterations: int | None) -> dict[str, Any]:
 
 def summary(results: list[dict[str, float]], plain: list[dict[str, float]]) -> dict[str, Any]:
     """Means over the seeds, with their standard deviations; and the mean of the differences of the losses."""
-    figures: dict[str, Any] = {}
-    for key in ("loss", "accuracy"):
-        values = [result[key] for result in results]
-        figures[key] = {"mean": statistics.mean(values), "deviation": statistics.pstdev(values)}
-    differences = [mine["loss"] - theirs["loss"] for mine, theirs in zip(results, plain, strict=True)]
-    figures["difference"] = {"mean": statistics.mean(differences), "deviation": statistics.pstdev(differences)}
-    return figures
+    values = {key: [result[key] for result in results] for key in ("loss", "accuracy")}
+    values["difference"] = [mine["loss"] - theirs["loss"] for mine, theirs in zip(results, plain, strict=True)]
+    figures = {key: {"mean": statistics.mean(v), "deviation": statistics.pstdev(v)} for key, v in values.items()}
+    return {**figures, **{key: results[0][key] for key in ("bytes", "state_bytes")}}
 
 
 def measure(args: argparse.Namespace) -> Record:
     names = list(TASKS)[: 1 if args.quick else None]
-    seeds, iterations = (2, 30) if args.quick else (args.rounds, None)
-    return {"results": [run(name, seeds, iterations) for name in each(names, str)], "seeds": seeds}
+    iterations = 30 if args.quick else None
+    return {"results": [run(name, args.rounds, iterations) for name in each(names, str)], "seeds": args.rounds}
 
 
 def with_deviation(key: str, form: str) -> Any:
@@ -91,7 +88,7 @@ def with_deviation(key: str, form: str) -> Any:
 def tables(record: Record) -> Iterator[Table]:
     columns = {
         "loss": with_deviation("loss", ".4f"), "beyond fp32": with_deviation("difference", "+.4f"),
-        "right": with_deviation("accuracy", ".2%"),
+        "right": with_deviation("accuracy", ".2%"), "bytes a parameter": "bytes", "of them state": "state_bytes",
     }  # fmt: skip
     for result in record["results"]:
         yield Table.of(columns, result["variants"], f"{result['task']}, {record['seeds']} seeds", PLAIN)

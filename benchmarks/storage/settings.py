@@ -5,6 +5,8 @@ from typing import Any
 
 import torch
 
+import fusedoptim
+
 F32, BF16 = torch.float32, torch.bfloat16
 
 
@@ -13,6 +15,14 @@ class Storage:
     param: torch.dtype = F32
     grad: torch.dtype = F32
     settings: dict[str, Any] = field(default_factory=dict)
+
+
+def bytes_of(optimizer: Any) -> dict[str, float]:
+    """Bytes of all and of the state, a parameter, once gradients are there."""
+    sizes = fusedoptim.memory(optimizer)
+    elements = sum(param.numel() for group in optimizer.param_groups for param in group["params"])
+    state = sizes.total - sizes["parameters"] - sizes["gradients"]
+    return {"bytes": sizes.total / elements, "state_bytes": state / elements}
 
 
 PLAIN = "fp32"
