@@ -45,7 +45,7 @@ class StepExecutor(Protocol):
         """Return None, or for each group the parameters that torch's own implementation must take."""
 
     def is_skipped_by_host(self) -> bool:
-        """Whether what was gathered can only be skipped by the host, not by a number on a device."""
+        """Whether what was prepared can only be skipped by the host, not by a number on a device."""
 
     def apply(
         self,
@@ -55,7 +55,7 @@ class StepExecutor(Protocol):
         found_inf: Any = None,
         set_to_none_in: Any = None,
     ) -> bool:
-        """Take the step that was gathered; or write nothing and return False, where a tensor was replaced since.
+        """Take the step that was prepared; or write nothing and return False, where a tensor was replaced since.
 
         With ``found_inf``, a tensor on a device, the step is taken only if that is 0.
 
@@ -69,7 +69,7 @@ class StepExecutor(Protocol):
         """For each parameter with a gradient: its group, its index, which path takes it, and why no faster one."""
 
     def clear(self) -> None:
-        """Forget what was gathered."""
+        """Forget what was prepared."""
 
 
 class set_backend:  # noqa: N801

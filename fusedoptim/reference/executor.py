@@ -287,7 +287,7 @@ class ReferenceExecutor:
         found_inf: None = None,
         set_to_none_in: Iterable[dict[str, Any]] | None = None,
     ) -> bool:
-        """Take the step that was gathered, whole, or not at all if a signal handler raises.
+        """Take the step that was prepared, whole, or not at all if a signal handler raises.
 
         Args:
             state: The optimizer's state; new entries are put into it.
@@ -319,7 +319,10 @@ class ReferenceExecutor:
         return True
 
     def _is_as_seen(self, state: dict[Tensor, dict[str, Any]]) -> bool:
-        """Whether gradients and state are still those that were gathered: reading options may have run user code."""
+        """Whether gradients and state are still those that were prepared: reading options may have run user code.
+
+        A tensor of the state that was replaced by one like it, as another thread may do all the time, is taken instead.
+        """
         for entry in self._prepared:
             own = state.get(entry.param, {})
             if own is not entry.existing and not (entry.is_new or not entry.existing):
@@ -327,8 +330,13 @@ class ReferenceExecutor:
             made = [key for key, value in entry.state.items() if entry.existing.get(key) is None]
             if any(own.get(key) is not None for key in made) or entry.param.grad is not entry.grad:
                 return False
-            if any(own.get(key) is not value for key, value in entry.state.items() if key not in made):
-                return False
+            for key, value in entry.state.items():
+                now = own.get(key)
+                if key in made or now is value:
+                    continue
+                if not _is_alike(now, value):
+                    return False
+                entry.state[key] = now
             if "step" in entry.state and float(entry.state["step"]) <= -1:
                 return False
         return True
@@ -392,9 +400,18 @@ class ReferenceExecutor:
                 entry.grad.zero_()
 
     def clear(self) -> None:
-        """Forget what was gathered."""
+        """Forget what was prepared."""
         self._prepared.clear()
         self._new_states.clear()
+
+
+def _is_alike(tensor: Any, other: Any) -> bool:
+    return (
+        type(tensor) is type(other)
+        and type(tensor) in PLAIN
+        and (tensor.shape, tensor.dtype, tensor.device) == (other.shape, other.dtype, other.device)
+        and not shares_elements(tensor)
+    )
 
 
 def _refusal_of_dtypes(

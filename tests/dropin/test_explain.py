@@ -127,7 +127,7 @@ CASES = {
         KERNELS, TORCH, both("", "its dtype is not float64, float32, bfloat16 or float16"),
     ),
     "strided gradient": Case(
-        strided_gradient, KERNELS, GENERAL, native("", "its gradient has another shape, dtype or strides")
+        strided_gradient, KERNELS, GENERAL, native("", "its gradient has another shape or strides")
     ),
     "foreach": Case(
         lambda: trained(plain(), foreach=True),
