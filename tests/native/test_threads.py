@@ -150,6 +150,24 @@ def test_another_thread_replaces_the_state_during_steps() -> None:
     in_child(work)
 
 
+def test_state_that_is_replaced_before_the_write_is_what_is_written() -> None:
+    """No update is lost to a tensor that nobody has any more."""
+    one, other = (fusedoptim.Adam(make_params(SHAPES)) for _ in range(2))
+    for optimizer in (one, other):
+        set_grads(optimizer, 1)
+        optimizer.step()
+    other.step()
+    executor = one._new_executor()
+    arguments = one.param_groups, one.state, one._new_state, False
+    executor.prepare(*arguments)
+    for state in one.state.values():
+        state.update({key: value.clone() for key, value in state.items()})
+    if not executor.apply(one.state, False):
+        executor.prepare(*arguments)
+        assert executor.apply(one.state, False)
+    assert_optimizers_match(one, other, exact=True)
+
+
 def test_after_fork() -> None:
     optimizer = train("Adam", {})
     expected = train("Adam", {})
