@@ -5,7 +5,7 @@
 
 #include "core/dtype.h"
 #include "core/storage.h"
-#include "rules/all.h"
+#include "rules/limits.h"
 
 namespace fusedoptim {
 
@@ -22,7 +22,6 @@ struct Layout {
   const int64_t* strides;
 };
 
-constexpr int kMaxRuleBytes = 128;    // a rule's constants, or the options that they are computed from
 constexpr int kMaxDeviceNumbers = 4;  // options of one group that lie on a device
 
 // A number that lies on the task's device, as the learning rate may and the step count, and is read there.
@@ -42,7 +41,7 @@ struct DeviceOptions {
 constexpr int kHost = -1;
 
 struct Task {
-  int rule = 0;  // index in AllRules
+  int rule = 0;  // its number, in the order of rules/all.h
   int variant = 0;
   DType dtype = DType::f32;  // of param, and of all operands unless `mixed`
   // Whether operands differ in dtype, or are not simply stored in theirs. Then the arithmetic is in float32, and what

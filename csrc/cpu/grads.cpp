@@ -110,8 +110,8 @@ void sum_squares(const std::vector<Grad>& grads, const double* grad_scale, int t
     double sum;
     with_memory(unit, false, [&](const void* memory) {
       alignas(64) char unscaled[kSumUnit * sizeof(double)];
-      if (grad_scale != nullptr) set.unscale[dtype](memory, unscaled, unit.count, *grad_scale);
-      sum = set.squares[dtype](grad_scale == nullptr ? memory : unscaled, unit.count);
+      if (grad_scale != nullptr) set.passes.unscale[dtype](memory, unscaled, unit.count, *grad_scale);
+      sum = set.passes.squares[dtype](grad_scale == nullptr ? memory : unscaled, unit.count);
     });
     return sum;
   };
@@ -122,7 +122,7 @@ void sum_squares(const std::vector<Grad>& grads, const double* grad_scale, int t
       if (may_be && end - i >= kAbreast && are_abreast(&units[i])) {
         const void* data[kAbreast];
         for (int u = 0; u < kAbreast; ++u) data[u] = units[i + u].data();
-        set.squares_abreast[int(dtype)](data, reciprocal, of_units + i);
+        set.passes.squares_abreast[int(dtype)](data, reciprocal, of_units + i);
         i += kAbreast;
       } else {
         of_units[i] = one(units[i]);
@@ -139,8 +139,8 @@ void unscale(const std::vector<Grad>& grads, double grad_scale, int threads, con
       const Unit& unit = units[i];
       const int dtype = int(unit.grad->dtype);
       with_memory(unit, true, [&](void* memory) {
-        set.unscale[dtype](memory, memory, unit.count, grad_scale);
-        of_units[i] = set.squares[dtype](memory, unit.count);
+        set.passes.unscale[dtype](memory, memory, unit.count, grad_scale);
+        of_units[i] = set.passes.squares[dtype](memory, unit.count);
       });
     }
   });
@@ -151,14 +151,14 @@ void sum_beginnings(const std::vector<Grad>& grads, int threads, const Instructi
   for (const Grad& grad : grads) units.push_back({&grad, 0, std::min(kSumUnit, grad.count)});
   for_each(units, threads, [&](const Unit& unit, int64_t i) {
     with_memory(unit, false,
-                [&](const void* memory) { sums[i] = set.squares[int(unit.grad->dtype)](memory, unit.count); });
+                [&](const void* memory) { sums[i] = set.passes.squares[int(unit.grad->dtype)](memory, unit.count); });
   });
 }
 
 void scale(const std::vector<Grad>& grads, double factor, int threads, const InstructionSet& set) {
   for_each(units_of(grads), threads, [&](const Unit& unit, int64_t) {
     with_memory(unit, true,
-                [&](void* memory) { set.scale[int(unit.grad->dtype)](memory, memory, unit.count, factor); });
+                [&](void* memory) { set.passes.scale[int(unit.grad->dtype)](memory, memory, unit.count, factor); });
   });
 }
 

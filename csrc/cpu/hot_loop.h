@@ -34,14 +34,26 @@ using OfTwoStates = Table<Combination<F32, BF16, F32, F32>, Combination<F32, F32
                           Combination<KahanBF16, BF16, BF16, BF16>, Combination<KahanBF16, BF16, BF16, Stochastic>,
                           Combination<BF16, BF16, BF16, Stochastic>, Combination<Stochastic, BF16, BF16, Stochastic>>;
 
+constexpr bool is_one(const char* name, const char* other) {
+  return *name == *other && (*name == 0 || is_one(name + 1, other + 1));
+}
+template <template <class> class Rule>
+constexpr bool kIsAdam = is_one(Rule<float>::kName, "adam");
+template <template <class> class Rule>
+constexpr bool kIsSgd = is_one(Rule<float>::kName, "sgd");
+
+// Whether operands that are all in one dtype of 16 bits have a loop of their own.
+template <template <class> class Rule>
+constexpr bool kHas16BitLoops = kIsAdam<Rule> || kIsSgd<Rule>;
+
 template <template <class> class Rule, int variant>
-constexpr bool kIsHot = false;
+constexpr bool is_hot() {
 #if defined(__AVX2__)
-template <int variant>
-constexpr bool kIsHot<Adam, variant> = Adam<float>::states_of(variant) == 2;
-template <int variant>
-constexpr bool kIsHot<Sgd, variant> = variant % Sgd<float>::kVelocities == Sgd<float>::kNext;
+  if constexpr (kIsAdam<Rule>) return Rule<float>::states_of(variant) == 2;
+  if constexpr (kIsSgd<Rule>) return variant % Rule<float>::kVelocities == Rule<float>::kNext;
 #endif
+  return false;
+}
 
 // ---- the loop -----------------------------------------------------------------------------------------------------
 template <template <class> class Rule, int variant, class Combination>
@@ -128,7 +140,7 @@ HotLoop<Rule> find_hot(const Stored* stored, Table<Combinations...>) {
 // The loop over a task, or null.
 template <template <class> class Rule, int variant>
 HotLoop<Rule> hot_loop(const MixedTask& task) {
-  if constexpr (kIsHot<Rule, variant>) {
+  if constexpr (is_hot<Rule, variant>()) {
     if (task.averages()) return nullptr;
     using Combinations = std::conditional_t<Rule<float>::states_of(variant) == 1, OfOneState, OfTwoStates>;
     return find_hot<Rule, variant>(task.stored(), Combinations());

@@ -4,12 +4,35 @@
 #include <cpuid.h>
 #endif
 
-namespace fusedoptim::cpu {
+#include "rules/all.h"
 
-#if !defined(FUSEDOPTIM_X86)
-const InstructionSet* avx2() { return nullptr; }
-const InstructionSet* avx512() { return nullptr; }
+namespace fusedoptim {
+
+// What kernels.cpp and passes.cpp define for an instruction set.
+#define FUSEDOPTIM_COLLECT(isa)                                                    \
+  namespace isa {                                                                  \
+  template <template <class> class Rule>                                           \
+  const cpu::RuleKernels& kernels_of();                                            \
+  const cpu::Passes& passes();                                                     \
+  }                                                                                \
+  template <template <class> class... Rules>                                       \
+  static const cpu::InstructionSet* collect_##isa(RuleList<Rules...>) {            \
+    static const cpu::RuleKernels* const rules[] = {&isa::kernels_of<Rules>()...}; \
+    static const cpu::InstructionSet set{#isa, rules, isa::passes()};              \
+    return &set;                                                                   \
+  }                                                                                \
+  const cpu::InstructionSet* cpu::isa() { return collect_##isa(AllRules()); }
+
+FUSEDOPTIM_COLLECT(baseline)
+#if defined(FUSEDOPTIM_X86)
+FUSEDOPTIM_COLLECT(avx2)
+FUSEDOPTIM_COLLECT(avx512)
+#else
+const cpu::InstructionSet* cpu::avx2() { return nullptr; }
+const cpu::InstructionSet* cpu::avx512() { return nullptr; }
 #endif
+
+namespace cpu {
 
 #if defined(FUSEDOPTIM_X86)
 // Older clangs do not compile __builtin_cpu_supports("f16c"). Whether the system keeps the registers, "avx2" tells.
@@ -47,4 +70,5 @@ static InstructionSets collect(bool with_avx2, bool with_avx512) {
 InstructionSets built() { return collect(true, true); }
 InstructionSets supported() { return collect(runs_avx2(), runs_avx512()); }
 
-}  // namespace fusedoptim::cpu
+}  // namespace cpu
+}  // namespace fusedoptim

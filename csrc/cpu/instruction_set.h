@@ -12,9 +12,7 @@ namespace fusedoptim::cpu {
 // `begin` on. `operands` are param, grad and the states, contiguous over these elements. grad is multiplied by
 // `factor`, and the product rounded to the arithmetic type: 1, -1 to maximize, or either times a coefficient that
 // clips.
-// Where it averages, one operand more moves towards the new param: average = lerp(average, param, average_weight).
-using Kernel = void (*)(const void* rule, void* const* operands, int64_t begin, int64_t count, double factor,
-                        double average_weight);
+using Kernel = void (*)(const void* rule, void* const* operands, int64_t begin, int64_t count, double factor);
 
 // to = from * factor, or from / factor, rounded as it is stored; `to` may be `from`.
 using ScaleKernel = void (*)(const void* from, void* to, int64_t count, double factor);
@@ -35,19 +33,30 @@ using SquaresKernel = double (*)(const void* grad, int64_t count);
 constexpr int kAbreast = 4;
 using AbreastKernel = void (*)(const void* const* grads, double factor, double* sums);
 
+// average = lerp(average, param, weight).
+using AverageKernel = void (*)(const void* param, void* average, int64_t count, double weight);
+
 // Applies the task's rule to `count` elements whose operands, of several storages, begin at `at`; the first of them is
 // number `first` of the task.
 using MixedKernel = void (*)(const Task& task, void* const* at, int64_t first, int64_t count, double factor);
 
-struct InstructionSet {
-  const char* name;
-  Kernel kernels[AllRules::kCount][kMaxVariants][kDTypes];
-  Kernel averaging[AllRules::kCount][kMaxVariants][kDTypes];
+struct RuleKernels {
+  Kernel plain[kMaxVariants][kDTypes];  // null where the mixed kernel takes the dtype
+  MixedKernel mixed[kMaxVariants];
+};
+
+struct Passes {
   ScaleKernel unscale[kDTypes];
   ScaleKernel scale[kDTypes];
+  AverageKernel move_average[kDTypes];
   SquaresKernel squares[kDTypes];
   AbreastKernel squares_abreast[kDTypes];
-  MixedKernel mixed[AllRules::kCount][kMaxVariants];
+};
+
+struct InstructionSet {
+  const char* name;
+  const RuleKernels* const* rules;  // in the order of rules/all.h
+  Passes passes;
 };
 
 // Null where it is not built for this architecture.

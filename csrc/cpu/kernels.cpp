@@ -1,27 +1,24 @@
-// The loop over any rule, compiled once per instruction set (FUSEDOPTIM_ISA names it).
+// The loop over a rule, compiled once per rule and instruction set: FUSEDOPTIM_RULE and FUSEDOPTIM_ISA name them.
 #include <utility>
 
-#include "core/average.h"
 #include "cpu/instruction_set.h"
 #include "cpu/mixed_loop.h"
-#include "cpu/squares.h"
+#include FUSEDOPTIM_RULE_HEADER
 
 namespace fusedoptim {
 namespace FUSEDOPTIM_ISA {
 
-using cpu::InstructionSet;
-using cpu::Kernel;
+using cpu::RuleKernels;
 
-template <template <class> class Rule, class S, int variant, bool averages>
+template <template <class> class Rule, class S, int variant>
 struct Loop {
   using T = Arithmetic<S>;
-  static constexpr int kStates = Rule<T>::states_of(variant), kOperands = 2 + kStates + averages;
+  static constexpr int kStates = Rule<T>::states_of(variant), kOperands = 2 + kStates;
 
   // The constants of a step.
   struct Step {
     Rule<T> rule;
     T factor;
-    Average<T> lerp;
   };
 
   // Updates one V. `load` and `store` decide how many elements move, so that body and tail are this one text.
@@ -34,11 +31,6 @@ struct Loop {
     step.rule.template operator()<variant>(param, grad, state);
     store(at[0], param);
     for (int k = 0; k < kStates; ++k) store(at[2 + k], state[k]);
-    if constexpr (averages) {
-      if constexpr (sizeof(S) < sizeof(T)) param = load(at[0]);  // as it is stored
-      S* const average = at[2 + kStates];
-      store(average, step.lerp(load(average), param));
-    }
   }
 
   FUSEDOPTIM_SIMD static void fetch_line(S* const* at, int line) {
@@ -64,9 +56,8 @@ struct Loop {
     }
   }
 
-  static void run(const void* rule, void* const* operands, int64_t begin, int64_t count, double factor,
-                  double average_weight) {
-    const Step step{*static_cast<const Rule<T>*>(rule), T(factor), Average<T>(average_weight)};
+  static void run(const void* rule, void* const* operands, int64_t begin, int64_t count, double factor) {
+    const Step step{*static_cast<const Rule<T>*>(rule), T(factor)};
     S* at[kOperands];
     for (int k = 0; k < kOperands; ++k) at[k] = static_cast<S*>(operands[k]) + begin;
     int64_t left = count;
@@ -81,72 +72,29 @@ struct Loop {
   }
 };
 
-// to = f(from), rounded as it is stored; `to` may be `from`.
-template <class S, class F>
-FUSEDOPTIM_SIMD void map(const S* from, S* to, int64_t count, F f) {
-  constexpr int kLanes = Vec<Arithmetic<S>>::kLanes;
-  for (; count >= kLanes; count -= kLanes, from += kLanes, to += kLanes) {
-    __builtin_prefetch(reinterpret_cast<const char*>(from) + kAhead);
-    store(to, f(load(from)));
-  }
-  if (count > 0) store_part(to, f(load_part(from, int(count))), int(count));
-}
-
-template <class S>
-__attribute__((noinline)) void scale(const void* from, void* to, int64_t count, double factor) {
-  const Vec<Arithmetic<S>> v{Arithmetic<S>(factor)};
-  map(static_cast<const S*>(from), static_cast<S*>(to), count, [v](auto x) { return x * v; });
-}
-
-template <class S>
-void unscale(const void* from, void* to, int64_t count, double scale_) {
-  const double reciprocal = cpu::exact_reciprocal(scale_);
-  if (reciprocal != 0) return scale<S>(from, to, count, reciprocal);
-  const Vec<Arithmetic<S>> v{Arithmetic<S>(scale_)};
-  map(static_cast<const S*>(from), static_cast<S*>(to), count, [v](auto x) { return x / v; });
-}
-
-// ---- the table of all of them -------------------------------------------------------------------------------------
-template <template <class> class Rule, bool averages, int... variants>
-constexpr void fill_rule(Kernel (&kernels)[kMaxVariants][kDTypes], std::integer_sequence<int, variants...>) {
-  static_assert(sizeof...(variants) <= kMaxVariants, "raise kMaxVariants in rules/all.h");
-  ((kernels[variants][int(DType::f64)] = Loop<Rule, double, variants, averages>::run), ...);
-  ((kernels[variants][int(DType::f32)] = Loop<Rule, float, variants, averages>::run), ...);
-  ((kernels[variants][int(DType::bf16)] = Loop<Rule, BFloat16, variants, averages>::run), ...);
-  ((kernels[variants][int(DType::f16)] = Loop<Rule, Half, variants, averages>::run), ...);
-}
-
+// ---- the kernels of the rule --------------------------------------------------------------------------------------
 template <template <class> class Rule, int... variants>
-constexpr void fill_mixed(cpu::MixedKernel (&kernels)[kMaxVariants], std::integer_sequence<int, variants...>) {
-  ((kernels[variants] = MixedLoop<Rule, variants>::run), ...);
+constexpr RuleKernels fill(std::integer_sequence<int, variants...>) {
+  static_assert(sizeof...(variants) <= kMaxVariants, "raise kMaxVariants in rules/limits.h");
+  RuleKernels kernels{};
+  ((kernels.plain[variants][int(DType::f64)] = Loop<Rule, double, variants>::run), ...);
+  ((kernels.plain[variants][int(DType::f32)] = Loop<Rule, float, variants>::run), ...);
+  if constexpr (kHas16BitLoops<Rule>) {
+    ((kernels.plain[variants][int(DType::bf16)] = Loop<Rule, BFloat16, variants>::run), ...);
+    ((kernels.plain[variants][int(DType::f16)] = Loop<Rule, Half, variants>::run), ...);
+  }
+  ((kernels.mixed[variants] = MixedLoop<Rule, variants>::run), ...);
+  return kernels;
 }
 
-template <template <class> class... Rules>
-constexpr InstructionSet fill(const char* name, RuleList<Rules...>) {
-  InstructionSet set{
-      name,
-      {},
-      {},
-      {unscale<double>, unscale<float>, unscale<BFloat16>, unscale<Half>},
-      {scale<double>, scale<float>, scale<BFloat16>, scale<Half>},
-      {squares<double>, squares<float>, squares<BFloat16>, squares<Half>},
-      {squares_abreast<double>, squares_abreast<float>, squares_abreast<BFloat16>, squares_abreast<Half>},
-      {}};
-  int rule = 0;
-  (fill_rule<Rules, false>(set.kernels[rule++], std::make_integer_sequence<int, Rules<float>::kVariants>()), ...);
-  rule = 0;
-  (fill_rule<Rules, true>(set.averaging[rule++], std::make_integer_sequence<int, Rules<float>::kVariants>()), ...);
-  rule = 0;
-  (fill_mixed<Rules>(set.mixed[rule++], std::make_integer_sequence<int, Rules<float>::kVariants>()), ...);
-  return set;
-}
+template <template <class> class Rule>
+constexpr RuleKernels kKernels = fill<Rule>(std::make_integer_sequence<int, Rule<float>::kVariants>());
 
-#define FUSEDOPTIM_STRING(x) #x
-#define FUSEDOPTIM_NAME(x) FUSEDOPTIM_STRING(x)
-constexpr InstructionSet kSet = fill(FUSEDOPTIM_NAME(FUSEDOPTIM_ISA), AllRules());
+template <template <class> class Rule>
+const RuleKernels& kernels_of() {
+  return kKernels<Rule>;
+}
+template const RuleKernels& kernels_of<FUSEDOPTIM_RULE>();
 
 }  // namespace FUSEDOPTIM_ISA
-
-const cpu::InstructionSet* cpu::FUSEDOPTIM_ISA() { return &fusedoptim::FUSEDOPTIM_ISA::kSet; }
-
 }  // namespace fusedoptim

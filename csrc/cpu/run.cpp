@@ -27,8 +27,8 @@ class Runner {
       for_blocks(chunk, passes ? kBlock : kChunk,
                  [&](int64_t at, int64_t n) { update_mixed(task, task.operands, at, at, n); });
     } else {
-      // With a second pass over grad the chunk is walked in blocks, so that this pass finds it in the cache.
-      const bool passes = options_.unscale || options_.zero_grad || clips_in_buffer(task) || task.average_is_new;
+      // With a second pass over an operand the chunk is walked in blocks, so that this pass finds it in the cache.
+      const bool passes = options_.unscale || options_.zero_grad || clips_in_buffer(task) || task.averages;
       const int64_t block = passes ? kBlock : kChunk;
       for (int64_t done = 0; done < chunk.count; done += block) {
         update(task, task.operands, chunk.begin + done, std::min(block, chunk.count - done));
@@ -49,16 +49,22 @@ class Runner {
   }
 
   void update(const Task& task, void* const* operands, int64_t begin, int64_t count) const {
+    if (set_.rules[task.rule]->plain[task.variant][int(task.dtype)] == nullptr)
+      return update_mixed(as_mixed(task), operands, begin, begin, count);
     if (options_.unscale) unscale(task.dtype, operands[1], begin, count);
     if (clips_in_buffer(task)) {
       apply_clipped(task, operands, begin, count);
     } else {
       apply(task, operands, begin, count, task.factor);
     }
-    if (task.average_is_new) {
-      const size_t size = size_of(task.dtype), from = size_t(begin) * size;
-      char* const average = static_cast<char*>(operands[task.operand_count - 1]) + from;
-      std::memcpy(average, static_cast<const char*>(operands[0]) + from, size_t(count) * size);
+    if (task.averages) {
+      void* const average = element(task.dtype, operands[task.operand_count - 1], begin);
+      const void* const param = element(task.dtype, operands[0], begin);
+      if (task.average_is_new) {
+        std::memcpy(average, param, size_t(count) * size_of(task.dtype));
+      } else {
+        set_.passes.move_average[int(task.dtype)](param, average, count, task.average_weight);
+      }
     }
     if (options_.zero_grad) zero(task.dtype, operands[1], begin, count);
   }
@@ -68,7 +74,7 @@ class Runner {
     if (options_.unscale) unscale(task.dtypes[1], operands[1], begin, count);
     void* at[kMaxOperands];
     for (int k = 0; k < task.operand_count; ++k) at[k] = element(task.dtypes[k], operands[k], begin);
-    set_.mixed[task.rule][task.variant](task, at, first, count, task.factor);
+    set_.rules[task.rule]->mixed[task.variant](task, at, first, count, task.factor);
     if (options_.zero_grad) zero(task.dtypes[1], operands[1], begin, count);
   }
 
@@ -77,16 +83,24 @@ class Runner {
   }
   void unscale(DType dtype, void* grads, int64_t begin, int64_t count) const {
     char* const grad = element(dtype, grads, begin);
-    set_.unscale[int(dtype)](grad, grad, count, options_.grad_scale);
+    set_.passes.unscale[int(dtype)](grad, grad, count, options_.grad_scale);
   }
   static void zero(DType dtype, void* grads, int64_t begin, int64_t count) {
     std::memset(element(dtype, grads, begin), 0, size_t(count) * size_of(dtype));
   }
 
+  // The same task, for the kernel that takes any storage.
+  static Task as_mixed(const Task& task) {
+    Task mixed = task;
+    mixed.mixed = true;
+    for (int k = 0; k < task.operand_count; ++k) mixed.dtypes[k] = task.dtype, mixed.codings[k] = Coding::nearest;
+    mixed.companion = Companion::none;
+    mixed.blocks = {};
+    return mixed;
+  }
+
   void apply(const Task& task, void* const* operands, int64_t begin, int64_t count, double factor) const {
-    const auto& kernels = task.averages && !task.average_is_new ? set_.averaging : set_.kernels;
-    kernels[task.rule][task.variant][int(task.dtype)](task.constants, operands, begin, count, factor,
-                                                      task.average_weight);
+    set_.rules[task.rule]->plain[task.variant][int(task.dtype)](task.constants, operands, begin, count, factor);
   }
 
   // A clipped gradient of 16 bits is rounded to storage before the rule reads it: in a buffer, since grad must stay.
@@ -96,7 +110,7 @@ class Runner {
     alignas(64) uint16_t clipped[kBlock];
     void* at[kMaxOperands];
     for (int k = 0; k < task.operand_count; ++k) at[k] = static_cast<uint16_t*>(operands[k]) + begin;
-    set_.scale[int(task.dtype)](at[1], clipped, count, task.factor);
+    set_.passes.scale[int(task.dtype)](at[1], clipped, count, task.factor);
     at[1] = clipped;
     apply(task, at, 0, count, 1);
   }

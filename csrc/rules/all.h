@@ -1,4 +1,5 @@
-// Every rule there is. The drivers instantiate this list; its order numbers the rules.
+// Every rule there is; the order numbers them. A rule's header has the name of its struct, in small letters: the build
+// reads the list, and compiles the kernels of each rule by themselves.
 #pragma once
 
 #include "rules/adam.h"
@@ -12,8 +13,5 @@ struct RuleList {
 };
 
 using AllRules = RuleList<Sgd, Adam>;
-
-constexpr int kMaxStates = 3;     // the most state tensors that a rule keeps per parameter
-constexpr int kMaxVariants = 10;  // the most variants that a rule has
 
 }  // namespace fusedoptim
