@@ -74,7 +74,7 @@ def gate(arguments: Sequence[str] | None) -> int:
     if not args.without_counts and (missing := why_not()):
         console.print(f"perf-gate: nothing can be counted here: {missing}. --without-counts reads the kernels only.")
         return 1
-    kernels = read_kernels(OBJECTS / f"kernels_{name}.dir/csrc/cpu/kernels.cpp.o" for name in REGISTERS)
+    kernels = read_kernels(path for name in REGISTERS for path in OBJECTS.glob(f"*_{name}.dir/csrc/cpu/*.o"))
     module = Path(importlib.import_module("fusedoptim._C").__file__ or "").read_bytes()
     failures = [f"{name}: not in the module as built" for name, code in kernels.items() if not holds(module, code)]
     measured = None if args.without_counts else count_instructions()

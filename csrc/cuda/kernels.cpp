@@ -1,17 +1,29 @@
-// Finds a kernel among those that kernels.cu is compiled to, once per arithmetic type.
+// Finds a kernel among those that kernels.cu is compiled to, once per rule and arithmetic type.
 #include "cuda/launch.h"
+#include "rules/all.h"
 
 namespace fusedoptim::cuda {
 
 namespace f64 {
-KernelHandle step_kernel(int rule, int variant);
+template <template <class> class Rule>
+KernelHandle kernel_of(int variant);
 }
 namespace f32 {
-KernelHandle step_kernel(int rule, int variant);
+template <template <class> class Rule>
+KernelHandle kernel_of(int variant);
 }
 
-KernelHandle step_kernel(int rule, int variant, bool in_double) {
-  return in_double ? f64::step_kernel(rule, variant) : f32::step_kernel(rule, variant);
+namespace {
+
+template <template <class> class... Rules>
+KernelHandle find(int rule, int variant, bool in_double, RuleList<Rules...>) {
+  using Find = KernelHandle (*)(int variant);
+  static constexpr Find kFinders[][2] = {{f32::kernel_of<Rules>, f64::kernel_of<Rules>}...};
+  return kFinders[rule][in_double](variant);
 }
+
+}  // namespace
+
+KernelHandle step_kernel(int rule, int variant, bool in_double) { return find(rule, variant, in_double, AllRules()); }
 
 }  // namespace fusedoptim::cuda

@@ -1,8 +1,10 @@
-// One kernel over any rule, for the arithmetic type that FUSEDOPTIM_ARITHMETIC names: compiled once for each.
+// The kernel of a rule, compiled once per rule and arithmetic type: FUSEDOPTIM_RULE and FUSEDOPTIM_ARITHMETIC name
+// them.
 #include <new>
 
 #include "core/average.h"
 #include "cuda/storage.cuh"
+#include FUSEDOPTIM_RULE_HEADER
 
 namespace fusedoptim::cuda {
 namespace FUSEDOPTIM_ARITHMETIC {
@@ -295,7 +297,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor) step(const __gr
   }
 }
 
-// ---- the table of all of them -------------------------------------------------------------------------------------
+// ---- the variants of the rule -------------------------------------------------------------------------------------
 template <template <class> class Rule, int... variants>
 KernelHandle find_variant(int variant, std::integer_sequence<int, variants...>) {
   static_assert(sizeof(Rule<T>) <= kMaxRuleBytes && sizeof(typename Rule<T>::Options) <= kMaxRuleBytes);
@@ -304,17 +306,11 @@ KernelHandle find_variant(int variant, std::integer_sequence<int, variants...>) 
   return found;
 }
 
-template <template <class> class... Rules>
-KernelHandle find(int rule, int variant, RuleList<Rules...>) {
-  KernelHandle found = nullptr;
-  int index = 0;
-  ((index++ == rule ? void(found = find_variant<Rules>(variant, std::make_integer_sequence<int, Rules<T>::kVariants>()))
-                    : void()),
-   ...);
-  return found;
+template <template <class> class Rule>
+KernelHandle kernel_of(int variant) {
+  return find_variant<Rule>(variant, std::make_integer_sequence<int, Rule<T>::kVariants>());
 }
-
-KernelHandle step_kernel(int rule, int variant) { return find(rule, variant, AllRules()); }
+template KernelHandle kernel_of<FUSEDOPTIM_RULE>(int variant);
 
 }  // namespace FUSEDOPTIM_ARITHMETIC
 }  // namespace fusedoptim::cuda

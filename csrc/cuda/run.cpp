@@ -7,6 +7,7 @@
 
 #include "cuda/buckets.h"
 #include "cuda/capacity.h"
+#include "rules/all.h"
 
 namespace fusedoptim::cuda {
 namespace {

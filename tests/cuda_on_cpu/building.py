@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -25,6 +26,7 @@ BUILD = ROOT / "build" / f"editable-{sys.implementation.cache_tag}"  # of the ex
 COMPILER = shutil.which("g++") or shutil.which("c++") or shutil.which("clang++")
 ARITHMETICS = ("f64", "f32")
 
+RULES = re.findall(r"\w+", re.findall(r"using AllRules = RuleList<([^>]*)>", (CSRC / "rules/all.h").read_text())[0])
 PROGRAM = ("source_level", "covering", "step_case", "zero_case", "norm_case")
 JOBS = 2
 DAYS_KEPT = 7  # of what the cache holds, after its last use
@@ -203,17 +205,24 @@ def is_newer(made: Path, *suffixes: str) -> bool:
     return made.exists() and made.stat().st_mtime > max(path.stat().st_mtime for path in sources)
 
 
-def _baseline_of_build() -> Path | None:
-    """The build's own object of the baseline kernels, if it is of these sources and not watched by a sanitizer."""
+def _baseline_of_build() -> list[Path]:
+    """The build's own objects of the baseline kernels, if they are of these sources and not watched by a sanitizer."""
+    found = []
     for words in commands():
         if "-DFUSEDOPTIM_ISA=baseline" in words and "-c" in words:
-            made = BUILD / words[words.index("-o") + 1]
+            found.append(BUILD / words[words.index("-o") + 1])
             watched = any(word.startswith("-fsanitize") for word in words)
-            return made if is_newer(made, ".h", ".cpp") and not watched and "-ffp-contract=off" in words else None
-    return None
+            if not is_newer(found[-1], ".h", ".cpp") or watched or "-ffp-contract=off" not in words:
+                return []
+    return found
 
 
 # ---- what programs are made of -------------------------------------------------------------------------------------
+
+
+def of_rule(rule: str) -> tuple[str, str]:
+    """Flags that name the rule whose kernels are compiled."""
+    return f"-DFUSEDOPTIM_RULE={rule}", f'-DFUSEDOPTIM_RULE_HEADER="rules/{rule.lower()}.h"'
 
 
 def kernels(
@@ -223,7 +232,9 @@ def kernels(
     host = ("-x", "c++", "-isystem", str(find_cuda_include()), "-include", "device_on_host.h", "-Wno-unknown-pragmas")
     flags = (*host, "-g1", optimize, *SANITIZERS[sanitizer].flags)
     step = [
-        Object(csrc / "cuda" / "kernels.cu", (*flags, f"-DFUSEDOPTIM_ARITHMETIC={name}"), csrc) for name in arithmetics
+        Object(csrc / "cuda" / "kernels.cu", (*flags, *of_rule(rule), f"-DFUSEDOPTIM_ARITHMETIC={name}"), csrc)
+        for rule in RULES
+        for name in arithmetics
     ]
     return [*step, *(Object(csrc / "cuda" / f"{name}.cu", flags, csrc) for name in ("norm", "zero"))]
 
@@ -236,11 +247,14 @@ def runtime(sanitizer: str) -> Object:
 def cpu_driver() -> list[Object]:
     """The product's CPU driver, with the baseline kernels and without the choice among others."""
     flags = ("-O2", "-fno-math-errno", "-fno-trapping-math")
-    made = _baseline_of_build()
-    kernels = Object(made or CSRC / "cpu" / "kernels.cpp", (*flags, "-DFUSEDOPTIM_ISA=baseline"))
+    own = (*flags, "-DFUSEDOPTIM_ISA=baseline")
+    kernels = [Object(made, own) for made in _baseline_of_build()]
+    if not kernels:
+        kernels = [Object(CSRC / "cpu" / "kernels.cpp", (*own, *of_rule(rule))) for rule in RULES]
+        kernels.append(Object(CSRC / "cpu" / "passes.cpp", own))
     sources = sorted((CSRC / "cpu").rglob("*.cpp"))
-    others = [path for path in sources if path.stem not in ("kernels", "instruction_set")]
-    return [kernels, *(Object(path, flags) for path in others)]
+    others = [path for path in sources if path.stem not in ("kernels", "passes")]
+    return [*kernels, *(Object(path, flags) for path in others)]
 
 
 def source_level(
@@ -250,7 +264,8 @@ def source_level(
     whole = tuple(arithmetics) == ARITHMETICS
     sources = [HERE / f"{name}.cpp" for name in PROGRAM]
     sources.append(CSRC / "cuda" / "kernels.cpp" if whole else HERE / "linked_kernels.cpp")
-    program = [Object(source, ("-O1", "-g1")) for source in sources]
+    only = (f"-DFUSEDOPTIM_ARITHMETIC={arithmetics[0]}",)
+    program = [Object(source, ("-O1", "-g1", *(() if whole else only))) for source in sources]
     cuda = ("-isystem", str(find_cuda_include()), "-O1", "-g1")
     program += [Object(HERE / "table_case.cpp", cuda), Object(csrc / "cuda" / "buckets.cpp", cuda, csrc)]
     # The slowest first, so that the last does not run alone.

@@ -1,18 +1,33 @@
-// Stands in for csrc/cuda/kernels.cpp in a program that links the kernels of one arithmetic type only.
+// Stands in for csrc/cuda/kernels.cpp in a program that links the kernels of one arithmetic type only, which
+// FUSEDOPTIM_ARITHMETIC names.
+#include <string_view>
+
 #include "cuda/launch.h"
+#include "rules/all.h"
 
 namespace fusedoptim::cuda {
 
-namespace f64 {
-__attribute__((weak)) KernelHandle step_kernel(int rule, int variant);
-}
-namespace f32 {
-__attribute__((weak)) KernelHandle step_kernel(int rule, int variant);
+namespace FUSEDOPTIM_ARITHMETIC {
+template <template <class> class Rule>
+KernelHandle kernel_of(int variant);
 }
 
+namespace {
+
+#define NAME(x) #x
+#define NAME_OF(x) NAME(x)
+constexpr bool kInDouble = std::string_view(NAME_OF(FUSEDOPTIM_ARITHMETIC)) == "f64";
+
+template <template <class> class... Rules>
+KernelHandle find(int rule, int variant, RuleList<Rules...>) {
+  KernelHandle (*const finders[])(int) = {FUSEDOPTIM_ARITHMETIC::kernel_of<Rules>...};
+  return finders[rule](variant);
+}
+
+}  // namespace
+
 KernelHandle step_kernel(int rule, int variant, bool in_double) {
-  KernelHandle (*const find)(int, int) = in_double ? f64::step_kernel : f32::step_kernel;
-  return find == nullptr ? nullptr : find(rule, variant);
+  return in_double == kInDouble ? find(rule, variant, AllRules()) : nullptr;
 }
 
 }  // namespace fusedoptim::cuda

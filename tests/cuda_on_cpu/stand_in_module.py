@@ -15,7 +15,7 @@ from pathlib import Path
 import building
 import machine_code
 import ptx_to_cpp
-from building import BUILD, CSRC, HERE, ROOT, Object, commands
+from building import ARITHMETICS, BUILD, CSRC, HERE, ROOT, RULES, Object, commands
 
 STAND_IN = ("runtime.cpp", "ptx_kernels.cpp", "stand_in_runtime.cpp", "posing.cpp")
 HOST_FLAGS = ("-O1", "-fPIC")
@@ -26,7 +26,7 @@ def why_not() -> str | None:
     """Why the extension cannot be linked anew, in one line; None if it can."""
     if building.why_not() is not None:
         return building.why_not()
-    if not any(word.endswith("cuda/kernels_f32.o") for command in commands() for word in command):
+    if not any(word.endswith("cuda/adam_f32.o") for command in commands() for word in command):
         return "there is no editable build of the extension with CUDA; `make build` makes one where there is an nvcc"
     return None
 
@@ -70,7 +70,7 @@ def ptx(name: str) -> str:
 def kernels() -> list[Object]:
     """All kernels, as C++ made of their PTX."""
     objects = []
-    for name in (*(f"kernels_{arithmetic}" for arithmetic in building.ARITHMETICS), "zero", "norm"):
+    for name in (*(f"{rule.lower()}_{type_}" for rule in RULES for type_ in ARITHMETICS), "zero", "norm"):
         text = ptx_to_cpp.translate(ptx(name))
         cpp = building.CACHE / building.key(text) / f"{name}.cpp"
         cpp.parent.mkdir(parents=True, exist_ok=True)

@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from building import ARITHMETICS, RULES, of_rule
 from ptx_cases import CASES, GRID, MODULE, WIDTHS, kernel, kind
 from ptx_parse import PtxError, parse
 from ptx_to_cpp import translate
@@ -232,12 +233,13 @@ def newest_architecture() -> str:
 
 @pytest.mark.skipif(NVCC is None, reason="no nvcc")
 @pytest.mark.parametrize("architecture", ["compute_75", "newest"])
-@pytest.mark.parametrize("name", ["f64", "f32", "zero", "norm"])
+@pytest.mark.parametrize("name", [*(f"{rule}-{type_}" for rule in RULES for type_ in ARITHMETICS), "zero", "norm"])
 def test_all_kernels_translate(architecture, name, tmp_path):
     architecture = newest_architecture() if architecture == "newest" else architecture
     source = ROOT / "csrc" / "cuda" / (f"{name}.cu" if name in ("zero", "norm") else "kernels.cu")
     flags = ["-O3", "-std=c++17", "-fmad=false", "--expt-relaxed-constexpr", f"-I{ROOT / 'csrc'}"]
-    flags += [f"-DFUSEDOPTIM_ARITHMETIC={name}", f"-arch={architecture}", "-ptx"]
+    rule, _, arithmetic = name.partition("-")
+    flags += [*of_rule(rule), f"-DFUSEDOPTIM_ARITHMETIC={arithmetic}", f"-arch={architecture}", "-ptx"]
     subprocess.run([str(NVCC), *flags, str(source), "-o", str(tmp_path / "kernels.ptx")], check=True)
     ptx = (tmp_path / "kernels.ptx").read_text()
     kernels = [one.name for one in parse(ptx)]

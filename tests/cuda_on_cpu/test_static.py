@@ -24,6 +24,7 @@ LIST_VARIANTS = """
 #include <cstdio>
 #include <typeinfo>
 #include "rules/all.h"
+#include "rules/limits.h"
 
 using namespace fusedoptim;
 
