@@ -1,15 +1,21 @@
 """torch.optim, with the whole step, gradient zeroing included, in one fused call.
 
 Write ``import fusedoptim as optim`` for ``import torch.optim as optim``: every public name of ``torch.optim`` is here,
-and every module of it by its name, ``fusedoptim.lr_scheduler`` for one. ``SGD``, ``Adam`` and ``AdamW`` are this
-package's own; the others are torch's.
+and every module of it by its name, ``fusedoptim.lr_scheduler`` for one. Those with kernels are this package's
+own: ``SGD``, ``Adam``, ``AdamW``, ``Adadelta``, ``Adagrad``, ``Adamax``, ``RAdam``, ``RMSprop`` and ``Rprop``.
 """
 
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # mypy holds to the first binding of a name, pyright and Python to the last: both are ours
+    from fusedoptim.adadelta import Adadelta as Adadelta
+    from fusedoptim.adagrad import Adagrad as Adagrad
     from fusedoptim.adam import Adam as Adam
+    from fusedoptim.adamax import Adamax as Adamax
     from fusedoptim.adamw import AdamW as AdamW
+    from fusedoptim.radam import RAdam as RAdam
+    from fusedoptim.rmsprop import RMSprop as RMSprop
+    from fusedoptim.rprop import Rprop as Rprop
     from fusedoptim.sgd import SGD as SGD
 
 from torch import optim as _torch_optim
@@ -17,7 +23,10 @@ from torch.optim import *  # type: ignore[assignment]  # noqa: F403
 from torch.optim import lr_scheduler as lr_scheduler
 from torch.optim import swa_utils as swa_utils
 
+from fusedoptim.adadelta import Adadelta as Adadelta
+from fusedoptim.adagrad import Adagrad as Adagrad
 from fusedoptim.adam import Adam as Adam
+from fusedoptim.adamax import Adamax as Adamax
 from fusedoptim.adamw import AdamW as AdamW
 from fusedoptim.backend import get_backend as get_backend
 from fusedoptim.backend import set_backend as set_backend
@@ -30,6 +39,9 @@ from fusedoptim.grad_scaler import GradScaler as GradScaler
 from fusedoptim.malloc import keep_freed_memory as keep_freed_memory
 from fusedoptim.memory_report import memory as memory
 from fusedoptim.native import build_info as build_info
+from fusedoptim.radam import RAdam as RAdam
+from fusedoptim.rmsprop import RMSprop as RMSprop
+from fusedoptim.rprop import Rprop as Rprop
 from fusedoptim.sgd import SGD as SGD
 from fusedoptim.torch_names import find_modules_of_torch as _find_modules_of_torch
 from fusedoptim.torch_names import names_of_torch as _names_of_torch

@@ -8,6 +8,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch.optim import Optimizer
 from torch.optim import lr_scheduler as torch_schedulers
 
@@ -24,8 +25,8 @@ def from_torch(optimizer: Optimizer) -> Any:
     ``capturable`` and ``differentiable`` stay.
 
     Args:
-        optimizer: An instance of exactly ``torch.optim.SGD``, ``Adam`` or ``AdamW``. One of this package is returned
-            as it is.
+        optimizer: An instance of exactly a class of ``torch.optim`` that this package has kernels for, such as
+            ``torch.optim.AdamW``. One of this package is returned as it is.
 
     Returns:
         ``optimizer`` itself.
@@ -45,7 +46,8 @@ def from_torch(optimizer: Optimizer) -> Any:
         return optimizer
     ours = _ours(type(optimizer))
     if ours is None:
-        raise TypeError(f"optimizer must be exactly torch.optim.SGD, Adam or AdamW, got {_describe(optimizer)}")
+        known = ", ".join(sorted(name for name in dir(torch.optim) if _ours(getattr(torch.optim, name)) is not None))
+        raise TypeError(f"optimizer must be exactly one of torch.optim's {known}, got {_describe(optimizer)}")
     patched = optimizer.__dict__.get("step")
     if patched is not None and not _is_schedulers(patched, type(optimizer)):
         raise RuntimeError(
@@ -71,7 +73,7 @@ def can_convert(optimizer: Any) -> bool:
 
 def _ours(theirs: type[Any]) -> type[FusedStep] | None:
     """The class of this package that stands for one of torch."""
-    ours = getattr(fusedoptim, theirs.__name__, None)
+    ours = getattr(fusedoptim, getattr(theirs, "__name__", ""), None)
     known = isinstance(ours, type) and issubclass(ours, FusedStep) and ours._torch_class is theirs
     return ours if known else None
 

@@ -13,6 +13,7 @@ import torch
 from fusedoptim.clipping.sharding_engines import refuse_settings
 from fusedoptim.reference.parameters import flag_for_torch, name_of
 from fusedoptim.reference.rules import RULES
+from fusedoptim.reference.storage import dtype_asked
 
 # Defaults. A setting is in the groups only where it differs, so that other state dicts have torch's format.
 DEFAULTS: dict[str, Any] = {
@@ -25,7 +26,6 @@ DEFAULTS: dict[str, Any] = {
     "stochastic_rounding": False,
     "seed": 0,
 }
-_ALL_STATES = {"momentum": 1.0, "amsgrad": True}  # options with which a rule keeps all states that it has
 EXCLUSIVE = ("master_weights", "kahan_sum", "stochastic_rounding")  # of which a group has one at most
 STORAGE = ("state_dtype", *EXCLUSIVE)
 _STATE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, "8bit")
@@ -145,10 +145,18 @@ def check_storage(optimizer: Any, groups: list[Any], first: int = 0) -> None:
     rule = RULES[optimizer._rule]
     for index, group in enumerate(groups, first):
         asked = group.get("state_dtype")
-        known = [name for name in rule.own_state({**group, **_ALL_STATES}) if name != "step"]
+        known = rule.all_states()
         unknown = [name for name in asked if name not in known] if isinstance(asked, dict) else []
         if unknown:
-            raise ValueError(f"state_dtype must name states of {known}, got {unknown[0]!r} in parameter group {index}")
+            raise ValueError(
+                f"state_dtype must name states of {list(known)}, got {unknown[0]!r} in parameter group {index}"
+            )
+        inexact = [name for name in known if name in rule.exact and dtype_asked(name, group) == "8bit"]
+        if inexact:
+            raise ValueError(
+                f'state_dtype must not be "8bit" for {inexact[0]}, of which this rule needs more digits, got {asked!r} '
+                f"in parameter group {index}: use torch.bfloat16"
+            )
         for position, param in enumerate(group["params"]):
             if param.dtype == torch.float64 and asked is not None:
                 what = f"state_dtype must be None for float64 parameters, got {asked!r}"

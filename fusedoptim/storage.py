@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fusedoptim import native
 from fusedoptim.reference.parameters import name_of
-from fusedoptim.reference.storage import companion_of, dtype_of_new, scale_shape
+from fusedoptim.reference.storage import Storage, companion_of, dtype_of_new, scale_shape
 from fusedoptim.settings import STORAGE
 from fusedoptim.torch_internals.dtensor import is_dtensor, local_of
 
@@ -39,6 +39,19 @@ def zeros_for(name: str, dtype: torch.dtype, param: Tensor) -> dict[str, Tensor]
     if dtype == torch.uint8:
         made[f"{name}_scale"] = _scales_of(param)
     return made
+
+
+def begin_with(state: Mapping[str, Any], name: str, value: Any, has_sign: bool) -> None:
+    """Fill a new state of zeros, in whatever storage, with a number that it begins with."""
+    number = float(value)
+    tensor = local_of(state[name])
+    if number == 0:
+        return
+    if tensor.dtype != torch.uint8:
+        tensor.fill_(number)
+        return
+    wide = torch.full(tensor.shape, number, device=tensor.device)
+    Storage(signs={name: has_sign}).write_state(name, wide, tensor, local_of(state[f"{name}_scale"]), None)
 
 
 def _scales_of(param: Any) -> Tensor:

@@ -17,7 +17,7 @@ from fusedoptim.averages import averages_to_move, move_averages
 from fusedoptim.clipping import step_clips
 from fusedoptim.clipping.device_clips import DeviceClips
 from fusedoptim.clipping.norm import clipped
-from fusedoptim.storage import new_tensors, refuse_torch
+from fusedoptim.storage import begin_with, new_tensors, refuse_torch
 from fusedoptim.torch_internals import modes
 from fusedoptim.torch_internals.mappings import is_transparent
 
@@ -187,6 +187,8 @@ class Update(Optimizer):
                 state[name] = count(device=param.device if on_device else "cpu")
             else:
                 state.update(new_tensors(name, group, param, name in rule.own_state(group)))
+                if name in rule.initial:
+                    begin_with(state, name, group[rule.initial[name]], name not in rule.non_negative)
         return state
 
     def _torch_step(self, params: list[list[Tensor]] | None, clips: Sequence[Any] | DeviceClips = ()) -> None:

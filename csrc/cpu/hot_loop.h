@@ -49,7 +49,7 @@ constexpr bool kHas16BitLoops = kIsAdam<Rule> || kIsSgd<Rule>;
 template <template <class> class Rule, int variant>
 constexpr bool is_hot() {
 #if defined(__AVX2__)
-  if constexpr (kIsAdam<Rule>) return Rule<float>::states_of(variant) == 2;
+  if constexpr (kIsAdam<Rule>) return count_of(Rule<float>::states_of(variant)) == 2;
   if constexpr (kIsSgd<Rule>) return variant % Rule<float>::kVelocities == Rule<float>::kNext;
 #endif
   return false;
@@ -142,7 +142,7 @@ template <template <class> class Rule, int variant>
 HotLoop<Rule> hot_loop(const MixedTask& task) {
   if constexpr (is_hot<Rule, variant>()) {
     if (task.averages()) return nullptr;
-    using Combinations = std::conditional_t<Rule<float>::states_of(variant) == 1, OfOneState, OfTwoStates>;
+    using Combinations = std::conditional_t<count_of(Rule<float>::states_of(variant)) == 1, OfOneState, OfTwoStates>;
     return find_hot<Rule, variant>(task.stored(), Combinations());
   } else {
     return nullptr;

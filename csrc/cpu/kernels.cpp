@@ -13,7 +13,7 @@ using cpu::RuleKernels;
 template <template <class> class Rule, class S, int variant>
 struct Loop {
   using T = Arithmetic<S>;
-  static constexpr int kStates = Rule<T>::states_of(variant), kOperands = 2 + kStates;
+  static constexpr int kStates = count_of(Rule<T>::states_of(variant)), kOperands = 2 + kStates;
 
   // The constants of a step.
   struct Step {

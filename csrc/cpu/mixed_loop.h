@@ -8,7 +8,7 @@ namespace fusedoptim::FUSEDOPTIM_ISA {
 template <template <class> class Rule, int variant>
 struct MixedLoop {
   using V = MixedTask::V;
-  static constexpr int kStates = Rule<float>::states_of(variant);
+  static constexpr int kStates = count_of(Rule<float>::states_of(variant));
 
   static __attribute__((noinline)) void update(const Rule<float>& rule, const MixedTask& task, int64_t i,
                                                float factor) {

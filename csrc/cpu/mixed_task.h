@@ -3,7 +3,6 @@
 // computed while memory is waited for, and a step takes half as long again.
 #pragma once
 
-#include "core/average.h"
 #include "core/task.h"
 #include "cpu/instruction_set.h"
 #include "cpu/simd/random.h"
@@ -154,7 +153,7 @@ class MixedTask {
     with_number(own, [&](auto stored) { read(param, stored, places_[0], i); });
     if (!task_.average_is_new) {
       with_number(stored_[k], [&](auto stored) { read(average, stored, places_[k], i); });
-      param = Average<float>(task_.average_weight)(average, param);
+      param = Lerp<float>(task_.average_weight)(average, param);
     }
     with_number(stored_[k], [&](auto stored) { write(param, stored, places_[k], i); });
   }

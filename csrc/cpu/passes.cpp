@@ -1,5 +1,4 @@
 // Passes over gradients and averages, which no rule takes part in; compiled once per instruction set.
-#include "core/average.h"
 #include "cpu/instruction_set.h"
 #include "cpu/squares.h"
 
@@ -35,7 +34,7 @@ template <class S>
 void move_average(const void* param, void* average, int64_t count, double weight) {
   using T = Arithmetic<S>;
   constexpr int kLanes = Vec<T>::kLanes;
-  const Average<T> lerp(weight);
+  const Lerp<T> lerp(weight);
   const S* from = static_cast<const S*>(param);
   S* to = static_cast<S*>(average);
   for (; count >= kLanes; count -= kLanes, from += kLanes, to += kLanes) {

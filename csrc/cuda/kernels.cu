@@ -2,7 +2,6 @@
 // them.
 #include <new>
 
-#include "core/average.h"
 #include "cuda/storage.cuh"
 #include FUSEDOPTIM_RULE_HEADER
 
@@ -121,7 +120,7 @@ struct Operands {
 template <template <class> class Rule, int variant, class Operands>
 __device__ __forceinline__ void apply(Room<Rule<T>>& rules, const Part& part, const Numbers& numbers,
                                       Operands& operands) {
-  constexpr int kStates = Rule<T>::states_of(variant), kCount = kElements<T>;
+  constexpr int kStates = count_of(Rule<T>::states_of(variant)), kCount = kElements<T>;
   T param[kCount], grad[kCount], states[kStates + 1][kCount];
   decode(operands.raw[1], operands.format(1), grad);
   if (numbers.factor != 1) {  // rounded as grad is stored, which it is not
@@ -168,7 +167,7 @@ __device__ __forceinline__ void move_average(Operands& operands) {
   T param[kElements<T>], average[kElements<T>];
   decode(operands.raw[0], operands.format(0), param);
   decode(operands.raw[kAverage], operands.format(kAverage), average);
-  const Average<T> lerp(launch.average_weight);
+  const Lerp<T> lerp(launch.average_weight);
 #pragma unroll
   for (int i = 0; i < kElements<T>; ++i) {
     average[i] = launch.average_is_new ? param[i] : lerp(average[i], param[i]);
@@ -183,7 +182,7 @@ enum Pass { kUnscales, kApplies, kAverages, kPasses };
 template <template <class> class Rule, int variant>
 __device__ __forceinline__ void update(Room<Rule<T>>& rules, const Row& row, const Part& part, const Numbers& numbers,
                                        const StepLaunch& launch) {
-  constexpr int kRule = 2 + Rule<T>::states_of(variant);
+  constexpr int kRule = 2 + count_of(Rule<T>::states_of(variant));
   constexpr unsigned kParam = 1, kGrad = 2, kAverage = kGrad;  // sets of operands
   const unsigned all = ((1u << kRule) - 1) | (launch.companion != Companion::none ? 1u << kRule : 0);
 #pragma unroll 1

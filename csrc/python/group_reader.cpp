@@ -97,14 +97,18 @@ void GroupReader::operator()(const char* name, double& out, OnDevice) const {
 }
 
 void GroupReader::operator()(const char* name, double& first, double& second) const {
-  pair(name, first, second, false);
+  pair(name, first, second, false, false);
 }
 
 void GroupReader::operator()(const char* name, double& first, double& second, OnDevice) const {
-  pair(name, first, second, true);
+  pair(name, first, second, true, false);
 }
 
-void GroupReader::pair(const char* name, double& first, double& second, bool may_stay) const {
+void GroupReader::operator()(const char* name, double& first, double& second, AnyPair) const {
+  pair(name, first, second, false, true);
+}
+
+void GroupReader::pair(const char* name, double& first, double& second, bool may_stay, bool is_any) const {
   const py::object pair = item(name);
   if (!py::isinstance<py::sequence>(pair) || py::len(pair) != 2) {
     throw py::type_error(std::string(name) + " must be a pair of numbers, got " + format_value(pair));
@@ -112,6 +116,7 @@ void GroupReader::pair(const char* name, double& first, double& second, bool may
   const py::sequence both = py::reinterpret_borrow<py::sequence>(pair);
   first = number(py::object(both[0]), name, &first, may_stay);
   second = number(py::object(both[1]), name, &second, may_stay);
+  if (is_any) return;
   for (const int position : {0, 1}) {
     const double value = position == 0 ? first : second;
     if (!(value < 0 || value >= 1)) continue;  // NaN goes on to be NaN

@@ -29,6 +29,7 @@ class GroupReader {
   void operator()(const char* name, double& out, OnDevice) const;
   void operator()(const char* name, double& first, double& second) const;  // a pair, such as betas, within [0, 1)
   void operator()(const char* name, double& first, double& second, OnDevice) const;
+  void operator()(const char* name, double& first, double& second, AnyPair) const;
   void operator()(const char* name, bool& out) const;
   // Whether a dict has any of the settings below, which most groups lack: faster than reading each.
   bool may_have_settings() const;
@@ -48,7 +49,7 @@ class GroupReader {
   PyObject* list_of_dict() const;  // of parameters, borrowed; null where the group is no dict with a list of them
   pybind11::object setting(const char* name) const;  // as find, but no dict makes what it lacks
   double number(pybind11::handle value, const char* name, const double* place, bool may_stay) const;
-  void pair(const char* name, double& first, double& second, bool may_stay) const;
+  void pair(const char* name, double& first, double& second, bool may_stay, bool is_any) const;
 
   pybind11::handle group_;
   int index_;

@@ -94,7 +94,7 @@ const char* GeneralPath::read_scales(PreparedParam& row, PyObject* state, const 
     if ((row.in_8bit >> k & 1) == 0) continue;
     PyObject* entry = row.entries[at++];
     kept_.push_back(py::reinterpret_borrow<py::object>(entry));
-    PyObject* const name = scale_names_[size_t(k)].ptr();
+    PyObject* const name = scale_names_[size_t(row.owned.state(k))].ptr();
     if (const char* reason = open_states(local, &name, 1, &entry, kept_)) return reason;
     TensorView& view = scale_views_[k];
     if (!view.read(entry) || view.dtype != DType::f32 || !view.row_major || view.count != blocks ||

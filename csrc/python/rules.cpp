@@ -37,7 +37,7 @@ struct Erased {
     return dtype == DType::f64 ? Rule<double>::variant(as_options(o), first)
                                : Rule<float>::variant(as_options(o), first);
   }
-  static int states_of(int variant) { return Rule<float>::states_of(variant); }
+  static unsigned states_of(int variant) { return Rule<float>::states_of(variant); }
   static bool make_constants(const Options& o, double step, DType dtype, Constants& out) {
     step = canonicalize_nan(step);
     if (dtype == DType::f64) {

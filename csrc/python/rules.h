@@ -26,7 +26,7 @@ struct RuleEntry {
   bool counts_steps;
   void (*read)(const GroupReader&, Options&);
   int (*variant)(const Options&, DType, bool first);
-  int (*states_of)(int variant);
+  unsigned (*states_of)(int variant);
   // False where they are too large for the arithmetic.
   bool (*make_constants)(const Options&, double step, DType, Constants&);
 };

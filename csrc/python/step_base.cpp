@@ -57,7 +57,10 @@ const Owned& StepBase::find_owned(Group& group, int variant, DType param) const 
 }
 
 void StepBase::set_owned(Group& group, const Owned& owned) const {
-  for (int k = 0; k < owned.states; ++k) group.names[k] = names_[size_t(k)].ptr();
+  int place = 0;
+  for (size_t k = 0; k < names_.size(); ++k) {
+    if ((owned.kept >> k & 1) != 0) group.names[place++] = names_[k].ptr();
+  }
   if (owned.averages) group.names[owned.average_at()] = average_name_.ptr();
   if (owned.companion != Companion::none)
     group.names[owned.companion_at()] = companion_names_[int(owned.companion)].ptr();
@@ -88,7 +91,7 @@ bool StepBase::find_scales(PyObject* own, const Owned& owned, unsigned states, P
   PyObject* names[kMaxStates];
   int count = 0;
   for (int k = 0; k < owned.states; ++k) {
-    if ((states >> k & 1) != 0) names[count++] = scale_names_[size_t(k)].ptr();
+    if ((states >> k & 1) != 0) names[count++] = scale_names_[size_t(owned.state(k))].ptr();
   }
   return find_each(own, names, count, entries + owned.named);
 }

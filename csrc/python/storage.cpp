@@ -47,7 +47,7 @@ bool describe_storage(Task& task, const Owned& owned, const StorageSettings& set
       is_numbered = is_numbered || coding != Coding::nearest;
       continue;
     }
-    const unsigned bit = 1u << state;
+    const unsigned bit = 1u << owned.state(state);
     const bool rounds = (settings.stochastic && task.dtype == DType::bf16) || (settings.stochastic_states & bit) != 0;
     if (task.dtypes[k] == DType::bf16 && rounds && (rule.non_negative & bit) != 0) coding = Coding::stochastic;
     if (task.dtypes[k] == DType::u8) coding = (rule.non_negative & bit) != 0 ? Coding::magnitude : Coding::sign;

@@ -20,18 +20,25 @@ struct StorageSettings {
 // The tensors that are a parameter's own, in the order in which they are found in its state: those of its shape, which
 // are the rule's states, its average and its companion; then its step; then the scales of states in 8 bits.
 struct Owned {
-  uint8_t states = 0;
+  uint8_t kept = 0;  // a bit for each state of the rule that is there
   bool averages = false, counts = false;
   Companion companion = Companion::none;
+  uint8_t states = uint8_t(count_of(kept));
   uint8_t tensors = uint8_t(states + averages + (companion != Companion::none));  // of its shape
   uint8_t named = uint8_t(tensors + counts);                                      // all but scales
 
+  // The rule's number of the state at a place.
+  int state(int place) const {
+    int number = 0;
+    for (unsigned bits = kept;; bits >>= 1, ++number) {
+      if ((bits & 1) != 0 && place-- == 0) return number;
+    }
+  }
   int average_at() const { return states; }
   int companion_at() const { return states + averages; }
   int step_at() const { return tensors; }
   bool operator==(const Owned& other) const {
-    return states == other.states && averages == other.averages && counts == other.counts &&
-           companion == other.companion;
+    return kept == other.kept && averages == other.averages && counts == other.counts && companion == other.companion;
   }
 };
 constexpr int kMaxEntries = kMaxOwned + 1 + kMaxStates;

@@ -38,15 +38,14 @@ struct Adam {
     const int decay = o.weight_decay == 0 ? kNone : o.decoupled_weight_decay ? kDecoupled : kCoupled;
     return decay * 2 + (o.amsgrad ? 1 : 0);
   }
-  static constexpr int states_of(int variant) { return variant % 2 == 1 ? 3 : 2; }
+  static constexpr unsigned states_of(int variant) { return variant % 2 == 1 ? 0b111 : 0b11; }
 
-  // exp_avg is interpolated from the nearer side: from grad (1, else 0) where 1 - beta1 is a half or more.
-  T from_grad, change_weight, beta2, one_minus_beta2, eps, weight_decay, keep, minus_step_size;
+  Lerp<T> towards_grad;
+  T beta2, one_minus_beta2, eps, weight_decay, keep, minus_step_size;
   Divisor<T> root_correction2;
 
   FUSEDOPTIM_INLINE Adam(const Options& o, double step)
-      : from_grad(T(1 - o.beta1) < T(0.5) ? T(0) : T(1)),
-        change_weight(T(1 - o.beta1) - from_grad),
+      : towards_grad(1 - o.beta1),
         beta2(T(o.beta2)),
         one_minus_beta2(T(1 - o.beta2)),
         eps(T(o.eps)),
@@ -58,15 +57,14 @@ struct Adam {
   template <int variant, class V>
   FUSEDOPTIM_INLINE void operator()(V& param, V grad, V* state) const {
     constexpr int decay = variant / 2;
-    constexpr bool amsgrad = states_of(variant) == 3;
+    constexpr bool amsgrad = variant % 2 == 1;
     V& exp_avg = state[0];
     V& exp_avg_sq = state[1];
 
     if constexpr (decay == kCoupled) grad = fma(param, V(weight_decay), grad);
     if constexpr (decay == kDecoupled) param = param * V(keep);
 
-    const V change = grad - exp_avg;
-    exp_avg = fma(V(change_weight), change, if_nonzero(V(from_grad), grad, exp_avg));
+    exp_avg = towards_grad(exp_avg, grad);
     exp_avg_sq = fma(V(one_minus_beta2) * grad, grad, exp_avg_sq * V(beta2));
 
     V second_moment = exp_avg_sq;

@@ -2,7 +2,13 @@
 // reads the list, and compiles the kernels of each rule by themselves.
 #pragma once
 
+#include "rules/adadelta.h"
+#include "rules/adagrad.h"
 #include "rules/adam.h"
+#include "rules/adamax.h"
+#include "rules/radam.h"
+#include "rules/rmsprop.h"
+#include "rules/rprop.h"
 #include "rules/sgd.h"
 
 namespace fusedoptim {
@@ -12,6 +18,6 @@ struct RuleList {
   static constexpr int kCount = sizeof...(Rules);
 };
 
-using AllRules = RuleList<Sgd, Adam>;
+using AllRules = RuleList<Sgd, Adam, Adadelta, Adagrad, Adamax, Radam, Rmsprop, Rprop>;
 
 }  // namespace fusedoptim

@@ -12,18 +12,20 @@
 //       template <class Read> void read(Read&& read) { read("lr", lr, kOnDevice); read("nesterov", nesterov); }
 //     };
 //     static constexpr const char* kName;                // "example"
-//     static constexpr const char* kStates[];            // names in the state dict, in the order of `state`
+//     static constexpr const char* kStates[];            // names in the state dict; `state` has those of the variant
 //     static constexpr unsigned kNonNegative;            // a bit for each state that is never negative
 //     static constexpr bool kCountsSteps;                // whether the state holds `step`
 //     static constexpr int kVariants;                    // choices made at compile time, numbered from 0
 //     static int variant(const Options&, bool first);    // `first`: this parameter has no state yet
-//     static constexpr int states_of(int variant);       // how many of kStates this variant uses
+//     static constexpr unsigned states_of(int variant);  // a bit for each of kStates that this variant uses
 //     FUSEDOPTIM_INLINE Example(const Options&, double step);  // `step` after its increment
 //     template <int variant, class V> void operator()(V& param, V grad, V* state) const;
 //   };
 //
-// V is T itself, a SIMD vector of T or several, with the same operators, `fma`, `sqrt` and `max`; each rounds once, to
-// nearest even. Gradient scaling, `maximize`, zeroing and `found_inf` belong to the driver and do not appear here.
+// V is T itself, a SIMD vector of T or several, with the same operators and the functions below; each rounds once, to
+// nearest even. What is the same for all elements may be decided by `if`, with a branch that goes one way; between
+// elements `if_positive` and `if_nonzero` choose. Gradient scaling, `maximize`, zeroing and `found_inf` belong to the
+// driver and do not appear here.
 #pragma once
 
 #include <cmath>
@@ -40,6 +42,9 @@ namespace fusedoptim {
 // Says of an option that it may be a tensor on a CUDA device, to be read there; `variant` must not look at it.
 struct OnDevice {};
 constexpr OnDevice kOnDevice;
+// Says of a pair of options that it may hold any numbers; others are at least 0 and less than 1.
+struct AnyPair {};
+constexpr AnyPair kAnyPair;
 
 FUSEDOPTIM_INLINE float fma(float a, float b, float c) { return ::fmaf(a, b, c); }
 FUSEDOPTIM_INLINE double fma(double a, double b, double c) { return ::fma(a, b, c); }
@@ -51,11 +56,48 @@ FUSEDOPTIM_INLINE T max(T a, T b) {
   return ((b > a) | (b != b)) ? b : a;
 }
 
+// The smaller of the two; NaN if either is NaN.
+template <class T>
+FUSEDOPTIM_INLINE T min(T a, T b) {
+  return ((b < a) | (b != b)) ? b : a;
+}
+FUSEDOPTIM_INLINE float abs(float x) { return ::fabsf(x); }
+FUSEDOPTIM_INLINE double abs(double x) { return ::fabs(x); }
+
+// test > 0 ? yes : no
+template <class T>
+FUSEDOPTIM_INLINE T if_positive(T test, T yes, T no) {
+  return test > 0 ? yes : no;
+}
+
 // test is neither zero nor NaN ? yes : no
 template <class T>
 FUSEDOPTIM_INLINE T if_nonzero(T test, T yes, T no) {
   return ((test > 0) | (test < 0)) ? yes : no;
 }
+
+// 1, -1, or 0 for zero and NaN.
+template <class V>
+FUSEDOPTIM_INLINE V sign(V x) {
+  return if_positive(x, V(1), if_positive(V(0) - x, V(-1), V(0)));
+}
+
+// start + weight (end - start), computed from the nearer end. Everything is rounded to T before it is compared.
+template <class T>
+struct Lerp {
+  T from_end, change_weight;  // from_end: 1, or 0 where `start` is the nearer one
+
+  FUSEDOPTIM_INLINE explicit Lerp(double weight)
+      : from_end(T(weight) < T(0.5) ? T(0) : T(1)), change_weight(T(weight) - from_end) {}
+
+  template <class V>
+  FUSEDOPTIM_INLINE V operator()(V start, V end) const {
+    return fma(V(change_weight), end - start, if_nonzero(V(from_end), end, start));
+  }
+};
+
+// How many states that is.
+constexpr int count_of(unsigned states) { return states == 0 ? 0 : int(states & 1) + count_of(states >> 1); }
 
 // base^exponent, rounded once to nearest even but for fewer than one exponent in 2^20: by squaring, in pairs of doubles
 // whose sum is the number (T. J. Dekker, "A floating-point technique for extending the available precision", 1971).

@@ -37,7 +37,7 @@ struct Sgd {
     const int velocity = o.momentum == 0 ? kPlain : (first ? kFirst : kNext) + (o.nesterov ? 1 : 0);
     return velocity + (o.weight_decay != 0 ? kVelocities : 0);
   }
-  static constexpr int states_of(int variant) { return variant % kVelocities == kPlain ? 0 : 1; }
+  static constexpr unsigned states_of(int variant) { return variant % kVelocities == kPlain ? 0 : 1; }
 
   T minus_lr, momentum, one_minus_dampening, weight_decay;
 

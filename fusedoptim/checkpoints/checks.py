@@ -12,16 +12,13 @@ from torch import Tensor
 
 from fusedoptim.checkpoints.keys import StateError
 from fusedoptim.checkpoints.storage import COMPANIONS, is_in_8bit, problem_of_companion, problem_of_scale
-from fusedoptim.reference.rules import Rule, options_of
+from fusedoptim.reference.rule import PAIR, Rule, options_of, range_of
 from fusedoptim.settings import DEFAULTS, problem_of
 
 PLAIN = (Tensor, torch.nn.Parameter)
 _SET_RIGHT = "the file is damaged; set it right in the dict"
 ENTRY = "the file is damaged, or is not of an optimizer"
 
-_FILLED_IN_BY_TORCH = {"amsgrad", "nesterov", "decoupled_weight_decay"}  # where a file lacks them
-_FLAGS = (*_FILLED_IN_BY_TORCH, "maximize")
-_AT_LEAST_ZERO = {"lr", "eps", "weight_decay", "momentum"}  # as the constructors ask
 _MOST = torch.finfo(torch.float32).max
 MOST_STEPS = 2.0**53  # beyond it, not even float64 counts
 _OF_OTHERS = ("exp_avg", "state1")  # what other libraries' SGD keeps for a buffer, and torch's Adam for a moment
@@ -60,13 +57,13 @@ def check_group(group: Mapping[str, Any], rule: Rule, count: int, where: str) ->
     for name, value in group.items():
         if name != "params" and _is_too_deep(value):
             raise StateError(f"{where}[{name!r}]", f"has more than {_DEPTH} levels", ENTRY)
-    for name in options_of(rule.update):
+    for name, kind in options_of(rule.update).items():
         if name in group:
-            _check_option(name, group[name], f"{where}[{name!r}]")
-        elif name not in _FILLED_IN_BY_TORCH:
+            _check_option(name, kind, group[name], f"{where}[{name!r}]")
+        elif name not in rule.filled_in:
             raise StateError(where, f"has no {name!r}", "was it saved by another optimizer? Load it with that one")
     if "maximize" in group:
-        _check_option("maximize", group["maximize"], f"{where}['maximize']")
+        _check_option("maximize", bool, group["maximize"], f"{where}['maximize']")
     for name in DEFAULTS:
         must_be = problem_of(name, group[name]) if name in group else None
         if must_be is not None:
@@ -76,24 +73,24 @@ def check_group(group: Mapping[str, Any], rule: Rule, count: int, where: str) ->
         raise StateError(f"{where}['param_names']", f"must have {count} names, got {format_value(names)}", ENTRY)
 
 
-def _check_option(name: str, value: Any, where: str) -> None:
+def _check_option(name: str, kind: Any, value: Any, where: str) -> None:
     hint = _SET_RIGHT
-    if name in _FLAGS:
+    if kind is bool:
         if not _is_flag(value):
             raise StateError(where, f"must be True or False, got {format_value(value)}", hint)
         return
-    if name == "betas":
+    low, high = range_of(name)
+    if kind == PAIR:
         if not isinstance(value, (list, tuple)) or len(value) != 2:
             raise StateError(where, f"must be a pair of numbers, got {format_value(value)}", hint)
         for position, item in enumerate(value):
-            if not 0 <= _number(item) < 1:
-                raise StateError(
-                    f"{where}[{position}]", f"must be at least 0 and less than 1, got {format_value(item)}", hint
-                )
+            if not low <= _number(item) <= high:
+                range_ = "at least 0 and less than 1" if high < 1 else "a number"
+                raise StateError(f"{where}[{position}]", f"must be {range_}, got {format_value(item)}", hint)
         return
-    low = 0 if name in _AT_LEAST_ZERO else -_MOST
-    if not low <= _number(value) <= _MOST:
-        range_ = f"from 0 to {_MOST:.2g}" if low == 0 else f"of no more than {_MOST:.2g}"
+    low, high = max(low, -_MOST), min(high, _MOST)
+    if not low <= _number(value) <= high:
+        range_ = f"from 0 to {high:.2g}" if low == 0 else f"of no more than {high:.2g}"
         raise StateError(where, f"must be a number {range_}, got {_with_value(value)}", hint)
 
 

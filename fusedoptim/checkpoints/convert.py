@@ -31,7 +31,8 @@ from fusedoptim.checkpoints.convert_quantized import (
 )
 from fusedoptim.checkpoints.keys import meant_keys, not_meant, some_of
 from fusedoptim.checkpoints.storage import COMPANIONS, decoded, is_in_8bit, problem_of_scale
-from fusedoptim.reference.rules import RULES, Rule
+from fusedoptim.reference.rule import Rule
+from fusedoptim.reference.rules import RULES
 from fusedoptim.settings import STORAGE
 
 

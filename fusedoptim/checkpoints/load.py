@@ -111,7 +111,7 @@ def _check(
     kept: list[tuple[dict[str, Any], tuple[str, ...]]] = []  # of each group
     for index, (own, saved) in enumerate(zip(optimizer.param_groups, state_dict["param_groups"], strict=True)):
         check_group(saved, rule, len(own["params"]), places[index])
-        options = {"amsgrad": False, "momentum": 0, **{key: own[key] for key in DEFAULTS if key in own}, **saved}
+        options = {**dict.fromkeys(rule.filled_in, 0), **{key: own[key] for key in DEFAULTS if key in own}, **saved}
         names = rule.state_names(options)
         kept.append((options, rule.own_state(options)))
         for position, (param, key) in enumerate(zip(own["params"], saved["params"], strict=True)):

@@ -32,6 +32,12 @@ def lerp(start: Tensor, end: Tensor, weight: float) -> Tensor:
     return fma(end - start, w, start) if w < 0.5 else fma(end - start, w - 1, end)
 
 
+def decayed(grad: Tensor, param: Tensor, weight_decay: float) -> Tensor:
+    """Return the gradient with weight decay in it, g + lambda p."""
+    weight = as_scalar(weight_decay, param)
+    return fma(param, weight, grad) if weight != 0 else grad
+
+
 def maximum(a: Tensor, b: Tensor) -> Tensor:
     """Return the larger, NaN if either is NaN."""
     return torch.where((b > a) | b.isnan(), b, a)

@@ -58,10 +58,10 @@ def as_numbers(options: dict[str, Any], group: int) -> dict[str, Any]:
     """Replace tensors with one element by numbers; ``group``: the index of the options' group, for errors."""
 
     def number(name: str, value: Any) -> Any:
-        if name == "betas":
+        if name in ("betas", "etas", "step_sizes"):
             if not isinstance(value, (tuple, list)) or len(value) != 2:
-                raise TypeError(f"betas must be a pair of numbers, got {_format_value(value)}")
-            return tuple(number("one of betas", item) for item in value)
+                raise TypeError(f"{name} must be a pair of numbers, got {_format_value(value)}")
+            return tuple(number(f"one of {name}", item) for item in value)
         plain = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
         if isinstance(plain, Tensor) or not hasattr(plain, "__float__"):
             raise TypeError(f"{name} must be a number or a tensor with one element, got {_format_value(value)}")

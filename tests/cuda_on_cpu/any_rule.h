@@ -13,7 +13,7 @@ namespace cuda_on_cpu {
 struct AnyRule {
   std::string name;
   int variants;
-  int (*states_of)(int variant);
+  unsigned (*states_of)(int variant);
   size_t option_bytes;
   int option_doubles;  // with which the options begin
   // Options that begin with these doubles; `flag` is the value of each bool.

@@ -460,7 +460,7 @@ class Check {
 
 }  // namespace
 
-int operands_of(int rule, int variant) { return 2 + all_rules()[rule].states_of(variant); }
+int operands_of(int rule, int variant) { return 2 + fusedoptim::count_of(all_rules()[rule].states_of(variant)); }
 
 int64_t chunks_of(const std::vector<RowCase>& rows) {
   int64_t chunks = 0;

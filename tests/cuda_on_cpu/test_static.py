@@ -33,7 +33,7 @@ template <template <class> class Rule, int variant>
 int states_read() {
   const Rule<float> rule(typename Rule<float>::Options{}, 1);
   int count = 0;
-  for (int k = 0; k < Rule<float>::states_of(variant); ++k) {
+  for (int k = 0; k < count_of(Rule<float>::states_of(variant)); ++k) {
     float param = 1, states[kMaxStates + 1] = {};
     states[k] = NAN;
     rule.template operator()<variant>(param, 1.0f, states);
@@ -45,7 +45,7 @@ int states_read() {
 template <template <class> class Rule, int variant = 0>
 void list() {
   if constexpr (variant < Rule<float>::kVariants) {
-    const int read = 2 + states_read<Rule, variant>(), written = 2 + Rule<float>::states_of(variant);
+    const int read = 2 + states_read<Rule, variant>(), written = 2 + count_of(Rule<float>::states_of(variant));
     std::printf("%s %d %d %d\\n", typeid(Rule<float>).name(), variant, read, written);
     list<Rule, variant + 1>();
   }

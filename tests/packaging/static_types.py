@@ -6,6 +6,7 @@ from torch.nn import Parameter
 from typing_extensions import assert_type
 
 import fusedoptim
+from fusedoptim.adagrad import Adagrad
 from fusedoptim.adam import Adam, adam
 from fusedoptim.adamw import AdamW, adamw
 from fusedoptim.lr_scheduler import StepLR
@@ -19,13 +20,14 @@ def classes_are_ours(params: list[Parameter]) -> None:
     assert_type(fusedoptim.SGD(params), SGD)
     assert_type(fusedoptim.Adam(params), Adam)
     assert_type(fusedoptim.AdamW(params), AdamW)
+    assert_type(fusedoptim.Adagrad(params), Adagrad)
     fusedoptim.AdamW(params, max_grad_norm=1.0).step(zero_grad="to_none")
     assert_type(fusedoptim.AdamW(params).grad_norm, torch.Tensor | None)
 
 
 def others_are_torchs(params: list[Parameter], model: torch.nn.Module) -> None:
     """And a name that nobody has is an error."""
-    assert_type(fusedoptim.Adagrad(params), torch.optim.Adagrad)
+    assert_type(fusedoptim.NAdam(params), torch.optim.NAdam)
     assert_type(fusedoptim.lr_scheduler.StepLR(fusedoptim.SGD(params), 1), torch.optim.lr_scheduler.StepLR)
     assert_type(StepLR(SGD(params), 1), torch.optim.lr_scheduler.StepLR)
     assert_type(AveragedModel(model), torch.optim.swa_utils.AveragedModel)

@@ -35,7 +35,7 @@ class Case:
     torch_cls: type[Optimizer]
     kwargs: Mapping[str, Any]
     id: str
-    twin: str  # torch's implementation, "for-loop" or "fused", that rounds where the rule does
+    twin: str | None  # torch's "for-loop" or "fused", which rounds where the rule does, or None where none does
 
     def make(self, params: Iterable[Any], **overrides: Any) -> Any:
         """Our optimizer."""
@@ -44,7 +44,8 @@ class Case:
     def make_torch(self, params: Iterable[Any], **overrides: Any) -> Any:
         """Torch's own, as its for-loop if ``fused=True`` is not said; on the CPU that one knows no capturable."""
         options = {key: value for key, value in self.kwargs.items() if key != "capturable"}
-        return self.torch_cls(params, **{**options, "foreach": False, "fused": False, **overrides})
+        fused = {"fused": False} if "fused" in inspect.signature(self.torch_cls).parameters else {}
+        return self.torch_cls(params, **{**options, "foreach": False, **fused, **overrides})
 
     def make_exact(self, params: Iterable[Any]) -> Any:
         """Torch's for-loop, for float64 parameters: no constant is computed in float32, as from a Tensor lr."""
@@ -63,7 +64,7 @@ class Case:
         }
 
 
-def _cases(name: str, table: Mapping[str, Mapping[str, Any]], twin: str) -> list[Case]:
+def _cases(name: str, table: Mapping[str, Mapping[str, Any]], twin: str | None) -> list[Case]:
     ours, torchs = getattr(fusedoptim, name), getattr(torch.optim, name)
     return [Case(ours, torchs, kwargs, f"{name}-{row.replace(' ', '_')}", twin) for row, kwargs in table.items()]
 
@@ -115,11 +116,60 @@ _ADAM_ONLY: dict[str, dict[str, Any]] = {
     "decoupled": {"weight_decay": 0.13, "decoupled_weight_decay": True},
     "everything decoupled": {**_ADAM["everything"], "decoupled_weight_decay": True},
 }
+_ADADELTA: dict[str, dict[str, Any]] = {
+    "defaults": {},
+    "rho and eps": {"rho": 0.7, "eps": 1e-3},
+    "everything": {"lr": 0.37, "rho": 0.83, "eps": 1e-5, "weight_decay": 0.13, "maximize": True},
+}
+_ADAGRAD: dict[str, dict[str, Any]] = {
+    "defaults": {},
+    "lr decay": {"lr": 0.0123, "lr_decay": 0.3},
+    "initial accumulator value": {"initial_accumulator_value": 0.4},
+    "fused": {"fused": True},
+    "everything": {
+        "lr": 0.0123, "lr_decay": 0.3, "weight_decay": 0.13, "initial_accumulator_value": 0.4, "eps": 1e-5,
+        "maximize": True,
+    },
+}  # fmt: skip
+_ADAMAX: dict[str, dict[str, Any]] = {
+    "defaults": {},
+    "small betas": {"betas": (0.3, 0.7)},
+    "everything": {"lr": 0.102, "betas": (0.8, 0.3), "eps": 1e-5, "weight_decay": 0.317, "maximize": True},
+}
+_RADAM: dict[str, dict[str, Any]] = {
+    "defaults": {},
+    "rectified from the third step on": {"betas": (0.9, 0.8)},
+    "everything": {"lr": 0.102, "betas": (0.4, 0.8), "eps": 1e-5, "weight_decay": 0.317, "maximize": True},
+    "everything decoupled": {
+        "lr": 0.102, "betas": (0.8, 0.8), "eps": 1e-5, "weight_decay": 0.317, "maximize": True,
+        "decoupled_weight_decay": True,
+    },
+}  # fmt: skip
+_RMSPROP: dict[str, dict[str, Any]] = {
+    "defaults": {},
+    "momentum": {"momentum": 0.87},
+    "centered": {"centered": True, "alpha": 0.83},
+    "everything": {
+        "lr": 0.0123, "alpha": 0.87, "eps": 1e-5, "weight_decay": 0.13, "momentum": 0.8, "centered": True,
+        "maximize": True,
+    },
+}  # fmt: skip
+_RPROP: dict[str, dict[str, Any]] = {
+    "defaults": {},
+    "etas": {"etas": (0.3, 1.7)},
+    "everything": {"lr": 0.037, "etas": (0.45, 1.37), "step_sizes": (0.01, 0.06), "maximize": True},
+}
 
 CASES = [
     *_cases("SGD", _SGD, "for-loop"),
     *_cases("Adam", {**_ADAM, **_ADAM_ONLY}, "fused"),
     *_cases("AdamW", _ADAM, "fused"),
+    *_cases("Adadelta", _ADADELTA, None),
+    *_cases("Adagrad", _ADAGRAD, "fused"),
+    *_cases("Adamax", _ADAMAX, "for-loop"),
+    *_cases("RAdam", _RADAM, None),
+    *_cases("RMSprop", _RMSPROP, None),
+    *_cases("Rprop", _RPROP, "for-loop"),
 ]
 
 

@@ -74,6 +74,15 @@ struct Unrolled {
   friend FUSEDOPTIM_SIMD Unrolled if_nonzero(Unrolled test, Unrolled yes, Unrolled no) {
     return each([](V t, V x, V y) { return if_nonzero(t, x, y); }, test, yes, no);
   }
+  friend FUSEDOPTIM_SIMD Unrolled if_positive(Unrolled test, Unrolled yes, Unrolled no) {
+    return each([](V t, V x, V y) { return if_positive(t, x, y); }, test, yes, no);
+  }
+  friend FUSEDOPTIM_SIMD Unrolled min(Unrolled a, Unrolled b) {
+    return each([](V x, V y) { return min(x, y); }, a, b);
+  }
+  friend FUSEDOPTIM_SIMD Unrolled abs(Unrolled a) {
+    return each([](V x) { return abs(x); }, a);
+  }
   friend FUSEDOPTIM_SIMD Unrolled max(Unrolled a, Unrolled b) {
     return each([](V x, V y) { return max(x, y); }, a, b);
   }

@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -120,7 +121,13 @@ struct Vec {
   friend FUSEDOPTIM_SIMD Vec if_nonzero(Vec test, Vec yes, Vec no) {
     return Vec(((test.raw > 0) | (test.raw < 0)) ? yes.raw : no.raw);
   }
+  friend FUSEDOPTIM_SIMD Vec if_positive(Vec test, Vec yes, Vec no) { return Vec((test.raw > 0) ? yes.raw : no.raw); }
   friend FUSEDOPTIM_SIMD Vec max(Vec a, Vec b) { return Vec(R(raw_max(a.raw, b.raw))); }
+  friend FUSEDOPTIM_SIMD Vec min(Vec a, Vec b) { return Vec(((b.raw < a.raw) | (b.raw != b.raw)) ? b.raw : a.raw); }
+  friend FUSEDOPTIM_SIMD Vec abs(Vec x) {
+    using Bits = Raw<std::conditional_t<sizeof(T) == 8, uint64_t, uint32_t>, kLanes>;
+    return Vec(R((Bits)x.raw & ~(Bits)Vec(T(-0.0)).raw));
+  }
 };
 
 }  // namespace fusedoptim::FUSEDOPTIM_ISA
