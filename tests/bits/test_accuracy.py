@@ -23,9 +23,9 @@ LOW_PRECISION = (torch.bfloat16, torch.float16)
 
 def implementations_of_torch(case: Case, dtype: torch.dtype) -> dict[str, Callable[..., Any]]:
     """What we compare with. Torch 2.13's fused SGD leaves bfloat16 and float16 parameters as they are."""
-    makers = {"for-loop": case.make_torch, "fused": functools.partial(case.make_torch, fused=True)}
-    if case.torch_cls is torch.optim.SGD and dtype in LOW_PRECISION:
-        del makers["fused"]
+    makers = {"for-loop": case.make_torch}
+    if case.has_fused_torch and not (case.torch_cls is torch.optim.SGD and dtype in LOW_PRECISION):
+        makers["fused"] = functools.partial(case.make_torch, fused=True)
     return makers
 
 
@@ -50,6 +50,9 @@ def all_errors(case: Case, dtype: torch.dtype) -> dict[str, dict[str, Tensor]]:
     optimizer = case.make([param])
     for step in range(STEPS):
         param.grad = numbers(SIZE, dtype, 100 + step)
+        if case.rule.initial and step == 0:  # in float64, state would begin with a number that is not rounded
+            optimizer.step()
+            continue
         (before,) = snapshot(optimizer)
         exact = one_step(case.make_exact, before, torch.float64)
         for who, make in makers.items():
@@ -124,7 +127,7 @@ def test_the_criterion_sees_a_worse_result() -> None:
     assert not_worse(tossed, errors) is None
 
 
-def test_every_case_meets_two_implementations() -> None:
+def test_every_case_meets_all_implementations() -> None:
     """None but the broken one is left out."""
     for case in CASES:
-        assert len(implementations_of_torch(case, torch.float32)) == 2
+        assert len(implementations_of_torch(case, torch.float32)) == 1 + case.has_fused_torch

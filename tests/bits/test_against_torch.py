@@ -27,6 +27,8 @@ from steps import (
 from torch import Tensor
 from torch.nn import Parameter
 
+import fusedoptim
+
 pytestmark = [
     pytest.mark.usefixtures("one_thread", "kernels_only"),
     pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step:UserWarning"),
@@ -69,6 +71,8 @@ def test_bits_of_torch(case: Case, dtype: torch.dtype) -> None:
     """Twenty steps in float32, three in the others; torch's for-loop rounds low precision after each operation."""
     if case.twin == "for-loop" and dtype in (torch.bfloat16, torch.float16):
         pytest.skip("torch rounds every intermediate result to the dtype of the parameter")
+    if case.cls is fusedoptim.Adagrad and dtype in (torch.bfloat16, torch.float16):
+        pytest.skip("torch rounds the learning rate of its fused Adagrad to the dtype of the parameter")
     expected = steps_of_twin(case, dtype, 20 if dtype == torch.float32 else 3)
     assert_follows(case.make(parameters(SIZES[case.twin], dtype)), best_instruction_set(), expected)
 
@@ -135,7 +139,8 @@ def test_close_to_float64(case: Case, dtype: torch.dtype) -> None:
     infinite, and NaN where torch has NaN.
     """
     with backend(best_instruction_set()):
-        befores = step_by_step(case, dtype, 1031, 4)
+        # In float64, state of the first step would begin with a number that is not rounded.
+        befores = step_by_step(case, dtype, 1031, 5)[1 if case.rule.initial else 0 :]
         results = [one_step(case.make, before, dtype) for before in befores]
     arithmetic = torch.float64 if dtype == torch.float64 else torch.float32
     for before, result in zip(befores, results, strict=True):

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 import fusedoptim
 from fusedoptim import native
+from fusedoptim.reference import RULES, Rule
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
@@ -37,6 +38,16 @@ class Case:
     id: str
     twin: str | None  # torch's "for-loop" or "fused", which rounds where the rule does, or None where none does
 
+    @property
+    def rule(self) -> Rule:
+        """What the package itself says of the rule."""
+        return RULES[self.cls._rule]  # type: ignore[attr-defined]
+
+    @property
+    def has_fused_torch(self) -> bool:
+        """Whether torch has a fused implementation."""
+        return "fused" in inspect.signature(self.torch_cls).parameters
+
     def make(self, params: Iterable[Any], **overrides: Any) -> Any:
         """Our optimizer."""
         return self.cls(params, **{**self.kwargs, **overrides})
@@ -44,7 +55,7 @@ class Case:
     def make_torch(self, params: Iterable[Any], **overrides: Any) -> Any:
         """Torch's own, as its for-loop if ``fused=True`` is not said; on the CPU that one knows no capturable."""
         options = {key: value for key, value in self.kwargs.items() if key != "capturable"}
-        fused = {"fused": False} if "fused" in inspect.signature(self.torch_cls).parameters else {}
+        fused = {"fused": False} if self.has_fused_torch else {}
         return self.torch_cls(params, **{**options, "foreach": False, **fused, **overrides})
 
     def make_exact(self, params: Iterable[Any]) -> Any:
