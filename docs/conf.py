@@ -15,7 +15,7 @@ root_doc = "README"
 include_patterns = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "docs/*.md", "docs/*.rst", "**/README.md"]
 exclude_patterns = ["build", ".*"]
 NAVIGATION = {
-    "Optimizers": ["sgd", "adam", "adamw", "from_torch", "api"],
+    "Optimizers": ["sgd", "adam", "adamw", "more_optimizers", "from_torch", "api"],
     "Training": [
         "amp",
         "storage",

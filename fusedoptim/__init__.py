@@ -2,7 +2,8 @@
 
 Write ``import fusedoptim as optim`` for ``import torch.optim as optim``: every public name of ``torch.optim`` is here,
 and every module of it by its name, ``fusedoptim.lr_scheduler`` for one. Those with kernels are this package's
-own: ``SGD``, ``Adam``, ``AdamW``, ``Adadelta``, ``Adagrad``, ``Adamax``, ``RAdam``, ``RMSprop`` and ``Rprop``.
+own: ``SGD``, ``Adam``, ``AdamW``, ``Adadelta``, ``Adagrad``, ``Adamax``, ``RAdam``, ``RMSprop`` and ``Rprop``, and
+``Lion``, which torch lacks.
 """
 
 from typing import TYPE_CHECKING
@@ -36,6 +37,7 @@ from fusedoptim.clip import replace_clip_grad_norm as replace_clip_grad_norm
 from fusedoptim.explain import explain_step as explain_step
 from fusedoptim.from_torch import from_torch as from_torch
 from fusedoptim.grad_scaler import GradScaler as GradScaler
+from fusedoptim.lion import Lion as Lion
 from fusedoptim.malloc import keep_freed_memory as keep_freed_memory
 from fusedoptim.memory_report import memory as memory
 from fusedoptim.native import build_info as build_info
@@ -50,6 +52,7 @@ from fusedoptim.verification.verify import verify as verify
 __all__ = [
     *_torch_optim.__all__,
     "GradScaler",
+    "Lion",
     "build_info",
     "clip_grad_norm_",
     "convert_state_dict",

@@ -70,7 +70,9 @@ def constructor(cls: type[Any], torchs: type[Any]) -> Callable[..., None]:
 def with_settings(torchs: str | None) -> str | None:
     """The docstring of torch's class with the settings added to its arguments."""
     before, mark, rest = (torchs or "").partition("\n\n    .. note:: The foreach and fused implementations")
-    return f"{before}\n{_DOC}{mark}{rest}" if mark else torchs
+    if not mark:  # torch has no such class, or says nothing of the kind behind the arguments
+        before, mark, rest = (torchs or "").rstrip(), "\n", ""
+    return f"{before}\n{_DOC}{mark}{rest}" if "    Args:\n" in before else torchs
 
 
 def set_up(optimizer: Any, **settings: Any) -> None:

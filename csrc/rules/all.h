@@ -6,6 +6,7 @@
 #include "rules/adagrad.h"
 #include "rules/adam.h"
 #include "rules/adamax.h"
+#include "rules/lion.h"
 #include "rules/radam.h"
 #include "rules/rmsprop.h"
 #include "rules/rprop.h"
@@ -18,6 +19,6 @@ struct RuleList {
   static constexpr int kCount = sizeof...(Rules);
 };
 
-using AllRules = RuleList<Sgd, Adam, Adadelta, Adagrad, Adamax, Radam, Rmsprop, Rprop>;
+using AllRules = RuleList<Sgd, Adam, Adadelta, Adagrad, Adamax, Lion, Radam, Rmsprop, Rprop>;
 
 }  // namespace fusedoptim

@@ -25,7 +25,14 @@ SMALL_SIZES = [0, 1, 3, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65]  # around t
 CHUNK_SIZES = [CHUNK - 1, CHUNK, CHUNK + 1]
 BLOCK_SIZES = [BLOCK - 1, BLOCK, BLOCK + 1]
 
-_NOT_OF_THE_RULE = {"params", "foreach", "fused", "capturable", "differentiable"}  # they choose who takes the step
+_NOT_OF_THE_RULE = {
+    "params",
+    "foreach",
+    "fused",
+    "capturable",
+    "differentiable",
+    "use_triton",
+}  # they choose who takes the step
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +53,10 @@ class Case:
     @property
     def has_fused_torch(self) -> bool:
         """Whether torch has a fused implementation."""
-        return "fused" in inspect.signature(self.torch_cls).parameters
+        return "fused" in self._arguments()
+
+    def _arguments(self) -> Mapping[str, inspect.Parameter]:
+        return inspect.signature(self.torch_cls).parameters
 
     def make(self, params: Iterable[Any], **overrides: Any) -> Any:
         """Our optimizer."""
@@ -55,8 +65,8 @@ class Case:
     def make_torch(self, params: Iterable[Any], **overrides: Any) -> Any:
         """Torch's own, as its for-loop if ``fused=True`` is not said; on the CPU that one knows no capturable."""
         options = {key: value for key, value in self.kwargs.items() if key != "capturable"}
-        fused = {"fused": False} if self.has_fused_torch else {}
-        return self.torch_cls(params, **{**options, "foreach": False, **fused, **overrides})
+        for_loop = {name: False for name in ("foreach", "fused") if name in self._arguments()}
+        return self.torch_cls(params, **{**options, **for_loop, **overrides})
 
     def make_exact(self, params: Iterable[Any]) -> Any:
         """Torch's for-loop, for float64 parameters: no constant is computed in float32, as from a Tensor lr."""
@@ -76,8 +86,10 @@ class Case:
 
 
 def _cases(name: str, table: Mapping[str, Mapping[str, Any]], twin: str | None) -> list[Case]:
-    ours, torchs = getattr(fusedoptim, name), getattr(torch.optim, name)
-    return [Case(ours, torchs, kwargs, f"{name}-{row.replace(' ', '_')}", twin) for row, kwargs in table.items()]
+    ours = getattr(fusedoptim, name)
+    return [
+        Case(ours, ours._torch_class, kwargs, f"{name}-{row.replace(' ', '_')}", twin) for row, kwargs in table.items()
+    ]
 
 
 # 1 - 0.8, 1 - 0.983 and 1 - 0.102 * 0.317 are other numbers when computed in float32 than when rounded to it.
@@ -165,6 +177,11 @@ _RMSPROP: dict[str, dict[str, Any]] = {
         "maximize": True,
     },
 }  # fmt: skip
+_LION: dict[str, dict[str, Any]] = {
+    "defaults": {},
+    "decoupled": {"lr": 0.0123, "weight_decay": 0.013, "decoupled_weight_decay": True},
+    "everything": {"lr": 0.0123, "betas": (0.8, 0.93), "weight_decay": 0.13, "maximize": True},
+}
 _RPROP: dict[str, dict[str, Any]] = {
     "defaults": {},
     "etas": {"etas": (0.3, 1.7)},
@@ -178,6 +195,7 @@ CASES = [
     *_cases("Adadelta", _ADADELTA, None),
     *_cases("Adagrad", _ADAGRAD, "fused"),
     *_cases("Adamax", _ADAMAX, "for-loop"),
+    *_cases("Lion", _LION, None),
     *_cases("RAdam", _RADAM, None),
     *_cases("RMSprop", _RMSPROP, None),
     *_cases("Rprop", _RPROP, "for-loop"),

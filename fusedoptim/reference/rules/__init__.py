@@ -14,10 +14,12 @@ even; ``fma(a, b, c)`` is a * b + c rounded once. Constants are computed in doub
 arithmetic type. bfloat16 and float16 are widened when read and rounded once when stored.
 """
 
-from fusedoptim.reference.rule import Rule
-from fusedoptim.reference.rules import adadelta, adagrad, adam, adamax, radam, rmsprop, rprop, sgd
+import importlib
+import pkgutil
 
+from fusedoptim.reference.rule import Rule
+
+# By name, which is that of the module and of the compiled rule.
 RULES: dict[str, Rule] = {
-    module.__name__.rpartition(".")[2]: module.RULE
-    for module in (sgd, adam, adadelta, adagrad, adamax, radam, rmsprop, rprop)
+    module.name: importlib.import_module(f"{__name__}.{module.name}").RULE for module in pkgutil.iter_modules(__path__)
 }

@@ -1,0 +1,75 @@
+"""The for-loop of an optimizer that torch does not have, for what the kernels do not take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from fusedoptim.reference.parameters import as_numbers
+from fusedoptim.reference.passes import prepare_grad
+from fusedoptim.reference.rule import PAIR, options_of, range_of
+from fusedoptim.reference.rules import RULES
+
+
+class ReferenceLoop(Optimizer):
+    """What torch's classes are to the other optimizers: constructor, defaults, and a step in torch's operations.
+
+    A subclass names its rule, and has a constructor that passes its options on, in ``defaults``.
+    """
+
+    _rule: ClassVar[str]
+
+    def __init__(self, params: Any, defaults: dict[str, Any]) -> None:
+        for name, kind in options_of(RULES[self._rule].update).items():
+            low, high = range_of(name)
+            for value in defaults[name] if kind == PAIR else [defaults[name]]:
+                if not low <= value <= high:
+                    wanted = "at least 0 and less than 1" if high < 1 else f"at least {low:g}"
+                    raise ValueError(f"{name} must be {wanted}, got {defaults[name]!r}")
+        super().__init__(params, defaults)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for group in self.param_groups:
+            for name, value in self.defaults.items():
+                group.setdefault(name, value)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """Update all parameters that have a gradient, one after the other; returns what ``closure`` does."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for index, group in enumerate(self.param_groups):
+            options = as_numbers(RULES[self._rule].options(group), index)
+            for param in group["params"]:
+                if param.grad is not None:
+                    self._step_one(param, group, options)
+        return loss
+
+    def _step_one(self, param: Tensor, group: dict[str, Any], options: dict[str, Any]) -> None:
+        """Update one parameter; of a complex one both parts."""
+        if param.grad is None or param.grad.is_sparse:
+            raise RuntimeError(f"{type(self).__name__} does not support sparse gradients")
+        rule, state = RULES[self._rule], self.state[param]
+        for name in rule.own_state(options):
+            if name not in state:
+                shape_of = torch.zeros((), dtype=torch.float32) if name == "step" else param
+                state[name] = torch.zeros_like(shape_of, memory_format=torch.preserve_format)
+        own = {name: _real(state[name]) for name in rule.own_state(options) if name != "step"}
+        if "step" in state:
+            state["step"] += 1
+        grad = prepare_grad(_real(param.grad), maximize=bool(group.get("maximize")))
+        new_param, new_state = rule.update(_real(param), grad, own, float(state.get("step", 1.0)), **options)
+        _real(param).copy_(new_param)
+        for name, value in new_state.items():
+            own[name].copy_(value)
+
+
+def _real(tensor: Tensor) -> Tensor:
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
