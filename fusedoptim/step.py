@@ -49,6 +49,9 @@ class FusedStep(Update):
         asked = {name: kwargs.pop(name) for name in settings.DEFAULTS if name in kwargs}
         super().__init__(*args, **kwargs)
         settings.set_up(self, **asked)
+        for group in self.param_groups:
+            if any(map(group.get, settings.STORAGE)):  # torch's Adagrad has made its state already
+                self.state.update({p: self._new_state(p, group) for p in group["params"] if p in self.state})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group, as torch does; its settings are checked, and if they cannot be it is not added."""

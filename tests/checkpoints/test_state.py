@@ -11,7 +11,16 @@ from typing import Any
 import helpers
 import pytest
 import torch
-from helpers import Twins, assert_optimizers_match, make_params, of_names, of_settings, params_of, set_grads
+from helpers import (
+    Twins,
+    assert_optimizers_match,
+    make_params,
+    of_all_names,
+    of_names,
+    of_settings,
+    params_of,
+    set_grads,
+)
 from torch import Tensor
 
 import fusedoptim
@@ -136,7 +145,7 @@ def test_copies_keep_the_flag_for_grad_scaler(name: str, fused: bool | None, way
     assert bool(getattr(COPIES[way](optimizer), "_step_supports_amp_scaling", False)) is bool(fused)
 
 
-@of_names
+@of_all_names
 def test_old_checkpoints(name: str) -> None:
     """Of torch before 1.13: no newer flags in the groups, and ``step`` is a number."""
     twins = Twins(name, {"momentum": 0.9} if name == "SGD" else {})

@@ -12,25 +12,25 @@ from pathlib import Path
 import fresh
 import pytest
 import torch
-from helpers import NAMES, make_params, run_python
+from helpers import OF_TORCH, make_params, run_python
 
 import fusedoptim
 
-OURS = {name.lower(): name for name in NAMES}
+OURS = {name.lower(): name for name in OF_TORCH}
 MODULES = [module.name for module in pkgutil.iter_modules(torch.optim.__path__)]
 SCRIPT = """
 import torch.optim as optim
 import torch.optim.swa_utils
 import torch.optim.lr_scheduler as schedulers
-from torch.optim import adagrad, swa_utils
+from torch.optim import nadam, swa_utils
 from torch.optim.adam import Adam, adam
 from torch.optim.adamw import AdamW, adamw
 from torch.optim.sgd import SGD, sgd, _single_tensor_sgd
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 from torch.optim.lr_scheduler import *
-from torch.optim.rmsprop import *
+from torch.optim.asgd import *
 assert swa_utils is torch.optim.swa_utils and SequentialLR is schedulers.SequentialLR is optim.lr_scheduler.SequentialLR
-assert adagrad.Adagrad is optim.Adagrad and RMSprop is optim.RMSprop
+assert nadam.NAdam is optim.NAdam and ASGD is optim.ASGD
 for name in ("Adam", "AdamW", "SGD"):
     assert globals()[name] is getattr(optim, name)
     print(globals()[name].__module__)
@@ -97,11 +97,11 @@ def test_changes_of_torchs_module_are_seen(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_pickles_name_modules() -> None:
-    for cls in (fusedoptim.SGD, fusedoptim.Adam, fusedoptim.AdamW):
+    for cls in (getattr(fusedoptim, name) for name in OF_TORCH):
         assert type(pickle.loads(pickle.dumps(cls(make_params(), lr=0.1)))) is cls
-    theirs = pickle.dumps((torch.optim.AdamW, torch.optim.lr_scheduler.StepLR, torch.optim.RMSprop), protocol=0)
+    theirs = pickle.dumps((torch.optim.AdamW, torch.optim.lr_scheduler.StepLR, torch.optim.NAdam), protocol=0)
     ours = pickle.loads(theirs.replace(b"torch.optim.", b"fusedoptim."))
-    assert ours == (fusedoptim.AdamW, torch.optim.lr_scheduler.StepLR, torch.optim.RMSprop)
+    assert ours == (fusedoptim.AdamW, torch.optim.lr_scheduler.StepLR, torch.optim.NAdam)
 
 
 def test_reloaded() -> None:
@@ -116,7 +116,7 @@ assert importlib.reload(ours) is ours is importlib.import_module("torch.optim.sw
 
 
 def test_run_as_a_program() -> None:
-    for module in ("fusedoptim.lr_scheduler", "fusedoptim.adagrad", "fusedoptim.sgd"):
+    for module in ("fusedoptim.lr_scheduler", "fusedoptim.nadam", "fusedoptim.sgd"):
         run_module = f"import runpy; runpy.run_module({module!r}, run_name='__main__')"
         done = fresh.run(run_module, dict(os.environ), 60)
         assert (done.returncode, done.stdout) == (0, ""), done.stderr

@@ -642,8 +642,8 @@ def test_worked_example_of_contributing_applies(tmp_path: Path) -> None:
     for name in re.findall(r"^--- a/(.*)$", diff, re.MULTILINE):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
-    (tmp_path / "adagrad.diff").write_text(diff)
-    run(git, "apply", "--check", "-C1", "adagrad.diff", cwd=tmp_path, GIT_CEILING_DIRECTORIES=str(tmp_path.parent))
+    (tmp_path / "signum.diff").write_text(diff)
+    run(git, "apply", "--check", "-C1", "signum.diff", cwd=tmp_path, GIT_CEILING_DIRECTORIES=str(tmp_path.parent))
 
 
 def test_command_line() -> None:

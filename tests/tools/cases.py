@@ -171,7 +171,7 @@ _RADAM: dict[str, dict[str, Any]] = {
 _RMSPROP: dict[str, dict[str, Any]] = {
     "defaults": {},
     "momentum": {"momentum": 0.87},
-    "centered": {"centered": True, "alpha": 0.83},
+    "centered": {"centered": True, "alpha": 0.83, "eps": 1e-3},  # by a variance of 0 or nearly 0 little may be divided
     "everything": {
         "lr": 0.0123, "alpha": 0.87, "eps": 1e-5, "weight_decay": 0.13, "momentum": 0.8, "centered": True,
         "maximize": True,

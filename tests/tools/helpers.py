@@ -18,7 +18,8 @@ import fusedoptim
 from fusedoptim import native
 from fusedoptim.step import FusedStep
 
-NAMES = ["SGD", "Adam", "AdamW"]
+OF_TORCH = ["SGD", "Adam", "AdamW", "Adadelta", "Adagrad", "Adamax", "RAdam", "RMSprop", "Rprop"]
+NAMES = OF_TORCH[:3]  # for tests of what does not depend on the rule
 SETTINGS: list[tuple[str, dict[str, Any]]] = [
     ("SGD", {"lr": 0.1}),
     ("SGD", {"lr": 0.05, "momentum": 0.9, "weight_decay": 0.01, "nesterov": True}),
@@ -26,6 +27,7 @@ SETTINGS: list[tuple[str, dict[str, Any]]] = [
     ("AdamW", {"lr": 0.03, "amsgrad": True, "maximize": True}),
 ]
 of_names = pytest.mark.parametrize("name", NAMES)
+of_all_names = pytest.mark.parametrize("name", OF_TORCH)
 of_settings = pytest.mark.parametrize(("name", "options"), SETTINGS, ids=["SGD", "momentum", "Adam", "AdamW"])
 SHAPES: list[tuple[int, ...]] = [(4, 33), (), (7,), (0,)]
 
