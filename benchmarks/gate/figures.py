@@ -41,7 +41,7 @@ def key() -> dict[str, str]:
 class Figures:
     key: Mapping[str, str]  # as `key` gives it
     counts: Mapping[str, Count] | None  # by path, model, rule, instruction set and call; None if they were left out
-    loops: Mapping[str, Loop | None]  # by instruction set, rule, storage type and variant
+    loops: Mapping[str, Loop | None]  # by instruction set, rule, storage type, variant, and whether it moves averages
 
     @classmethod
     def load(cls, path: Path = FIGURES) -> "Figures":

@@ -13,8 +13,8 @@ from pathlib import Path
 REGISTERS = {"avx512": "zmm", "avx2": "ymm", "baseline": "xmm"}
 FUNCTION = re.compile(r"^[0-9a-f]+ <(.*)>:$")
 KERNEL = re.compile(
-    r"fusedoptim::(\w+)::(?:Loop<fusedoptim::(\w+), (?:fusedoptim::)?(\w+), (\d+)>::run"
-    r"|(unscale|scale|move_average)<(?:fusedoptim::)?(\w+)>)\("
+    r"fusedoptim::(\w+)::(?:Loop<fusedoptim::(\w+), (?:fusedoptim::)?(\w+), (\d+), (true|false)>::run"
+    r"|(unscale|scale)<(?:fusedoptim::)?(\w+)>)\("
 )
 INSTRUCTION = re.compile(r"^ *([0-9a-f]+):\t((?:[0-9a-f]{2} )+) *\t(.*)$")
 RELOCATION = re.compile(r"^\t+([0-9a-f]+): (R_\w+)")
@@ -56,9 +56,15 @@ class Loop:
 
 
 def name_of(symbol: str) -> str | None:
-    """A kernel's name for a table, None for another function: "avx2 Adam float 0" is variant 0."""
+    """A kernel's name for a table, None for another function.
+
+    "avx2 Adam float 0" is variant 0, and "avx2 Adam float 0 average" the one that also moves averages.
+    """
     found = KERNEL.search(symbol)
-    return None if found is None or "[clone" in symbol else " ".join(filter(None, found.groups()))
+    if found is None or "[clone" in symbol:
+        return None
+    words = {"true": "average", "false": ""}
+    return " ".join(word for part in found.groups() if part and (word := words.get(part, part)))
 
 
 def disassemble(path: Path) -> dict[str, Function]:

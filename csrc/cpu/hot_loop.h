@@ -42,9 +42,9 @@ constexpr bool kIsAdam = is_one(Rule<float>::kName, "adam");
 template <template <class> class Rule>
 constexpr bool kIsSgd = is_one(Rule<float>::kName, "sgd");
 
-// Whether operands that are all in one dtype of 16 bits have a loop of their own.
+// Whether operands that are all in one dtype of 16 bits have a loop of their own, and float32 one with averages.
 template <template <class> class Rule>
-constexpr bool kHas16BitLoops = kIsAdam<Rule> || kIsSgd<Rule>;
+constexpr bool kIsUsedMost = kIsAdam<Rule> || kIsSgd<Rule>;
 
 template <template <class> class Rule, int variant>
 constexpr bool is_hot() {

@@ -12,7 +12,9 @@ namespace fusedoptim::cpu {
 // `begin` on. `operands` are param, grad and the states, contiguous over these elements. grad is multiplied by
 // `factor`, and the product rounded to the arithmetic type: 1, -1 to maximize, or either times a coefficient that
 // clips.
-using Kernel = void (*)(const void* rule, void* const* operands, int64_t begin, int64_t count, double factor);
+// Where it averages, one operand more moves towards the new param: average = lerp(average, param, average_weight).
+using Kernel = void (*)(const void* rule, void* const* operands, int64_t begin, int64_t count, double factor,
+                        double average_weight);
 
 // to = from * factor, or from / factor, rounded as it is stored; `to` may be `from`.
 using ScaleKernel = void (*)(const void* from, void* to, int64_t count, double factor);
@@ -41,14 +43,16 @@ using AverageKernel = void (*)(const void* param, void* average, int64_t count, 
 using MixedKernel = void (*)(const Task& task, void* const* at, int64_t first, int64_t count, double factor);
 
 struct RuleKernels {
-  Kernel plain[kMaxVariants][kDTypes];  // null where the mixed kernel takes the dtype
+  // Null where the mixed kernel takes it.
+  Kernel plain[kMaxVariants][kDTypes];
+  Kernel averaging[kMaxVariants];  // float32
   MixedKernel mixed[kMaxVariants];
 };
 
 struct Passes {
   ScaleKernel unscale[kDTypes];
   ScaleKernel scale[kDTypes];
-  AverageKernel move_average[kDTypes];
+  AverageKernel move_average;  // float64, of which there is no mixed kernel
   SquaresKernel squares[kDTypes];
   AbreastKernel squares_abreast[kDTypes];
 };

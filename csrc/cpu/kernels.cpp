@@ -10,15 +10,16 @@ namespace FUSEDOPTIM_ISA {
 
 using cpu::RuleKernels;
 
-template <template <class> class Rule, class S, int variant>
+template <template <class> class Rule, class S, int variant, bool averages = false>
 struct Loop {
   using T = Arithmetic<S>;
-  static constexpr int kStates = count_of(Rule<T>::states_of(variant)), kOperands = 2 + kStates;
+  static constexpr int kStates = count_of(Rule<T>::states_of(variant)), kOperands = 2 + kStates + averages;
 
   // The constants of a step.
   struct Step {
     Rule<T> rule;
     T factor;
+    Lerp<T> lerp;
   };
 
   // Updates one V. `load` and `store` decide how many elements move, so that body and tail are this one text.
@@ -31,6 +32,7 @@ struct Loop {
     step.rule.template operator()<variant>(param, grad, state);
     store(at[0], param);
     for (int k = 0; k < kStates; ++k) store(at[2 + k], state[k]);
+    if constexpr (averages) store(at[2 + kStates], step.lerp(load(at[2 + kStates]), param));
   }
 
   FUSEDOPTIM_SIMD static void fetch_line(S* const* at, int line) {
@@ -56,8 +58,9 @@ struct Loop {
     }
   }
 
-  static void run(const void* rule, void* const* operands, int64_t begin, int64_t count, double factor) {
-    const Step step{*static_cast<const Rule<T>*>(rule), T(factor)};
+  static void run(const void* rule, void* const* operands, int64_t begin, int64_t count, double factor,
+                  double average_weight) {
+    const Step step{*static_cast<const Rule<T>*>(rule), T(factor), Lerp<T>(average_weight)};
     S* at[kOperands];
     for (int k = 0; k < kOperands; ++k) at[k] = static_cast<S*>(operands[k]) + begin;
     int64_t left = count;
@@ -79,7 +82,8 @@ constexpr RuleKernels fill(std::integer_sequence<int, variants...>) {
   RuleKernels kernels{};
   ((kernels.plain[variants][int(DType::f64)] = Loop<Rule, double, variants>::run), ...);
   ((kernels.plain[variants][int(DType::f32)] = Loop<Rule, float, variants>::run), ...);
-  if constexpr (kHas16BitLoops<Rule>) {
+  if constexpr (kIsUsedMost<Rule>) {
+    ((kernels.averaging[variants] = Loop<Rule, float, variants, true>::run), ...);
     ((kernels.plain[variants][int(DType::bf16)] = Loop<Rule, BFloat16, variants>::run), ...);
     ((kernels.plain[variants][int(DType::f16)] = Loop<Rule, Half, variants>::run), ...);
   }

@@ -30,17 +30,12 @@ void unscale(const void* from, void* to, int64_t count, double scale_) {
   map(static_cast<const S*>(from), static_cast<S*>(to), count, [v](auto x) { return x / v; });
 }
 
-template <class S>
 void move_average(const void* param, void* average, int64_t count, double weight) {
-  using T = Arithmetic<S>;
-  constexpr int kLanes = Vec<T>::kLanes;
-  const Lerp<T> lerp(weight);
-  const S* from = static_cast<const S*>(param);
-  S* to = static_cast<S*>(average);
-  for (; count >= kLanes; count -= kLanes, from += kLanes, to += kLanes) {
-    __builtin_prefetch(reinterpret_cast<const char*>(to) + kAhead);
-    store(to, lerp(load(to), load(from)));
-  }
+  constexpr int kLanes = Vec<double>::kLanes;
+  const Lerp<double> lerp(weight);
+  const double* from = static_cast<const double*>(param);
+  double* to = static_cast<double*>(average);
+  for (; count >= kLanes; count -= kLanes, from += kLanes, to += kLanes) store(to, lerp(load(to), load(from)));
   if (count > 0) store_part(to, lerp(load_part(to, int(count)), load_part(from, int(count))), int(count));
 }
 
@@ -48,7 +43,7 @@ const cpu::Passes& passes() {
   static constexpr cpu::Passes kPasses{
       {unscale<double>, unscale<float>, unscale<BFloat16>, unscale<Half>},
       {scale<double>, scale<float>, scale<BFloat16>, scale<Half>},
-      {move_average<double>, move_average<float>, move_average<BFloat16>, move_average<Half>},
+      move_average,
       {squares<double>, squares<float>, squares<BFloat16>, squares<Half>},
       {squares_abreast<double>, squares_abreast<float>, squares_abreast<BFloat16>, squares_abreast<Half>}};
   return kPasses;

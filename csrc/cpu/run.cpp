@@ -28,7 +28,8 @@ class Runner {
                  [&](int64_t at, int64_t n) { update_mixed(task, task.operands, at, at, n); });
     } else {
       // With a second pass over an operand the chunk is walked in blocks, so that this pass finds it in the cache.
-      const bool passes = options_.unscale || options_.zero_grad || clips_in_buffer(task) || task.averages;
+      const bool passes = options_.unscale || options_.zero_grad || clips_in_buffer(task) || task.average_is_new ||
+                          (task.averages && task.dtype == DType::f64);
       const int64_t block = passes ? kBlock : kChunk;
       for (int64_t done = 0; done < chunk.count; done += block) {
         update(task, task.operands, chunk.begin + done, std::min(block, chunk.count - done));
@@ -49,21 +50,25 @@ class Runner {
   }
 
   void update(const Task& task, void* const* operands, int64_t begin, int64_t count) const {
-    if (set_.rules[task.rule]->plain[task.variant][int(task.dtype)] == nullptr)
-      return update_mixed(as_mixed(task), operands, begin, begin, count);
+    const RuleKernels& kernels = *set_.rules[task.rule];
+    const bool moves = task.averages && !task.average_is_new, in_double = task.dtype == DType::f64;
+    const Kernel kernel = !moves || in_double        ? kernels.plain[task.variant][int(task.dtype)]
+                          : task.dtype == DType::f32 ? kernels.averaging[task.variant]
+                                                     : nullptr;
+    if (kernel == nullptr) return update_mixed(as_mixed(task), operands, begin, begin, count);
     if (options_.unscale) unscale(task.dtype, operands[1], begin, count);
     if (clips_in_buffer(task)) {
-      apply_clipped(task, operands, begin, count);
+      apply_clipped(kernel, task, operands, begin, count);
     } else {
-      apply(task, operands, begin, count, task.factor);
+      kernel(task.constants, operands, begin, count, task.factor, task.average_weight);
     }
-    if (task.averages) {
+    if (task.average_is_new || (moves && in_double)) {
       void* const average = element(task.dtype, operands[task.operand_count - 1], begin);
       const void* const param = element(task.dtype, operands[0], begin);
       if (task.average_is_new) {
         std::memcpy(average, param, size_t(count) * size_of(task.dtype));
       } else {
-        set_.passes.move_average[int(task.dtype)](param, average, count, task.average_weight);
+        set_.passes.move_average(param, average, count, task.average_weight);
       }
     }
     if (options_.zero_grad) zero(task.dtype, operands[1], begin, count);
@@ -99,20 +104,16 @@ class Runner {
     return mixed;
   }
 
-  void apply(const Task& task, void* const* operands, int64_t begin, int64_t count, double factor) const {
-    set_.rules[task.rule]->plain[task.variant][int(task.dtype)](task.constants, operands, begin, count, factor);
-  }
-
   // A clipped gradient of 16 bits is rounded to storage before the rule reads it: in a buffer, since grad must stay.
   static bool clips_in_buffer(const Task& task) { return size_of(task.dtype) == 2 && std::fabs(task.factor) != 1; }
 
-  void apply_clipped(const Task& task, void* const* operands, int64_t begin, int64_t count) const {
+  void apply_clipped(Kernel kernel, const Task& task, void* const* operands, int64_t begin, int64_t count) const {
     alignas(64) uint16_t clipped[kBlock];
     void* at[kMaxOperands];
     for (int k = 0; k < task.operand_count; ++k) at[k] = static_cast<uint16_t*>(operands[k]) + begin;
     set_.passes.scale[int(task.dtype)](at[1], clipped, count, task.factor);
     at[1] = clipped;
-    apply(task, at, 0, count, 1);
+    kernel(task.constants, at, 0, count, 1, task.average_weight);
   }
 
   void strided(const Task& task, int64_t begin, int64_t count) const {

@@ -26,7 +26,17 @@ BUILD = ROOT / "build" / f"editable-{sys.implementation.cache_tag}"  # of the ex
 COMPILER = shutil.which("g++") or shutil.which("c++") or shutil.which("clang++")
 ARITHMETICS = ("f64", "f32")
 
-RULES = re.findall(r"\w+", re.findall(r"using AllRules = RuleList<([^>]*)>", (CSRC / "rules/all.h").read_text())[0])
+FEW = HERE / "few"  # where rules/all.h lists only some
+
+
+def rules_in(folder: Path) -> list[str]:
+    """The names of the rules that a rules/all.h lists, in its order."""
+    (found,) = re.findall(r"using AllRules = RuleList<([^>]*)>", (folder / "rules" / "all.h").read_text())
+    return re.findall(r"\w+", found)
+
+
+RULES, FEW_RULES = rules_in(CSRC), rules_in(FEW)
+assert RULES[: len(FEW_RULES)] == FEW_RULES, "else they have other numbers"
 PROGRAM = ("source_level", "covering", "step_case", "zero_case", "norm_case")
 JOBS = 2
 DAYS_KEPT = 7  # of what the cache holds, after its last use
@@ -226,14 +236,18 @@ def of_rule(rule: str) -> tuple[str, str]:
 
 
 def kernels(
-    sanitizer: str, arithmetics: Sequence[str] = ARITHMETICS, csrc: Path = CSRC, optimize: str = "-O1"
+    sanitizer: str,
+    arithmetics: Sequence[str] = ARITHMETICS,
+    csrc: Path = CSRC,
+    optimize: str = "-O1",
+    rules: Sequence[str] = RULES,
 ) -> list[Object]:
     """The product's kernels, as host code."""
     host = ("-x", "c++", "-isystem", str(find_cuda_include()), "-include", "device_on_host.h", "-Wno-unknown-pragmas")
     flags = (*host, "-g1", optimize, *SANITIZERS[sanitizer].flags)
     step = [
         Object(csrc / "cuda" / "kernels.cu", (*flags, *of_rule(rule), f"-DFUSEDOPTIM_ARITHMETIC={name}"), csrc)
-        for rule in RULES
+        for rule in rules
         for name in arithmetics
     ]
     return [*step, *(Object(csrc / "cuda" / f"{name}.cu", flags, csrc) for name in ("norm", "zero"))]
@@ -258,18 +272,23 @@ def cpu_driver() -> list[Object]:
 
 
 def source_level(
-    sanitizer: str, arithmetics: Sequence[str] = ARITHMETICS, csrc: Path = CSRC, optimize: str = "-O1"
+    sanitizer: str,
+    arithmetics: Sequence[str] = ARITHMETICS,
+    csrc: Path = CSRC,
+    optimize: str = "-O1",
+    rules: Sequence[str] = RULES,
 ) -> Path:
-    """The program of ``source_level.cpp``, with the kernels of ``csrc``."""
+    """The program of ``source_level.cpp``, with the kernels of ``csrc`` for some rules."""
     whole = tuple(arithmetics) == ARITHMETICS
     sources = [HERE / f"{name}.cpp" for name in PROGRAM]
     sources.append(CSRC / "cuda" / "kernels.cpp" if whole else HERE / "linked_kernels.cpp")
-    only = (f"-DFUSEDOPTIM_ARITHMETIC={arithmetics[0]}",)
-    program = [Object(source, ("-O1", "-g1", *(() if whole else only))) for source in sources]
+    flags = () if whole else (f"-DFUSEDOPTIM_ARITHMETIC={arithmetics[0]}",)
+    flags += () if rules == RULES else (f"-I{FEW}",)
+    program = [Object(source, (*flags, "-O1", "-g1")) for source in sources]
     cuda = ("-isystem", str(find_cuda_include()), "-O1", "-g1")
     program += [Object(HERE / "table_case.cpp", cuda), Object(csrc / "cuda" / "buckets.cpp", cuda, csrc)]
     # The slowest first, so that the last does not run alone.
-    objects = [*kernels(sanitizer, arithmetics, csrc, optimize), *cpu_driver(), *program, runtime(sanitizer)]
+    objects = [*kernels(sanitizer, arithmetics, csrc, optimize, rules), *cpu_driver(), *program, runtime(sanitizer)]
     return link(compile_objects(objects), "source_level", SANITIZERS[sanitizer].flags)
 
 

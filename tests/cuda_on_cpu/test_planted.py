@@ -39,7 +39,7 @@ class Mode:
 
 def run_source_level(csrc: Path, mode: Mode, _: Planted | None) -> subprocess.CompletedProcess[str]:
     arithmetic = "f64" if mode.storage == "f64" else "f32"
-    program = building.source_level(mode.sanitizer, (arithmetic,), csrc, "-O0")
+    program = building.source_level(mode.sanitizer, (arithmetic,), csrc, "-O0", building.FEW_RULES)
     return building.run_source_level(program, mode.sanitizer, "--storage", mode.storage)
 
 
