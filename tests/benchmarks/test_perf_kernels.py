@@ -31,15 +31,13 @@ def compile_kernels(folder: Path, *flags: str, edits: tuple[tuple[str, str, str]
     """The gate's figures of the AVX2 kernels for float, compiled from sources with the given edits."""
     source = folder / "csrc"
     shutil.copytree(ROOT / "csrc", source)
-    # The other storage types would only make it slow.
-    others = tuple(
-        (
-            "cpu/kernels.cpp",
-            f"  ((kernels[variants][int(DType::{dtype})] = Loop<Rule, {name}, variants, averages>::run), ...);",
-            "",
-        )
+    # The other storage types, and mixtures of them, would only make it slow.
+    loops = [
+        f"  ((kernels[variants][int(DType::{dtype})] = Loop<Rule, {name}, variants, averages>::run), ...);"
         for dtype, name in (("f64", "double"), ("bf16", "BFloat16"), ("f16", "Half"))
-    )
+    ]
+    loops.append("  ((kernels[variants] = MixedLoop<Rule, variants>::run), ...);")
+    others = [("cpu/kernels.cpp", loop, "") for loop in loops]
     for file, old, new in (*others, *edits):
         text = (source / file).read_text()
         assert text.count(old) == 1, f"{old!r} is not there once in {file}"
