@@ -34,7 +34,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: [not item.path.is_relative_to(folder) for folder in _FIRST])
+    turns = {path: [not path.is_relative_to(folder) for folder in _FIRST] for path in {item.path for item in items}}
+    items.sort(key=lambda item: turns[item.path])
     every = config.getoption("--sample")
     if every > 1:
         cases: Counter[str] = Counter()

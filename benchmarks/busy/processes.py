@@ -41,8 +41,13 @@ def steps(model: str, variant: str, threads: int | None = None) -> dict[str, Any
 
 
 def alone(work: Callable[..., Any], *arguments: Any) -> Any:
-    """What `work` returns in a new process: libgomp keeps the threads that it has started."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+    """What `work` returns in a new process: libgomp keeps the threads that it has started.
+
+    It is forked from one that has imported torch, which takes seconds, and started no threads.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch._dynamo"])
+    with ProcessPoolExecutor(1, context) as pool:
         return pool.submit(work, *arguments).result(SERIES_TIMEOUT)
 
 

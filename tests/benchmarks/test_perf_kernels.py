@@ -31,7 +31,7 @@ def compile_kernels(folder: Path, *flags: str, edits: tuple[tuple[str, str, str]
     """The gate's figures of the AVX2 kernels for float, compiled from sources with the given edits."""
     source = folder / "csrc"
     shutil.copytree(ROOT / "csrc", source)
-    # The other storage types would only make it slow.
+    # The other storage types, and mixtures of them, would only make it slow.
     others = (
         (
             "cpu/kernels.cpp",

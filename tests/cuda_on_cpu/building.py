@@ -189,6 +189,27 @@ def link(objects: Sequence[Path], name: str, flags: Sequence[str] = ()) -> Path:
     return cached(key(*objects, *flags), name, [str(COMPILER), *flags, *map(str, objects)])
 
 
+def optimized_once(words: list[str], folder: Path) -> list[str]:
+    """The words of a link of the extension, with one object in place of those that all such links have.
+
+    GCC would optimize them anew in each, for some 20 s. What lies in them is the key, so none is of another build; what
+    GCC cannot put together it is left to link as it would.
+    """
+    ours = [word for word in words if re.search(r"/_C\.dir/csrc/(cpu|python)/", word)]
+    if "-flto=auto" not in words or not ours:  # clang says it otherwise
+        return words
+    # In one partition: of several, GCC 12 makes no object.
+    flags = ("-O3", "-fPIC", "-flto=auto", "-flto-partition=none", "-r", "-flinker-output=nolto-rel", "-nostdlib")
+    paths = [folder / word for word in ours]
+    named = key(words[0], *flags, *(path.read_bytes() for path in paths))
+    try:
+        together = cached(named, "together.o", [words[0], *flags, *map(str, paths)])
+    except BuildError:
+        return words
+    at = words.index(ours[0])
+    return [*words[:at], str(together), *(word for word in words[at:] if word not in ours)]
+
+
 def prune() -> None:
     """Remove what nobody has used for some days."""
     for folder in CACHE.glob("*"):

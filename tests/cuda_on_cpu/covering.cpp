@@ -16,6 +16,10 @@
 // All else turns with the number of the launch, by counts that share no factor, so that across the 64 kernels every
 // pair of it occurs: found_inf absent or 0, -0; the clip; the average; the fold; the grid from one block to more blocks
 // than chunks.
+//
+// A brief run is ThreadSanitizer's, whose time is that of clocks with a number for each thread of the largest grid: so
+// three blocks at most. Each of them takes many chunks then, and for each kernel there is a launch of more blocks than
+// chunks as well.
 #include "covering.h"
 
 #include <cmath>
@@ -72,8 +76,8 @@ class Design {
     strided_rows();
   }
 
-  // How operands are stored: number i of the mixtures of a kernel.
-  void mixed(int mixtures) {
+  // How operands are stored: 15 mixtures of each kernel, or 3.
+  void mixed(bool brief) {
     using Stored = Mixture::Stored;
     struct Param {
       Stored stored;
@@ -88,8 +92,10 @@ class Design {
         {{DType::bf16, kPlain}, Companion::none}};
     const Stored grads[] = {{DType::bf16}, {DType::f32}, {DType::f16}};
     const Stored states[] = {{DType::u8}, {DType::bf16, kUpOrDown}, {DType::f32}, {DType::bf16}, {DType::f16}};
-    for (int i = 0; i < mixtures; ++i) {
+    constexpr unsigned kFewBlocks[] = {3, 2, 1, 3, 2};
+    for (int i = 0; i < (brief ? 3 : 15); ++i) {
       StepCase step = next();
+      if (brief) step.grid = kFewBlocks[launch_ % std::size(kFewBlocks)];
       const auto turn = size_t(launch_);
       const Param& param = params[turn % std::size(params)];
       Mixture& mixture = step.mixture.emplace();
@@ -114,7 +120,7 @@ class Design {
   }
 
   // Each thread's own elements, a second chunk for the same and for another block, rules folded by one thread for all,
-  // step counts raised by the last block: that is all that threads share.
+  // step counts raised by the last block, one without a chunk among them: that is all that threads share.
   void brief() {
     for (const bool on_device : {true, false}) {
       StepCase step = next();
@@ -133,6 +139,11 @@ class Design {
       step.grid = 3;
       visit(step);
     }
+    StepCase step = next();
+    step.fold = Fold::kOnHostCounting;
+    step.rows = {{600}, {17}};
+    step.grid = 3;
+    visit(step);
   }
 
  private:
@@ -298,7 +309,7 @@ void for_each_step_case(const std::string& storage, bool brief, uint64_t seed,
         const auto is_wanted = [&](const char* name) { return storage.empty() || storage == name; };
         Design design(int(rule), variant, dtype, kernel, seed, visit);
         if (is_wanted(name_of(dtype))) brief ? design.brief() : design.all();
-        if (dtype == DType::f32 && is_wanted("mixed")) design.mixed(brief ? 3 : 15);
+        if (dtype == DType::f32 && is_wanted("mixed")) design.mixed(brief);
       }
     }
   }

@@ -33,7 +33,7 @@ char* map_memory(size_t bytes) {
   return reinterpret_cast<char*>(at);
 }
 
-// The stacks of a block's threads, each above a page that faults.
+// The stacks of threads, each above a page that faults.
 class Stacks {
  public:
   static constexpr size_t kBytes = 64 * 1024;
@@ -101,11 +101,14 @@ class WatchedThreads {
  public:
   void begin_grid() { used_ = 0; }
 
-  void* next() {
+  // The number of the next.
+  size_t next() {
     const size_t i = used_++ % kMost;
     if (i == threads_.size()) threads_.push_back(begin_watched_thread());
-    return threads_[i];
+    return i;
   }
+
+  void* at(size_t i) const { return threads_[i]; }
 
   void clear() {
     for (void* thread : threads_) end_watched_thread(thread);
@@ -128,6 +131,7 @@ struct Thread {
   uint32_t warp_barriers;  // that it has come to
   uint32_t exchanged[2];   // with its warp, at barriers of even and odd number
   Dim3 index;
+  char* stack;
   void* frames;                      // AddressSanitizer's, while suspended
   void* watched;                     // ThreadSanitizer's
   bool has_fenced;                   // so its atomics release
@@ -180,8 +184,7 @@ void check_launch(Dim3 size, Dim3 block) {
 // ---- switching -----------------------------------------------------------------------------------------------------
 void resume(Thread& thread) {
   grid.running = &thread;
-  const char* const stack = grid.stacks.at(size_t(&thread - grid.threads.data()));
-  before_switch(&grid.scheduler_frames, stack, Stacks::kBytes);
+  before_switch(&grid.scheduler_frames, thread.stack, Stacks::kBytes);
   switch_watched_thread(thread.watched);
   switch_stack(grid.scheduler, thread.suspended);
   after_switch(grid.scheduler_frames);
@@ -231,30 +234,36 @@ std::vector<Number> numbers_in_order(Number count, std::minstd_rand& random) {
 void begin_block(Dim3 block) {
   const size_t count = volume(grid.block_size);
   grid.block = block;
-  grid.stacks.grow_to(count);
   grid.threads.resize(count);
+  std::vector<size_t> stacks(count);
+  for (size_t i = 0; i < count; ++i) {
+    const size_t watched = grid.watched.next();
+    grid.threads[i].watched = grid.watched.at(watched);
+#if defined(CUDA_ON_CPU_TSAN)
+    stacks[i] = watched;  // its own, as a block's frames must not meet accesses to those of another
+#else
+    stacks[i] = i;
+#endif
+  }
+  grid.stacks.grow_to(*std::max_element(stacks.begin(), stacks.end()) + 1);
   for (size_t i = 0; i < count; ++i) {
     Thread& thread = grid.threads[i];
-    thread.suspended = begin_stack(grid.stacks.at(i), Stacks::kBytes, thread_entry);
+    thread.stack = grid.stacks.at(stacks[i]);
+    thread.suspended = begin_stack(thread.stack, Stacks::kBytes, thread_entry);
     thread.has_exited = false;
     thread.waits = Waits::kForNothing;
     thread.warp_barriers = 0;
     thread.index = place(i, grid.block_size);
-    thread.watched = grid.watched.next();
     thread.has_fenced = false;
     thread.atomics.clear();
   }
 }
 
 // `given_up`: with threads that have not exited.
-void end_block([[maybe_unused]] bool given_up) {
+void end_block(bool given_up) {
   grid.running = nullptr;
   grid.shared.clear();
-#if defined(CUDA_ON_CPU_TSAN)
-  grid.stacks.clear();  // the next block's frames must not meet accesses to this one's
-#else
   if (given_up) grid.stacks.clear();
-#endif
 }
 
 // Consecutive barriers of a block, or of a warp, take turns with two addresses, else a thread that has just passed one

@@ -105,7 +105,7 @@ def link(objects: list[Path], out: Path, host: list[Path] | None = None) -> Path
     words = words[words.index(":") + 2 : words.index("&&", words.index("-shared"))]
     target = out / words[words.index("-o") + 1]
     linked: list[str] = []
-    for word in words:
+    for word in building.optimized_once(words, BUILD) if host is None else words:
         if word.endswith("/libcudart_static.a"):
             linked += map(str, [*objects, *(host or [])])
         elif host is None or ("_C.dir/" not in word and not word.startswith("-flto")):

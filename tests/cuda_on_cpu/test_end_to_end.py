@@ -68,7 +68,7 @@ def run_posed(module: Path, *arguments: str) -> subprocess.CompletedProcess[str]
     environment = {**os.environ, "FUSEDOPTIM_STAND_IN": str(module), "PYTHONPATH": folders}
     command = ["-q", "-p", "posed", "-p", "no:cacheprovider", *arguments]
     code = f"import os, sys, pytest; os.chdir({str(building.ROOT)!r}); sys.exit(pytest.main({command}))"
-    return fresh.run(code, environment, 3600)
+    return fresh.run(code, environment, 3600, fresh.OPTIMIZERS)
 
 
 @pytest.mark.parametrize("name", POSED)

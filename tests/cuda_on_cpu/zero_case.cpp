@@ -88,7 +88,7 @@ ZeroTotals check_zero(bool brief, int guard) {
   std::vector<int> alignments;
   for (int alignment = 0; alignment < 16; alignment += brief ? 5 : 1) alignments.push_back(alignment);
   const std::vector<unsigned> grids =
-      brief ? std::vector<unsigned>{4} : std::vector<unsigned>{7, 1, kOneMoreThanChunks};
+      brief ? std::vector<unsigned>{3} : std::vector<unsigned>{7, 1, kOneMoreThanChunks};
   for (const unsigned grid : grids) {
     totals.bytes += launch_zero(sizes(brief), alignments, grid, guard);
     ++totals.launches;

@@ -20,7 +20,7 @@ def _loss(begin: str, *arguments: str) -> float:
     environment = {key: value for key, value in os.environ.items() if key != "RANK"}
     environment.update(OMP_NUM_THREADS="1", GLOO_SOCKET_IFNAME="lo", PYTHONPATH=os.pathsep.join(sys.path))
     as_usual = f"import runpy, sys, warnings; warnings.resetwarnings(); sys.argv[:] = {list(arguments)}"
-    done = fresh.run(f"{as_usual}; {begin}", environment, 200)
+    done = fresh.run(f"{as_usual}; {begin}", environment, 200, fresh.OPTIMIZERS)
     assert done.returncode == 0, done.stdout + done.stderr
     found = re.fullmatch(r"loss (\d\.\d+)\n", done.stdout)
     assert found is not None, done.stdout

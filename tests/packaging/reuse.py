@@ -3,6 +3,8 @@
 CMake puts it before each command of the compiler, as it would ccache. An object is the same where every file that it
 was made from is the same in the tree that is built now, byte for byte, and so is the command: but for the tree's place,
 macros of ours that none of those files names, and folders that none of them came from. All else goes to the compiler.
+
+So for links: the objects that each build has are optimized together but once, and kept by what lies in them.
 """
 
 from __future__ import annotations
@@ -50,7 +52,8 @@ def environment(build: Path, root: Path, ninja: str, file: Path) -> dict[str, st
     """Write down in ``file`` what ``build`` has made of ``root``, and tell the variables with which to copy it."""
     listed = list(objects(build, ninja)) if (build / "build.ninja").exists() else []
     file.write_text(json.dumps({"root": str(root), "objects": listed}))
-    return {"CMAKE_CXX_COMPILER_LAUNCHER": f"{sys.executable};-S;{__file__}", LISTED: str(file)}
+    launcher = f"{sys.executable};-S;{__file__}"
+    return {"CMAKE_CXX_COMPILER_LAUNCHER": launcher, "CMAKE_CXX_LINKER_LAUNCHER": launcher, LISTED: str(file)}
 
 
 def meaning(command: list[str], root: str, text: str) -> tuple[list[str], list[str]]:
@@ -98,12 +101,17 @@ def reuse(command: list[str], listed: dict[str, Any]) -> str | None:
 
 
 if __name__ == "__main__":
-    found = None
-    if "-MF" in sys.argv:
+    found, words = None, sys.argv[1:]
+    if "-shared" in words:
+        sys.path.append(str(Path(__file__).parents[1] / "cuda_on_cpu"))
+        import building
+
+        words = building.optimized_once(words, Path.cwd())
+    if "-MF" in words:
         try:
-            found = reuse(sys.argv[1:], json.loads(Path(os.environ[LISTED]).read_text()))
+            found = reuse(words, json.loads(Path(os.environ[LISTED]).read_text()))
         except FileNotFoundError:  # which the compiler tells better
             found = None
     if found is not None:
         print(f"copied {found}")
-    sys.exit(0 if found is not None else subprocess.run(sys.argv[1:]).returncode)
+    sys.exit(0 if found is not None else subprocess.run(words).returncode)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -82,3 +85,34 @@ def test_a_source_that_was_changed_since(trees: tuple[Path, Path]) -> None:
     later = os.stat(was / "a.o").st_mtime + 1
     os.utime(was / "csrc" / "a.h", (later, later))
     assert not copied(was, now, FLAGS)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="there is no g++")
+def test_links_share_what_is_optimized_together(tmp_path: Path) -> None:
+    """While it is the same, and only of the sources that all links have."""
+    environment = {**os.environ, "PYTHONPATH": ""}
+    shared, own = ("CMakeFiles/_C.dir/csrc/python/a.cpp.o", "CMakeFiles/_C.dir/csrc/cuda/b.cpp.o")
+    source = tmp_path / "a.cpp"
+
+    def linked(number: int) -> tuple[str, int]:
+        texts = {shared: f"int a() {{ return {number}; }}", own: 'int a(); extern "C" int b() { return a(); }'}
+        for name, text in texts.items():
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            source.write_text(text)
+            # By default the numbers in such an object are random.
+            flags = ["-O2", "-fPIC", "-flto=auto", "-frandom-seed=1"]
+            command = ["g++", *flags, "-c", source, "-o", tmp_path / name]
+            subprocess.run(command, check=True)
+        library = tmp_path / f"{number}.so"
+        link = ["g++", "-shared", "-flto=auto", "-Wl,--trace", "-o", str(library), own, shared]
+        command = [sys.executable, "-S", reuse.__file__, *link]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True, text=True)
+        words = done.stdout.split()
+        assert own in words
+        assert shared not in words
+        (together,) = {word for word in words if word.endswith("/together.o")}
+        return together, ctypes.CDLL(str(library)).b()
+
+    (first, one), (second, two), (again, _) = linked(1), linked(2), linked(1)
+    assert (one, two) == (1, 2)
+    assert first == again != second

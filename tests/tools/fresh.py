@@ -1,7 +1,8 @@
 """Fresh interpreters at the price of a fork: one process, which has imported torch and nothing of ours, forks them.
 
 To import torch takes two seconds, most of what such an interpreter does. ``run`` asks for one; as a program this is the
-process that forks. What an environment variable can say is heard by whatever is imported later, and not by torch.
+process that forks. What an environment variable can say is heard by whatever is imported later, and not by torch. With
+the first optimizer torch imports more, ``OPTIMIZERS``, for another second and a half: of which one may ask as well.
 """
 
 from __future__ import annotations
@@ -19,18 +20,22 @@ import warnings
 from functools import cache
 from typing import Any
 
+OPTIMIZERS = "torch._dynamo"
+
 
 @cache
-def _forker(_pid: int) -> subprocess.Popen[str]:
-    program = [sys.executable, "-c", f"import runpy; runpy.run_path({__file__!r}, run_name='__main__')"]
+def _forker(_pid: int, imported: str) -> subprocess.Popen[str]:
+    program = [sys.executable, "-c", f"import runpy, {imported}; runpy.run_path({__file__!r}, run_name='__main__')"]
     process = subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     atexit.register(process.communicate)  # which closes its input: the end of its orders
     return process
 
 
-def run(code: str, environment: dict[str, str], timeout: float) -> subprocess.CompletedProcess[str]:
+def run(
+    code: str, environment: dict[str, str], timeout: float, imported: str = "torch"
+) -> subprocess.CompletedProcess[str]:
     """Run code with exactly this environment, with warnings of users as errors, and return what it printed."""
-    process = _forker(os.getpid())
+    process = _forker(os.getpid(), imported)
     assert process.stdin is not None
     assert process.stdout is not None
     with tempfile.TemporaryDirectory() as folder:
