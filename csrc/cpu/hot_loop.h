@@ -55,6 +55,10 @@ constexpr bool is_hot() {
   return false;
 }
 
+// Whether the rule has a `begin` and a `finish`.
+template <template <class> class Rule>
+constexpr bool kHasTwoParts = kIsAdam<Rule>;
+
 // ---- the loop -----------------------------------------------------------------------------------------------------
 template <template <class> class Rule, int variant, class Combination>
 struct HotLoopOf;
@@ -89,38 +93,58 @@ struct HotLoopOf<Rule, variant, Combination<Param, Grad, States...>> {
     (fetch<typename States::Element>(places[k++].at, i, line), ...);
   }
 
-  template <class S>
-  FUSEDOPTIM_SIMD static void make_random(MixedTask& task, int k) {
-    if constexpr (S::kIsRandom) task.stream(k).make();
+  // Elements of which the first half of a rule is done. The second begins with a square root, for which it would wait;
+  // so the first half of the next elements comes before it. The first elements follow others, which go nowhere.
+  struct Unfinished {
+    Place to;
+    V param, state, root;
+  };
+  FUSEDOPTIM_SIMD static void finish(const Rule<float>& rule, Unfinished& elements) {
+    if constexpr (kHasTwoParts<Rule>) {
+      rule.finish(elements.param, elements.state, elements.root);
+      Param::template write<kAllBf16>(elements.to, 0, elements.param);
+    }
   }
 
   static int64_t run(const Rule<float>& constants, MixedTask& task, int64_t n, float factor) {
     const Rule<float> rule = constants;
     Place places[2 + kStates];
     for (int k = 0; k < 2 + kStates; ++k) places[k] = task.place(k);
-    const bool rounds_grad = task.rounds_grad();
-    int64_t i = 0;
-    for (; i + V::kLanes <= n; i += V::kLanes) {
+    const bool scales_grad = factor != 1, rounds_grad = task.rounds_grad();
+    const int64_t whole = n / V::kLanes * V::kLanes;
+    alignas(kLine) char nowhere[sizeof(V)];
+    Unfinished before{places[0], V(0), V(0), V(0)};
+    before.to.at = before.to.companion = nowhere;
+    for (int64_t i = 0; i < whole; i += V::kLanes) {
       fetch(places, i, 0);
-      if (i % MixedTask::kAtOnce == 0) {
-        make_random<Param>(task, 0);
-        int k = 2;
-        (make_random<States>(task, k++), ...);
-      }
       V param = Param::template read<kAllBf16>(places[0], i);
       V grad = Grad::template read<kAllBf16>(places[1], i);
-      if (factor != 1) grad = grad * V(factor);
+      if (scales_grad) grad = grad * V(factor);
       if (Grad::kStored == Stored::bf16 && rounds_grad)
         grad = nearest_even<BFloat16>(kAllBf16 ? grad : without_nan_bits(grad));
       int k = 2;
       V state[] = {States::template read<kAllBf16>(places[k++], i)...};
-      rule.template operator()<variant>(param, grad, state);
-      Param::template write<kAllBf16>(places[0], i, param);
+      if constexpr (kHasTwoParts<Rule>) {
+        const V root = rule.template begin<variant>(param, grad, state);
+        finish(rule, before);
+        before = {moved<Param>(places[0], i), param, state[0], root};
+      } else {
+        rule.template operator()<variant>(param, grad, state);
+        Param::template write<kAllBf16>(places[0], i, param);
+      }
       k = 0;
       (write<States>(places, k++, i, state), ...);
       fetch(places, i, 1);
     }
-    return i;
+    finish(rule, before);
+    return whole;
+  }
+  template <class S>
+  FUSEDOPTIM_SIMD static Place moved(Place place, int64_t i) {
+    place.at = place.of<typename S::Element>(i);
+    place.companion = place.companion_of<typename S::Beside>(i);
+    place.random += S::kIsRandom ? i : 0;
+    return place;
   }
   template <class S>
   FUSEDOPTIM_SIMD static void write(const Place* places, int k, int64_t i, const V* state) {

@@ -14,8 +14,8 @@ namespace fusedoptim::FUSEDOPTIM_ISA {
 class MixedTask {
  public:
   using V = Pair;
-  static constexpr int kAtOnce = RandomStream::kAtOnce;
-  static_assert(kAtOnce % V::kLanes == 0 && kBlockOf8Bits % kAtOnce == 0 && RandomStream::kMost % kBlockOf8Bits == 0);
+  static constexpr int kAtOnce = 2 * V::kLanes;
+  static_assert(kBlockOf8Bits % V::kLanes == 0 && RandomStream::kMost % kBlockOf8Bits == 0);
 
   MixedTask(const Task& task, void* const* at, int64_t first, double factor)
       : task_(task), first_(first), states_(task.operand_count - 2 - task.averages - has_companion()) {
@@ -31,7 +31,7 @@ class MixedTask {
     if (!has_random_ && task_.blocks.columns == 0) return left;
     int64_t n = left < RandomStream::kMost ? left : RandomStream::kMost;
     if (task_.blocks.columns != 0) n = begin_blocks(n);
-    if (has_random_) begin_random();
+    if (has_random_) begin_random(n);
     return n;
   }
   // Completes it.
@@ -74,7 +74,6 @@ class MixedTask {
       const char* at = static_cast<const char*>(places_[k].at) + i * size + kAhead;
       for (const char* const end = at + kAtOnce * size; at < end; at += kLine) __builtin_prefetch(at);
     }
-    if (has_random_) make_random();
   }
 
   // Elements from `i` on, fewer than make a V: calls `update` for copies of them, behind which zeros follow.
@@ -160,14 +159,9 @@ class MixedTask {
 
   bool is_random(int k) const { return stored_[k] == Stored::stochastic || stored_[k] == Stored::magnitude; }
 
-  __attribute__((noinline)) void begin_random() {
+  __attribute__((noinline)) void begin_random(int64_t n) {
     for (int k = 0; k < 2 + states_; ++k) {
-      if (is_random(k)) places_[k].random = stream(k).begin(task_.first_element + first_);
-    }
-  }
-  __attribute__((noinline)) void make_random() {
-    for (int k = 0; k < 2 + states_; ++k) {
-      if (is_random(k)) stream(k).make();
+      if (is_random(k)) places_[k].random = stream(k).make(task_.first_element + first_, n);
     }
   }
 

@@ -56,6 +56,13 @@ struct Adam {
 
   template <int variant, class V>
   FUSEDOPTIM_INLINE void operator()(V& param, V grad, V* state) const {
+    const V root = begin<variant>(param, grad, state);
+    finish(param, state[0], root);
+  }
+
+  // The same in two halves, so that a loop can begin with the next elements while it waits for the root of these.
+  template <int variant, class V>
+  FUSEDOPTIM_INLINE V begin(V& param, V grad, V* state) const {
     constexpr int decay = variant / 2;
     constexpr bool amsgrad = variant % 2 == 1;
     V& exp_avg = state[0];
@@ -69,7 +76,11 @@ struct Adam {
 
     V second_moment = exp_avg_sq;
     if constexpr (amsgrad) second_moment = state[2] = max(state[2], exp_avg_sq);
-    const V denominator = root_correction2.divide(sqrt(second_moment)) + V(eps);
+    return sqrt(second_moment);
+  }
+  template <class V>
+  FUSEDOPTIM_INLINE void finish(V& param, V exp_avg, V root) const {
+    const V denominator = root_correction2.divide(root) + V(eps);
     param = param + V(minus_step_size) * exp_avg / denominator;
   }
 };

@@ -51,51 +51,70 @@ FUSEDOPTIM_SIMD Word interleave(Word a, Word b) {
 // Random bits for consecutive elements.
 class RandomStream {
  public:
-  static constexpr int kAtOnce = kCounters * kRandomsOfCounter;  // whole passes begin at a multiple of it
-  static constexpr int64_t kMost = 1024;                         // elements between two calls of `begin`
+  // Vectors of counters that go through the rounds together: one alone waits for its own results most of the time.
+  static constexpr int kTogether = 2;
+  static constexpr int kAtOnce = kTogether * kCounters * kRandomsOfCounter;
+  static constexpr int64_t kMost = 1024;  // elements between two calls of `begin`
 
   void start(const RandomKey& key) {
     key_ = key;
     prepare(0);
   }
-  // Returns where the bits of element number `place` of the tensor will be: those of `kAtOnce` elements after the next
-  // call of `make`, and of as many more after each further one.
-  FUSEDOPTIM_SIMD const uint16_t* begin(int64_t place) {
-    counter_ = uint64_t(place / kAtOnce * kCounters);
-    to_ = bits_;
+  // Makes the bits of `count` elements, at most kMost, from number `place` of the tensor on, and returns them.
+  __attribute__((noinline)) const uint16_t* make(int64_t place, int64_t count) {
     const int64_t before = place % kAtOnce;
-    if (before != 0) make();
-    return bits_ + before;
-  }
-  FUSEDOPTIM_SIMD void make() {
-    if (__builtin_expect(counter_ >> 32 != high_, 0)) prepare(uint32_t(counter_ >> 32));
-    // In the end, those in even lanes come first.
-    Word order;
-    for (int i = 0; i < kCounters; ++i) order[i] = uint64_t(i % 2 * (kCounters / 2) + i / 2);
-    const Word multiplier0 = Word{} + kPhiloxMultiplier[0], multiplier1 = Word{} + kPhiloxMultiplier[1];
-    // Half of what the first two rounds compute is the same for all counters.
-    Word a = multiply(order + counter_, multiplier0);
-    Word b = multiply(swap_halves(a) ^ same_[0], multiplier1);
-    Word words[4] = {swap_halves(b) ^ same_[1], b, a ^ same_[2], Word{} + same_[3]};  // which has round 2's key in it
-#pragma GCC unroll 10
-    for (int round = 2; round < kPhiloxRounds - 1; ++round) {
-      a = multiply(words[0], multiplier0), b = multiply(words[2], multiplier1);
-      words[0] = swap_halves(b) ^ words[1] ^ keys_[0][round];
-      words[1] = b;
-      words[2] = swap_halves(a) ^ words[3];
-      if (round > 2) words[2] ^= keys_[1][round];
-      words[3] = a;
+    uint64_t counter = uint64_t(place / kAtOnce * kTogether * kCounters);
+    for (int64_t i = 0; i < before + count; i += kAtOnce) {
+      make(counter, bits_ + i);
+      counter += kTogether * kCounters;
     }
-    a = multiply(words[0], multiplier0), b = multiply(words[2], multiplier1);
-    const Word lower = last_round(b, words[1], keys_[0][kPhiloxRounds - 1]);
-    const Word upper = last_round(a, words[3], keys_[1][kPhiloxRounds - 1]);
-    const Word of_counters[2] = {interleave<0>(lower, upper), interleave<1>(lower, upper)};
-    std::memcpy(to_, of_counters, sizeof(of_counters));
-    to_ += kAtOnce;
-    counter_ += kCounters;
+    return bits_ + before;
   }
 
  private:
+  using Words = Word[kTogether];
+
+  FUSEDOPTIM_SIMD static void multiply_all(Words& products, const Words& words, uint32_t multiplier) {
+    for (int k = 0; k < kTogether; ++k) products[k] = multiply(words[k], Word{} + multiplier);
+  }
+  FUSEDOPTIM_SIMD void make(uint64_t counter, uint16_t* to) {
+    if (counter >> 32 != high_) prepare(uint32_t(counter >> 32));
+    // In the end, those in even lanes come first.
+    Word order;
+    for (int i = 0; i < kCounters; ++i) order[i] = uint64_t(i % 2 * (kCounters / 2) + i / 2);
+    Words a, b, words[4];
+    // Half of what the first two rounds compute is the same for all counters.
+    for (int k = 0; k < kTogether; ++k) words[0][k] = order + (counter + uint64_t(k * kCounters));
+    multiply_all(a, words[0], kPhiloxMultiplier[0]);
+    for (int k = 0; k < kTogether; ++k) words[2][k] = swap_halves(a[k]) ^ same_[0];
+    multiply_all(b, words[2], kPhiloxMultiplier[1]);
+    for (int k = 0; k < kTogether; ++k) {
+      words[0][k] = swap_halves(b[k]) ^ same_[1];
+      words[1][k] = b[k];
+      words[2][k] = a[k] ^ same_[2];
+      words[3][k] = Word{} + same_[3];  // which has round 2's key in it
+    }
+#pragma GCC unroll 10
+    for (int round = 2; round < kPhiloxRounds - 1; ++round) {
+      multiply_all(a, words[0], kPhiloxMultiplier[0]);
+      multiply_all(b, words[2], kPhiloxMultiplier[1]);
+      for (int k = 0; k < kTogether; ++k) {
+        words[0][k] = swap_halves(b[k]) ^ words[1][k] ^ keys_[0][round];
+        words[1][k] = b[k];
+        words[2][k] = swap_halves(a[k]) ^ words[3][k];
+        if (round > 2) words[2][k] ^= keys_[1][round];
+        words[3][k] = a[k];
+      }
+    }
+    multiply_all(a, words[0], kPhiloxMultiplier[0]);
+    multiply_all(b, words[2], kPhiloxMultiplier[1]);
+    for (int k = 0; k < kTogether; ++k) {
+      const Word lower = last_round(b[k], words[1][k], keys_[0][kPhiloxRounds - 1]);
+      const Word upper = last_round(a[k], words[3][k], keys_[1][kPhiloxRounds - 1]);
+      const Word of_counters[2] = {interleave<0>(lower, upper), interleave<1>(lower, upper)};
+      std::memcpy(to + k * (kAtOnce / kTogether), of_counters, sizeof(of_counters));
+    }
+  }
   __attribute__((noinline)) void prepare(uint32_t high) {
     high_ = high;
     const Counter c = Counter::of(key_, uint64_t(high) << 32);
@@ -115,8 +134,7 @@ class RandomStream {
   }
 
   RandomKey key_;
-  uint64_t counter_, high_, same_[4], keys_[2][kPhiloxRounds];
-  uint16_t* to_;
+  uint64_t high_, same_[4], keys_[2][kPhiloxRounds];
   alignas(64) uint16_t bits_[kMost + 2 * kAtOnce];
 };
 
