@@ -30,12 +30,19 @@ def test_proof(source, tmp_path):
 
 
 @pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
-def test_division_proof_finds_a_wrong_reciprocal(tmp_path):
-    right = "y = 1.0f / r;"
-    text = Path(__file__).with_name("division.cpp").read_text()
+@pytest.mark.parametrize(
+    ("proof", "right", "wrong"),
+    [
+        ("division.cpp", "y = 1.0f / r;", "y = std::nextafter(1.0f / r, 2.0f);"),
+        ("root.cpp", "h = std::fmaf(h, e, h);", ""),
+        ("root.cpp", "kError = 0x1p-14;", "kError = 0x1p-9;"),
+    ],
+)
+def test_proof_finds_a_mistake(proof, right, wrong, tmp_path):
+    text = Path(__file__).with_name(proof).read_text()
     assert right in text
     planted = tmp_path / "planted.cpp"
-    planted.write_text(text.replace(right, "y = std::nextafter(1.0f / r, 2.0f);"))
+    planted.write_text(text.replace(right, wrong))
     result = run(planted, tmp_path / "proof")
     assert result.returncode == 1
     assert "wrong" in result.stdout

@@ -7,30 +7,31 @@
 namespace fusedoptim::FUSEDOPTIM_ISA {
 
 #if defined(__AVX512F__)
-// a / b, rounded as division rounds it. The reciprocal of b is refined from an estimate, and the quotient by its
-// remainder, which is exact: tests/proofs/division.cpp tries all mantissas that could differ, for whatever estimate
-// within the 2^-14 that the instruction promises. The division itself is taken for the largest mantissas of b, which
-// the proof leaves out, where something could overflow, or lose bits to underflow, and for infinity, NaN and zero.
-FUSEDOPTIM_SIMD Vec<float> quotient(Vec<float> a, Vec<float> b) {
-  constexpr int kLargerOf = 0b1011, kSmallerOf = 0b1010;  // two magnitudes
-  constexpr int kAllButLowest = 0x7fffc0;  // bits of a mantissa; none is set in the reciprocals of the 64 largest ones
-  __m512 y = _mm512_rcp14_ps(b.raw);
-  const __m512 error = _mm512_fnmadd_ps(b.raw, y, _mm512_set1_ps(1));
-  y = _mm512_fmadd_ps(_mm512_fmadd_ps(error, error, error), y, y);
-  const __m512 q = _mm512_mul_ps(a.raw, y);
-  const __m512 larger = _mm512_range_ps(b.raw, q, kLargerOf), smaller = _mm512_range_ps(b.raw, q, kSmallerOf);
-  __mmask16 good = _mm512_test_epi32_mask(_mm512_castps_si512(y), _mm512_set1_epi32(kAllButLowest));
-  good = _mm512_mask_cmp_ps_mask(good, larger, _mm512_set1_ps(0x1p50f), _CMP_LE_OQ);
-  good = _mm512_mask_cmp_ps_mask(good, smaller, _mm512_set1_ps(0x1p-40f), _CMP_GE_OQ);
-  if (__builtin_expect(good != 0xffff, 0)) return a / b;
-  return Vec<float>(Raw<float, 16>(_mm512_fmadd_ps(_mm512_fnmadd_ps(b.raw, q, a.raw), y, q)));
+// The square root of x, rounded as the instruction rounds it, by a step of Newton's from an estimate, and one more from
+// the remainder, which is all but exact: tests/proofs/root.cpp tries all mantissas that could differ, for whatever
+// estimate within the 2^-14 that the instruction promises. Zeros stay as they are; the root itself is taken where bits
+// could be lost to underflow, and for infinity, NaN and negative numbers.
+FUSEDOPTIM_SIMD Vec<float> root(Vec<float> x) {
+  constexpr int kLeast = (127 - 100) << 23, kInfinite = 255 << 23;  // 2^-100
+  const __m512i above = _mm512_sub_epi32(_mm512_castps_si512(x.raw), _mm512_set1_epi32(kLeast));
+  const __mmask16 good = _mm512_cmplt_epu32_mask(above, _mm512_set1_epi32(kInfinite - kLeast));
+  if (__builtin_expect(good != 0xffff, 0)) {
+    if (_mm512_mask_cmp_ps_mask(__mmask16(~good), x.raw, _mm512_setzero_ps(), _CMP_NEQ_UQ) != 0) return sqrt(x);
+  }
+  const __m512 y = _mm512_maskz_rsqrt14_ps(good, x.raw), half = _mm512_set1_ps(0.5f);
+  __m512 g = _mm512_mul_ps(x.raw, y), h = _mm512_mul_ps(y, half);
+  const __m512 error = _mm512_fnmadd_ps(g, h, half);
+  g = _mm512_fmadd_ps(g, error, g);
+  h = _mm512_fmadd_ps(h, error, h);
+  const __m512 rest = _mm512_fnmadd_ps(g, g, x.raw);
+  return Vec<float>(Raw<float, 16>(_mm512_fmadd_ps(rest, h, g)));
 }
 #else
-FUSEDOPTIM_SIMD Vec<float> quotient(Vec<float> a, Vec<float> b) { return a / b; }
+FUSEDOPTIM_SIMD Vec<float> root(Vec<float> x) { return sqrt(x); }
 #endif
-FUSEDOPTIM_SIMD Vec<double> quotient(Vec<double> a, Vec<double> b) { return a / b; }
+FUSEDOPTIM_SIMD Vec<double> root(Vec<double> x) { return sqrt(x); }
 
-// `spares_divider`: of two divisions one is left to the divider, which takes square roots too, and the other is done by
+// `spares_divider`: of two square roots one is left to the divider, which takes quotients too, and the other is done by
 // multiplications meanwhile.
 template <class T, int count, bool spares_divider>
 struct Unrolled {
@@ -59,17 +60,16 @@ struct Unrolled {
     return each([](V x, V y) { return x * y; }, a, b);
   }
   friend FUSEDOPTIM_SIMD Unrolled operator/(Unrolled a, Unrolled b) {
-    Unrolled result;
-    for (int k = 0; k < count; ++k) {
-      result.parts[k] = spares_divider && k % 2 == 1 ? quotient(a.parts[k], b.parts[k]) : a.parts[k] / b.parts[k];
-    }
-    return result;
+    return each([](V x, V y) { return x / y; }, a, b);
   }
   friend FUSEDOPTIM_SIMD Unrolled fma(Unrolled a, Unrolled b, Unrolled c) {
     return each([](V x, V y, V z) { return fma(x, y, z); }, a, b, c);
   }
   friend FUSEDOPTIM_SIMD Unrolled sqrt(Unrolled a) {
-    return each([](V x) { return sqrt(x); }, a);
+    Unrolled result;
+    for (int k = 0; k < count; ++k)
+      result.parts[k] = spares_divider && k % 2 == 0 ? root(a.parts[k]) : sqrt(a.parts[k]);
+    return result;
   }
   friend FUSEDOPTIM_SIMD Unrolled if_nonzero(Unrolled test, Unrolled yes, Unrolled no) {
     return each([](V t, V x, V y) { return if_nonzero(t, x, y); }, test, yes, no);
