@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import signal
 import traceback
@@ -115,9 +116,11 @@ class Twins:
         params: Callable[[], Any] = make_params,
         theirs: Mapping[str, Any] | None = None,
     ) -> None:
-        wanted = {"foreach": False, "fused": False} if theirs is None else theirs
         self.ours: Any = getattr(fusedoptim, name)(params(), **options)
-        self.theirs: Any = getattr(torch.optim, name)(params(), **{**options, **wanted})
+        cls: Any = getattr(torch.optim, name)
+        if theirs is None:
+            theirs = {flag: False for flag in ("foreach", "fused") if flag in inspect.signature(cls).parameters}
+        self.theirs: Any = cls(params(), **{**options, **theirs})
         self.seed = 0
 
     def __iter__(self) -> Iterator[Any]:
