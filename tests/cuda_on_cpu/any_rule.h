@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "core/task.h"
+#include "rules/all.h"
 
 namespace cuda_on_cpu {
 
