@@ -9,9 +9,8 @@ the end say nothing about one another. So there are two checks, neither of which
 * **training**: a whole training in float64 (model, data, torch's for-loop) from the same start, compared
   with after 1, 2, 4, 8, ... steps. Rounding decides when a ReLU first falls on the other side of its kink,
   and from then on errors jump; so the judgement falls at a quarter of the steps for which torch's own
-  variants agree on how far fp32 is from float64, within a factor of `AGREEMENT` and no farther than `HORIZON`.
-
-`correctness.py` says how large an error may be.
+  variants agree on how far fp32 is from float64, within a factor of `AGREEMENT` and no farther than `HORIZON`;
+  `correctness.py` says how large an error may be.
 """
 
 import copy

@@ -19,7 +19,7 @@ from benchmarks.shared.measure import time_rounds
 from benchmarks.shared.options import Parser, positive, question
 from benchmarks.shared.report import Table, each, result_text
 from benchmarks.shared.shapes import MODELS
-from benchmarks.shared.variants import LIMIT, OURS, RULES
+from benchmarks.shared.variants import ALL_RULES, LIMIT, MORE_RULES, OURS, RULES, VARIANTS
 
 WARM_UP = 3
 COLUMNS = {"time, µs": "time", "ratio": "ratio", "GB/s": "gb_per_s", "of the limit": "limit_share",
@@ -27,7 +27,7 @@ COLUMNS = {"time, µs": "time", "ratio": "ratio", "GB/s": "gb_per_s", "of the li
 
 
 def add_options(parser: Parser) -> None:
-    parser.add_names("--optimizer", RULES, "which optimizers (default: adam sgd)")
+    parser.add_names("--optimizer", RULES | MORE_RULES, "which optimizers (default: adam sgd)")
     parser.add_limit("--seconds", 40.0, 1.0, "of a variant's steps on one model")  # the longest takes 18
     parser.add_argument(
         "--repeats",
@@ -40,8 +40,9 @@ def add_options(parser: Parser) -> None:
 def measure(args: argparse.Namespace) -> Iterator[Record]:
     results: list[Record] = []
     for case in each(list(product(args.model or MODELS, args.optimizer or ("adam", "sgd")))):
-        model, rule = MODELS[case[0]], RULES[case[1]]
-        arena, names = Arena(model, case[1]), args.variants or STEP_VARIANTS
+        model, rule = MODELS[case[0]], ALL_RULES[case[1]]
+        arena = Arena(model, case[1])
+        names = [x for x in args.variants or STEP_VARIANTS if x not in VARIANTS or VARIANTS[x].has(case[1])]
         verdicts = arena.check(names)
         repeats, rounds = args.repeats or model.repeats, args.rounds or model.rounds
         calls = {name: arena.step(name) for name in names} | {LIMIT: arena.probe(repeats)}
@@ -54,7 +55,8 @@ def measure(args: argparse.Namespace) -> Iterator[Record]:
 
 def tables(record: Record) -> Iterator[Table]:
     for result in record["results"]:
-        title = f"{result['model']}, {RULES[result['optimizer']].class_name}, {result['bytes'] / 1e6:,.1f} MB a step"
+        name = ALL_RULES[result["optimizer"]].class_name
+        title = f"{result['model']}, {name}, {result['bytes'] / 1e6:,.1f} MB a step"
         yield Table.of(COLUMNS, result["variants"], title, ours=OURS)
 
 
