@@ -218,7 +218,15 @@ def test_grad_scale_divides_correctly_rounded(dtype: torch.dtype, scale: float, 
 
 
 # In whose numbers the count of steps is not, whether or not they count.
-WITHOUT_STEPS = (fusedoptim.SGD, fusedoptim.Adadelta, fusedoptim.RMSprop, fusedoptim.Rprop)
+WITHOUT_STEPS = (fusedoptim.SGD, fusedoptim.Adadelta, fusedoptim.Lion, fusedoptim.RMSprop, fusedoptim.Rprop)
+# Options that decide, or that only a part of all steps has; the sign of NaN is 0.
+WHAT_NAN_CHOOSES = (
+    (fusedoptim.Lion, "betas"),
+    (fusedoptim.RAdam, "eps"),
+    (fusedoptim.RMSprop, "momentum"),
+    (fusedoptim.Rprop, "etas"),
+    (fusedoptim.Rprop, "step_sizes"),
+)
 ALL_BITS_SET = struct.unpack("<d", b"\xff" * 8)[0]  # NaN; rounded like a number, the bfloat16 of it would be zero
 
 
@@ -232,19 +240,17 @@ def test_options_that_are_nan_make_nan_whatever_bits(case: Case, dtype: torch.dt
         group = case.make(parameters([67], dtype)).param_groups[0]
         for name in options_of(case.rule.update):
             value = group[name]
-            # With a NaN for momentum, torch's RMSprop has none either; and Rprop's numbers choose, or are limits.
-            if (case.cls, name) == (fusedoptim.RMSprop, "momentum") or case.cls is fusedoptim.Rprop:
-                continue
             for place in range(len(value)) if isinstance(value, tuple) else [None] if isinstance(value, float) else []:
                 for nan in (ALL_BITS_SET, torch.tensor(ALL_BITS_SET)):
                     optimizer = case.make(parameters([67], dtype))
                     changed = nan if place is None else tuple(nan if i == place else b for i, b in enumerate(value))
                     optimizer.param_groups[0][name] = changed
-                    yield optimizer
+                    yield name, optimizer
 
-    for mine, reference in zip(optimizers(), optimizers(), strict=True):
+    for (name, mine), (_, reference) in zip(optimizers(), optimizers(), strict=True):
         expected = take_steps(reference, "reference", 2)
-        assert any(x.isnan().all() for x in expected[-1][0].values())  # RAdam is not rectified by what is NaN
+        if (case.cls, name) not in WHAT_NAN_CHOOSES:
+            assert any(x.isnan().all() for x in expected[-1][0].values())  # RAdam: a state
         assert_follows(mine, instruction_set, expected)
 
 

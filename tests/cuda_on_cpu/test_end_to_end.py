@@ -32,6 +32,7 @@ POSED = {
     "dropin/test_user_changes": (120, "not reference"),
     "checkpoints/test_state": (120, "not reference"),
     "dropin/test_fallback": (30, "not reference"),
+    "dropin/test_family": (100, "not reference"),
     "dropin/test_errors": (60, "not reference"),
     "amp/test_amp": (40, "not reference"),
     "dropin/test_zero_grad": (

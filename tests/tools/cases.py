@@ -55,6 +55,10 @@ class Case:
         """Whether torch has a fused implementation."""
         return "fused" in self._arguments()
 
+    def flag(self, *names: str) -> dict[str, bool]:
+        """The first of these flags that the class has, set; or nothing."""
+        return dict.fromkeys([name for name in names if name in self._arguments()][:1], True)
+
     def _arguments(self) -> Mapping[str, inspect.Parameter]:
         return inspect.signature(self.torch_cls).parameters
 
