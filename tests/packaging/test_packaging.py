@@ -352,16 +352,16 @@ def test_links_nothing_but_the_language_runtime(native_module: Path) -> None:
 @pytest.mark.slow
 def test_each_instruction_set_keeps_to_its_namespace(sdist: Path, wheel: Path) -> None:
     """A function that several objects define is kept once by the linker, perhaps the copy for the largest processor."""
-    objects = [*sdist.glob("build/temp*/CMakeFiles/kernels_*.dir/**/*.o")]
+    paths = sdist.glob("build/temp*/**/*.o")
+    objects = [(path, found[1]) for path in paths if (found := re.search(r"_(baseline|avx2|avx512)\.dir", str(path)))]
     assert objects
-    for path in objects:
-        name = next(part for part in path.parts if part.startswith("kernels_"))[len("kernels_") : -len(".dir")]
+    for path, name in objects:
         listing = run(tool("nm"), "--demangle", "--defined-only", path, cwd=sdist).stdout
         symbols = [line.split(maxsplit=2)[1:] for line in listing.splitlines()]
         shared = [symbol for kind, symbol in symbols if kind not in "tdbr"]  # small letters: local to the object
         outside = [symbol for symbol in shared if f"fusedoptim::{name}::" not in symbol.split("(")[0]]
-        assert outside == [f"fusedoptim::cpu::{name}()"], path
-        assert len(shared) > 10
+        assert outside == [], path
+        assert len(shared) > 3
 
 
 # ---- CUDA ------------------------------------------------------------------------------------------------------------
