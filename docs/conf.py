@@ -73,6 +73,18 @@ def add_front_page(app: Any, error: Exception | None) -> None:
         Path(app.outdir, "index.html").write_text(f'<meta http-equiv="refresh" content="0; url={root_doc}.html">\n')
 
 
+def tell_papers_apart(_app: Any, _kind: str, name: str, _object: Any, _options: Any, lines: list[str]) -> None:
+    """Of torch's docstrings several name one paper, by a target each, which are on one page here."""
+    own = name.rpartition(".")[2]
+    targets = [found[1] for line in lines if (found := re.match(r" *\.\. _(.+):$", line))]
+    for target in targets:
+        title = target.replace("\\", "")
+        for i, line in enumerate(lines):
+            line = line.replace(f".. _{target}:", f".. _{target} ({own}):")
+            lines[i] = line.replace(f"`{title}`_", f"`{title} <{title} ({own})_>`_")
+
+
 def setup(app: Any) -> None:  # noqa: D103
+    app.connect("autodoc-process-docstring", tell_papers_apart)
     app.connect("source-read", add_navigation)
     app.connect("build-finished", add_front_page)
