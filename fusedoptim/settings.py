@@ -68,11 +68,10 @@ def constructor(cls: type[Any], torchs: type[Any]) -> Callable[..., None]:
 
 
 def with_settings(torchs: str | None) -> str | None:
-    """The docstring of torch's class with the settings added to its arguments."""
-    before, mark, rest = (torchs or "").partition("\n\n    .. note:: The foreach and fused implementations")
-    if not mark:  # torch has no such class, or says nothing of the kind behind the arguments
-        before, mark, rest = (torchs or "").rstrip(), "\n", ""
-    return f"{before}\n{_DOC}{mark}{rest}" if "    Args:\n" in before else torchs
+    """The docstring of a class with the settings added to its arguments, behind which notes and links may follow."""
+    before, mark, rest = (torchs or "").partition("    Args:\n")
+    arguments, note, notes = rest.partition("\n    .. ")
+    return f"{before}{mark}{arguments.rstrip()}\n{_DOC}\n{note}{notes}" if mark else torchs
 
 
 def set_up(optimizer: Any, **settings: Any) -> None:
