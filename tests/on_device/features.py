@@ -29,7 +29,7 @@ FOUND = (0.0, 1.0, 2.5, math.nan)
 
 def flags_of(case: Any, flags: Mapping[str, Any]) -> dict[str, Any]:
     """Those of `flags` that the optimizer has: SGD is always capturable, and does not say so."""
-    return {key: value for key, value in flags.items() if key != "capturable" or not case.id.startswith("SGD")}
+    return case.flag(*flags)
 
 
 def check_flags(settings: Settings) -> Iterator[Outcome]:
@@ -72,7 +72,7 @@ def check_lr_on_device(settings: Settings) -> Iterator[Outcome]:
     """A learning rate in a tensor on the device is read there in each step, so that a scheduler is followed."""
     for case, dtype, lr_dtype in product(cases.one_per_class(), cases.DTYPES, (torch.float32, torch.float64)):
         lr = torch.tensor(0.0123, dtype=lr_dtype, device=settings.device.torch)
-        make = partial(case.make, lr=0.5, **flags_of(case, {"capturable": True}))
+        make = partial(case.make, lr=0.5, **case.flag("capturable"))
         pair = Pair(make, values_of(SHORT_SIZES, dtype), settings.device)
         for seed in range(3):
             pair.device.param_groups[0]["lr"] = lr
@@ -85,7 +85,8 @@ def check_loss_scale(settings: Settings) -> Iterator[Outcome]:
     """`grad_scale` and `found_inf` on the device: the step is taken with unscaled gradients, or changes nothing."""
     where = settings.device.torch
     for case, dtype, mode in product(cases.everything(), cases.DTYPES, (None, "to_zero")):
-        pair = Pair(partial(case.make, fused=True), values_of(SHORT_SIZES, dtype), settings.device)
+        make = partial(case.make, **case.flag("fused", "capturable"))
+        pair = Pair(make, values_of(SHORT_SIZES, dtype), settings.device)
         yield from pair.follow(f"{named(case, dtype)}, before", 1)
         for seed, found in enumerate(FOUND, 1):
             label = f"{named(case, dtype)}, found_inf {found}, {mode}"
@@ -107,7 +108,8 @@ def check_loss_scale(settings: Settings) -> Iterator[Outcome]:
 def check_first_step_skipped(settings: Settings) -> Iterator[Outcome]:
     """A first step that is skipped does not count as the first one."""
     for case, flags in product(cases.everything(), ({}, {"maximize": True})):
-        pair = Pair(partial(case.make, fused=True, **flags), values_of(SHORT_SIZES, torch.float32), settings.device)
+        make = partial(case.make, **case.flag("fused", "capturable"), **flags)
+        pair = Pair(make, values_of(SHORT_SIZES, torch.float32), settings.device)
         pair.set_grads(0)
         before = [p.detach().clone() for p in params_of(pair.host)]
         pair.device.grad_scale = pair.device.found_inf = torch.ones(1, device=settings.device.torch)
@@ -130,8 +132,8 @@ def check_grad_scaler(settings: Settings) -> Iterator[Outcome]:
         scaler.step(optimizer)
         scaler.update()
 
-    for case, fused in product(cases.one_per_class(), (None, True)):
-        pair = Pair(partial(case.make, fused=fused), values_of((5, 8193, 40), torch.float32), settings.device)
+    for case, names in product(cases.one_per_class(), ((), ("fused", "capturable"))):
+        pair = Pair(partial(case.make, **case.flag(*names)), values_of((5, 8193, 40), torch.float32), settings.device)
         sides = [
             (optimizer, place, torch.amp.GradScaler(place.type, init_scale=8.0, growth_interval=2))  # type: ignore[attr-defined]
             for optimizer, place in ((pair.device, settings.device.torch), (pair.host, torch.device("cpu")))
@@ -139,7 +141,7 @@ def check_grad_scaler(settings: Settings) -> Iterator[Outcome]:
         for seed in (1, None, 2, 3, None, None, 4):
             for optimizer, place, scaler in sides:
                 train(optimizer, place, scaler, seed)
-            label = f"{case.id}, GradScaler, fused={fused}"
+            label = f"{case.id}, GradScaler, {case.flag(*names)}"
             yield pair.compare(label)
             scales = [scaler.get_scale() for _, _, scaler in sides]
             yield Outcome(label, [f"{label}: scales {scales}"] * (scales[0] != scales[1]))
@@ -149,7 +151,7 @@ def check_briefly(settings: Settings) -> Iterator[Outcome]:
     """All at once on few elements, for tools under which every call is slow: each dtype, with all numbers there."""
     where = settings.device.torch
     for case, dtype in product(cases.one_per_class(), cases.DTYPES):
-        make = partial(case.make, **flags_of(case, {"capturable": True}))
+        make = partial(case.make, **case.flag("capturable", "fused"))
         pair = Pair(make, values_of((0, 1, 17, 8193), dtype), settings.device, lambda x: one_element_in(x.to(where)))
         pair.device.param_groups[0]["lr"], pair.host.param_groups[0]["lr"] = torch.tensor(0.25, device=where), 0.25
         yield from pair.follow(named(case, dtype), 1)

@@ -34,7 +34,7 @@ def check_graphs(settings: Settings) -> Iterator[Outcome]:
     for case, dtype, mode in product(cases.one_per_class(), cases.DTYPES, (None, "to_zero")):
         label = f"{named(case, dtype)}, graph, {mode}"
         lr = torch.tensor(0.25, device=settings.device.torch)
-        make = partial(case.make, **flags_of(case, {"capturable": True}))
+        make = partial(case.make, **case.flag("capturable", "fused"))
         pair = Pair(make, values_of(SHORT_SIZES, dtype), settings.device)
         pair.device.param_groups[0]["lr"], pair.host.param_groups[0]["lr"] = lr, 0.25
         yield from pair.follow(f"{label}, before", 2)
