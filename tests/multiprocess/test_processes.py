@@ -20,11 +20,12 @@ import with_fsdp
 import with_fsdp1
 import with_mesh_norms
 import with_shards
+import with_storage
 
 from fusedoptim import native
 
 assert all(
-    (with_checkpoints, with_clipping, with_ddp, with_fsdp, with_fsdp1, with_mesh_norms, with_shards)
+    (with_checkpoints, with_clipping, with_ddp, with_fsdp, with_fsdp1, with_mesh_norms, with_shards, with_storage)
 )  # which fill the table
 
 BACKENDS = ["native", "reference"] if native.available() else ["reference"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,21 @@ def any_storage_of_dtensors(own: Rank) -> None:
             storage = Storage(rule, BF16, BF16, settings)
             optimizer = trained(storage, mesh, range(3))
             assert_same(optimizer, trained(storage, None, range(3)), f"{rule}, {name}")
+
+
+@scenario("two")
+def the_other_optimizers(own: Rank) -> None:
+    """In few storages, and on from a file of their own: the ways are those of the rules above."""
+    from torch.distributed.device_mesh import init_device_mesh
+
+    mesh = init_device_mesh("cpu", (own.world,))
+    for rule in ("Adadelta", "Adagrad", "Adamax", "Lion", "RAdam", "RMSprop", "Rprop"):
+        for name in ("plain", "bf16 state", "stochastic, averages"):
+            storage = Storage(rule, BF16, BF16, SETTINGS[name])
+            optimizer = trained(storage, mesh, range(2))
+            optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+            trained(storage, mesh, range(2, 4), optimizer)
+            assert_same(optimizer, trained(storage, None, range(4)), f"{rule}, {name}")
 
 
 @scenario("two", "four")

@@ -51,7 +51,7 @@ class Storage:
         if isinstance(settings.get("state_dtype"), dict):
             known = ("momentum_buffer",) if self.rule == "SGD" else ("exp_avg", "exp_avg_sq")
             settings["state_dtype"] = {name: x for name, x in settings["state_dtype"].items() if name in known}
-        return getattr(fusedoptim, self.rule)(params, **{**RULES[self.rule], **settings, **options})
+        return getattr(fusedoptim, self.rule)(params, **{**RULES.get(self.rule, {}), **settings, **options})
 
     def params(self, shapes: Sequence[Sequence[int]] = SHAPES, seed: int = 7) -> list[Parameter]:
         made = [Parameter(numbers(shape, F32, seed + i).to(self.param)) for i, shape in enumerate(shapes)]
