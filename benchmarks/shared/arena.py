@@ -22,7 +22,7 @@ from benchmarks.shared.report import Times, unfinished
 from benchmarks.shared.shapes import Model
 from benchmarks.shared.variants import ALL_RULES, LIMIT, OURS, REFERENCE, VARIANTS, YARDSTICKS
 
-LR = {"sgd": 0.1, "sgd-plain": 0.1}  # else 1e-3
+LR = {rule: 0.1 if kind.class_name == "SGD" else 1e-3 for rule, kind in ALL_RULES.items()}
 LOW_LR = 0.1  # of bfloat16 and float16: moves that are large beside what rounding does to the parameters
 COMPILED_TOLERANCE = 20.0  # it computes 1 - beta ** t in float32, where little is left of it in the first steps
 ENDS = 64  # elements at each end of a tensor that are always checked: vectors and what is left of them
@@ -54,7 +54,7 @@ class SharedTensors:
     ) -> None:
         self.model, self.rule, self.dtype, self.device = model, rule, dtype, device
         self.low = dtype.itemsize < 4
-        self.lr = LOW_LR if self.low else LR.get(rule, 1e-3)
+        self.lr = LOW_LR if self.low else LR[rule]
         self.compiled: CompiledStep | None = None
         self.params = [nn.Parameter(tensor) for tensor in self.empty("param")]
         self.grads = self.empty("grad")

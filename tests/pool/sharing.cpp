@@ -69,8 +69,11 @@ void step(int tensors, int64_t size) {
   }
   workers.clear();
   met.store(0);
+  cpu::RuleKernels kernels{};
+  kernels.plain[0][int(DType::f32)] = note;
+  const cpu::RuleKernels* const rules[] = {&kernels};
   cpu::InstructionSet set{};
-  set.kernels[0][0][int(DType::f32)] = note;
+  set.rules = rules;
   RunOptions options;
   options.threads = kThreads;
   cpu::Schedule schedule;
