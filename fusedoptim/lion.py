@@ -27,6 +27,8 @@ class LionLoop(ReferenceLoop):
         *,
         maximize: bool = False,
     ) -> None:
+        if decoupled_weight_decay and not lr > 0:
+            raise ValueError(f"lr must be above 0 with decoupled_weight_decay, which divides by it, got {lr!r}")
         decay_lr = float(lr) if decoupled_weight_decay else 1.0
         options = {"lr": lr, "betas": betas, "weight_decay": weight_decay, "decay_lr": decay_lr}
         super().__init__(params, {**options, "maximize": maximize})

@@ -15,9 +15,7 @@
 namespace fusedoptim {
 
 template <template <class> class... Rules>
-struct RuleList {
-  static constexpr int kCount = sizeof...(Rules);
-};
+struct RuleList {};
 
 using AllRules = RuleList<Sgd, Adam, Adadelta, Adagrad, Adamax, Lion, Radam, Rmsprop, Rprop>;
 

@@ -90,7 +90,7 @@ def _check_option(name: str, kind: Any, value: Any, where: str) -> None:
         return
     low, high = max(low, -_MOST), min(high, _MOST)
     if not low <= _number(value) <= high:
-        range_ = f"from 0 to {high:.2g}" if low == 0 else f"of no more than {high:.2g}"
+        range_ = f"from {low:g} to {high:.2g}" if low >= 0 else f"of no more than {high:.2g}"
         raise StateError(where, f"must be a number {range_}, got {_with_value(value)}", hint)
 
 

@@ -152,7 +152,7 @@ class ReferenceExecutor:
         """The parameters of a group and its options as numbers, or None for these if torch is asked for."""
         check_values(group, index, (*STORAGE, "seed"))
         try:
-            return group["params"], None if is_torchs(group) else as_numbers(self._rule.options(group), index)
+            return group["params"], None if is_torchs(group) else as_numbers(self._rule, group, index)
         except KeyError as error:
             key = error.args[0] if error.args else "key"
             hint = f"set optimizer.param_groups[{index}][{key!r}]"

@@ -46,7 +46,7 @@ class ReferenceLoop(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for index, group in enumerate(self.param_groups):
-            options = as_numbers(RULES[self._rule].options(group), index)
+            options = as_numbers(RULES[self._rule], group, index)
             for param in group["params"]:
                 if param.grad is not None:
                     self._step_one(param, group, options)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fusedoptim.reference.rule import PAIR, Rule, options_of, range_of
 from fusedoptim.torch_internals.dtensor import local_of, refusal_of_sharding
 
 PLAIN = (Tensor, torch.nn.Parameter)
@@ -54,11 +55,12 @@ def average_decay(group: Mapping[str, Any]) -> float | None:
     return float(decay)
 
 
-def as_numbers(options: dict[str, Any], group: int) -> dict[str, Any]:
-    """Replace tensors with one element by numbers; ``group``: the index of the options' group, for errors."""
+def as_numbers(rule: Rule, group: Mapping[str, Any], index: int) -> dict[str, Any]:
+    """The options of a group, tensors with one element as numbers; ``index``: of the group, for errors."""
+    kinds = options_of(rule.update)
 
     def number(name: str, value: Any) -> Any:
-        if name in ("betas", "etas", "step_sizes"):
+        if kinds.get(name) == PAIR:
             if not isinstance(value, (tuple, list)) or len(value) != 2:
                 raise TypeError(f"{name} must be a pair of numbers, got {_format_value(value)}")
             return tuple(number(f"one of {name}", item) for item in value)
@@ -67,11 +69,13 @@ def as_numbers(options: dict[str, Any], group: int) -> dict[str, Any]:
             raise TypeError(f"{name} must be a number or a tensor with one element, got {_format_value(value)}")
         return plain if isinstance(plain, bool) else float(plain)
 
-    numbers = {name: number(name, value) for name, value in options.items()}
-    for position, beta in enumerate(numbers.get("betas", ())):
-        if beta < 0 or beta >= 1:  # NaN goes on to be NaN
-            where = f"betas[{position}] of parameter group {group}"
-            raise ValueError(f"{where} must be at least 0 and less than 1, got {beta}")
+    numbers = {name: number(name, value) for name, value in rule.options(group).items()}
+    for name, pair in numbers.items():
+        low, high = range_of(name)
+        for position, one in enumerate(pair if kinds[name] == PAIR and high < 1 else ()):
+            if one < low or one > high:  # NaN goes on to be NaN
+                where = f"{name}[{position}] of parameter group {index}"
+                raise ValueError(f"{where} must be at least 0 and less than 1, got {one}")
     return numbers
 
 

@@ -23,6 +23,7 @@ _AT_LEAST_0, _BELOW_1, _ANY = (0.0, math.inf), (0.0, math.nextafter(1.0, 0.0)), 
 RANGES: dict[str, tuple[float, float]] = {
     "alpha": _AT_LEAST_0,
     "betas": _BELOW_1,
+    "decay_lr": (math.ulp(0.0), math.inf),
     "eps": _AT_LEAST_0,
     "lr": _AT_LEAST_0,
     "lr_decay": _AT_LEAST_0,

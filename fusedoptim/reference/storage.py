@@ -1,6 +1,6 @@
 """How parameters and states are stored, and the names of a parameter's state.
 
-As ``csrc/core/storage.h`` says it and ``csrc/cpu/storage_kernels.h`` does it: what is read is float32, and what is
+As ``csrc/core/storage.h`` says it and ``csrc/cpu/simd/stored.h`` does it: what is read is float32, and what is
 written is rounded once, to the same bits.
 """
 

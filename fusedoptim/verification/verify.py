@@ -83,7 +83,7 @@ class Verification:
         if not isinstance(self.optimizer, FusedStep):
             raise TypeError(
                 f"optimizer must be one of fusedoptim's, got {type(self.optimizer).__name__}; "
-                "fusedoptim.from_torch makes one of torch's optimizer of the same name"
+                "fusedoptim.from_torch makes one of torch's class of the same name"
             )
         for name in ("every", "params", "elements"):
             if getattr(self, name) < 1:

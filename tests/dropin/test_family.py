@@ -235,7 +235,11 @@ def test_lion_is_that_of_lion_pytorch() -> None:
 
 @pytest.mark.parametrize(
     ("options", "words"),
-    [({"lr": -1.0}, "lr must be at least 0"), ({"betas": (0.9, 1.0)}, "betas must be at least 0 and less than 1")],
+    [
+        ({"lr": -1.0}, "lr must be at least 0"),
+        ({"lr": 0.0, "decoupled_weight_decay": True}, "lr must be above 0 with decoupled_weight_decay"),
+        ({"betas": (0.9, 1.0)}, "betas must be at least 0 and less than 1"),
+    ],
 )
 def test_what_lion_refuses(options: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
