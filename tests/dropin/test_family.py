@@ -244,3 +244,14 @@ def test_lion_is_that_of_lion_pytorch() -> None:
 def test_what_lion_refuses(options: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         Lion(make_params(), **options)
+
+
+@pytest.mark.parametrize("name", ["Adam", "Adamax", "Lion", "RAdam"])
+@pytest.mark.parametrize("position", [0, 1])
+def test_a_beta_that_a_group_cannot_have_raises_in_the_step(name: str, position: int) -> None:
+    optimizer = getattr(fusedoptim, name)(make_params())
+    set_grads(optimizer, 1)
+    for wrong in (1.0, -0.1):
+        optimizer.param_groups[0]["betas"] = (wrong, 0.9) if position == 0 else (0.9, wrong)
+        with pytest.raises(ValueError, match=rf"betas\[{position}\] of parameter group 0 must be .* less than 1, got"):
+            optimizer.step()
