@@ -2,8 +2,8 @@
 
 Write ``import fusedoptim as optim`` for ``import torch.optim as optim``: every public name of ``torch.optim`` is here,
 and every module of it by its name, ``fusedoptim.lr_scheduler`` for one. Those with kernels are this package's
-own: ``SGD``, ``Adam``, ``AdamW``, ``Adadelta``, ``Adagrad``, ``Adamax``, ``RAdam``, ``RMSprop`` and ``Rprop``, and
-``Lion``, which torch lacks.
+own: ``SGD``, ``Adam``, ``AdamW``, ``Adadelta``, ``Adagrad``, ``Adamax``, ``ASGD``, ``NAdam``, ``RAdam``, ``RMSprop``
+and ``Rprop``, and ``AdEMAMix``, ``AdamWScheduleFree``, ``Adan``, ``Lion`` and ``SGDScheduleFree``, which torch lacks.
 """
 
 from typing import TYPE_CHECKING
@@ -14,6 +14,8 @@ if TYPE_CHECKING:  # mypy holds to the first binding of a name, pyright and Pyth
     from fusedoptim.adam import Adam as Adam
     from fusedoptim.adamax import Adamax as Adamax
     from fusedoptim.adamw import AdamW as AdamW
+    from fusedoptim.asgd import ASGD as ASGD
+    from fusedoptim.nadam import NAdam as NAdam
     from fusedoptim.radam import RAdam as RAdam
     from fusedoptim.rmsprop import RMSprop as RMSprop
     from fusedoptim.rprop import Rprop as Rprop
@@ -29,6 +31,9 @@ from fusedoptim.adagrad import Adagrad as Adagrad
 from fusedoptim.adam import Adam as Adam
 from fusedoptim.adamax import Adamax as Adamax
 from fusedoptim.adamw import AdamW as AdamW
+from fusedoptim.adan import Adan as Adan
+from fusedoptim.ademamix import AdEMAMix as AdEMAMix
+from fusedoptim.asgd import ASGD as ASGD
 from fusedoptim.backend import get_backend as get_backend
 from fusedoptim.backend import set_backend as set_backend
 from fusedoptim.checkpoints.convert import convert_state_dict as convert_state_dict
@@ -40,10 +45,13 @@ from fusedoptim.grad_scaler import GradScaler as GradScaler
 from fusedoptim.lion import Lion as Lion
 from fusedoptim.malloc import keep_freed_memory as keep_freed_memory
 from fusedoptim.memory_report import memory as memory
+from fusedoptim.nadam import NAdam as NAdam
 from fusedoptim.native import build_info as build_info
 from fusedoptim.radam import RAdam as RAdam
 from fusedoptim.rmsprop import RMSprop as RMSprop
 from fusedoptim.rprop import Rprop as Rprop
+from fusedoptim.schedule_free import AdamWScheduleFree as AdamWScheduleFree
+from fusedoptim.schedule_free import SGDScheduleFree as SGDScheduleFree
 from fusedoptim.sgd import SGD as SGD
 from fusedoptim.torch_names import find_modules_of_torch as _find_modules_of_torch
 from fusedoptim.torch_names import names_of_torch as _names_of_torch
@@ -51,8 +59,12 @@ from fusedoptim.verification.verify import verify as verify
 
 __all__ = [
     *_torch_optim.__all__,
+    "AdEMAMix",
+    "AdamWScheduleFree",
+    "Adan",
     "GradScaler",
     "Lion",
+    "SGDScheduleFree",
     "build_info",
     "clip_grad_norm_",
     "convert_state_dict",

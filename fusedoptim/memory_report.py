@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fusedoptim.reference.rule import Rule
 from fusedoptim.reference.rules import RULES
 from fusedoptim.reference.storage import companion_of, dtype_of_new, scale_shape
 from fusedoptim.torch_internals.dtensor import local_of
@@ -60,20 +61,20 @@ def memory(optimizer: Any) -> Memory:
             kinds["gradients"] += 0 if param.grad is None else local_of(param.grad).nbytes
             own = optimizer.state.get(param, {})
             for name in rule.state_names(group, local):
-                for key, size in _bytes_of(name, own, group, param, name in rule.own_state(group)).items():
+                for key, size in _bytes_of(name, own, group, param, rule).items():
                     kinds[key] = kinds.get(key, 0) + size
     return Memory(kinds, elements)
 
 
-def _bytes_of(name: str, own: Any, group: Any, param: Tensor, is_rules: bool) -> dict[str, int]:
+def _bytes_of(name: str, own: Any, group: Any, param: Tensor, rule: Rule) -> dict[str, int]:
     local = local_of(param)
     if isinstance(own.get(name), Tensor):
         names = (name, f"{name}_scale")
         return {key: local_of(own[key]).nbytes for key in names if isinstance(own.get(key), Tensor)}
-    if name == "step":
+    if name in rule.scalars:
         return {name: 4}
     kind = companion_of(group, local)
-    if not is_rules:
+    if name not in rule.own_state(group):
         each = local.itemsize if name == "ema" or kind is None else _COMPANION_BYTES[kind]
         return {name: local.numel() * each}
     dtype = dtype_of_new(name, group, param)

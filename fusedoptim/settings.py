@@ -55,14 +55,29 @@ _DOC = """        max_grad_norm (float, optional): clip the gradients of each st
 
 
 def constructor(cls: type[Any], torchs: type[Any]) -> Callable[..., None]:
-    """The ``__init__`` of a class: torch's signature, followed by the settings."""
+    """The ``__init__`` of a class: torch's signature, followed by the settings.
+
+    Where that has ``max_grad_norm`` itself, it is the setting: of 0, which means None in the packages that have it.
+    """
+    signature = inspect.signature(torchs.__init__)
+    has_norm = "max_grad_norm" in signature.parameters
 
     @functools.wraps(torchs.__init__)
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
+        if has_norm:
+            known = {name: value for name, value in kwargs.items() if name in signature.parameters}
+            bound = signature.bind(self, *args, **known)
+            bound.apply_defaults()
+            kwargs = {**bound.arguments, **kwargs}
+            args = (kwargs.pop("self"),)[1:]
+            kwargs["max_grad_norm"] = bound.arguments["max_grad_norm"] or None
         super(cls, self).__init__(*args, **kwargs)
 
-    signature = inspect.signature(torchs.__init__)
-    own = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=x) for name, x in DEFAULTS.items()]
+    own = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=x)
+        for name, x in DEFAULTS.items()
+        if name not in signature.parameters
+    ]
     __init__.__signature__ = signature.replace(parameters=[*signature.parameters.values(), *own])  # type: ignore[attr-defined]
     return __init__
 

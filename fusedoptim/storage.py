@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fusedoptim import native
 from fusedoptim.reference.parameters import name_of
+from fusedoptim.reference.rule import PARAM, Rule
 from fusedoptim.reference.storage import Storage, companion_of, dtype_of_new, scale_shape
 from fusedoptim.settings import STORAGE
 from fusedoptim.torch_internals.dtensor import is_dtensor, local_of
@@ -41,16 +42,39 @@ def zeros_for(name: str, dtype: torch.dtype, param: Tensor) -> dict[str, Tensor]
     return made
 
 
-def begin_with(state: Mapping[str, Any], name: str, value: Any, has_sign: bool) -> None:
-    """Fill a new state of zeros, in whatever storage, with a number that it begins with."""
-    number = float(value)
-    tensor = local_of(state[name])
-    if number == 0:
-        return
+def new_state(rule: Rule, param: Tensor, group: Mapping[str, Any]) -> dict[str, Any]:
+    """The state of a parameter that has none."""
+    on_device = group.get("fused") or group.get("capturable") or rule.beside_param
+    wide = torch.get_default_dtype() == torch.float64 and not group.get("fused")
+    dtype, device = torch.float64 if wide else torch.float32, param.device if on_device else "cpu"
+    own_names = rule.own_state(group)
+    state: dict[str, Any] = {}
+    for name in rule.state_names(group, param):
+        if name in rule.scalars:
+            value = rule.numbers.get(name, 0.0)
+            value = float(group[value] if isinstance(value, str) else value)
+            state[name] = torch.full((), value, dtype=dtype, device=device)
+        else:
+            state.update(new_tensors(name, group, param, name in own_names))
+            if name in rule.initial:
+                option = rule.initial[name]
+                _begin_with(state, name, param if option == PARAM else group[option], name not in rule.non_negative)
+    return state
+
+
+def _begin_with(state: Mapping[str, Any], name: str, value: Any, has_sign: bool) -> None:
+    """Fill a new state of zeros, in whatever storage, with a number, or what a tensor of its shape holds."""
+    tensor, first = (
+        local_of(state[name]),
+        local_of(value) if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64),
+    )
+    if tensor.shape != first.shape:
+        first = first.to(tensor.device).reshape(()).expand(tensor.shape)
     if tensor.dtype != torch.uint8:
-        tensor.fill_(number)
+        with torch.no_grad():
+            tensor.copy_(first)
         return
-    wide = torch.full(tensor.shape, number, device=tensor.device)
+    wide = first.detach().to(tensor.device, torch.float32).contiguous()
     Storage(signs={name: has_sign}).write_state(name, wide, tensor, local_of(state[f"{name}_scale"]), None)
 
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections import ChainMap
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from functools import partial
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -17,7 +15,7 @@ from fusedoptim.averages import averages_to_move, move_averages
 from fusedoptim.clipping import step_clips
 from fusedoptim.clipping.device_clips import DeviceClips
 from fusedoptim.clipping.norm import clipped
-from fusedoptim.storage import begin_with, new_tensors, refuse_torch
+from fusedoptim.storage import new_state, refuse_torch
 from fusedoptim.torch_internals import modes
 from fusedoptim.torch_internals.mappings import is_transparent
 
@@ -177,19 +175,7 @@ class Update(Optimizer):
 
     def _new_state(self, param: Tensor, group: dict[str, Any]) -> dict[str, Any]:
         """The state of a parameter that has none, as torch makes it."""
-        on_device = group.get("fused") or group.get("capturable")
-        wide = torch.get_default_dtype() == torch.float64 and not group.get("fused")
-        count = partial(torch.zeros, (), dtype=torch.float64 if wide else torch.float32)
-        rule = reference.RULES[self._rule]
-        state: dict[str, Any] = {}
-        for name in rule.state_names(group, param):
-            if name == "step":
-                state[name] = count(device=param.device if on_device else "cpu")
-            else:
-                state.update(new_tensors(name, group, param, name in rule.own_state(group)))
-                if name in rule.initial:
-                    begin_with(state, name, group[rule.initial[name]], name not in rule.non_negative)
-        return state
+        return new_state(reference.RULES[self._rule], param, group)
 
     def _torch_step(self, params: list[list[Tensor]] | None, clips: Sequence[Any] | DeviceClips = ()) -> None:
         """Let torch's own implementation step the given parameters of each group, or all."""

@@ -75,6 +75,7 @@ struct Task {
   const DeviceOptions* device_options = nullptr;
   DeviceNumber step{};   // the count before the step, to be raised there; at null: it lies on the host
   double next_step = 1;  // the host's count after the step
+  DeviceNumber numbers[kMaxNumbers] = {};  // the rule's numbers beside it, as far as it lies on the device
 
   DType dtype_of(int operand) const { return mixed ? dtypes[operand] : dtype; }
   // How many of `n` elements from `begin` on can be taken at once, so that no block of 8 bits is taken in two parts.

@@ -93,8 +93,11 @@ void Bucket::add(const Task& task) {
     row.parameter = task.parameter;
     row.first_element = task.first_element;
   }
-  row.step = task.step.at;
-  row.step_is_double = task.step.is_double;
+  row.numbers = {const_cast<void*>(task.step.at), {}, task.step.is_double};
+  for (int i = 0; task.step.at != nullptr && i < kMaxNumbers; ++i) {
+    row.numbers.others[i] = const_cast<void*>(task.numbers[i].at);
+    row.numbers.are_double |= int64_t(task.numbers[i].is_double) << (i + 1);
+  }
   row.layout = kNoLayout;
   if (task.layout != nullptr) {
     const Layout& layout = *task.layout;
@@ -108,15 +111,14 @@ void Bucket::add(const Task& task) {
 
 Shape write_step_table(const std::vector<Row>& rows, const std::vector<int64_t>& layouts, std::vector<char>& out) {
   std::vector<Chunk> chunks;
-  std::vector<Count> counts;
+  std::vector<StepNumbers> counts;
   for (size_t i = 0; i < rows.size(); ++i) {
     cut(chunks, i, elements_to_cut(rows[i]), kChunk);
-    if (rows[i].step != nullptr) counts.push_back({const_cast<void*>(rows[i].step), rows[i].step_is_double});
+    if (rows[i].numbers.step != nullptr) counts.push_back(rows[i].numbers);
   }
-  const auto by_address = [](const Count& a, const Count& b) { return std::less<>()(a.at, b.at); };
-  std::sort(counts.begin(), counts.end(), by_address);
-  counts.erase(std::unique(counts.begin(), counts.end(), [](const Count& a, const Count& b) { return a.at == b.at; }),
-               counts.end());
+  using N = const StepNumbers&;
+  std::sort(counts.begin(), counts.end(), [](N a, N b) { return std::less<>()(a.step, b.step); });
+  counts.erase(std::unique(counts.begin(), counts.end(), [](N a, N b) { return a.step == b.step; }), counts.end());
 
   Shape shape;
   append(out, rows);

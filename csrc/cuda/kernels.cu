@@ -219,10 +219,26 @@ __device__ __forceinline__ bool find(const Row& row, int32_t chunk, int unit, Pa
   return begin < end;
 }
 
-// The row's step count after this step, rounded as it will be stored.
-__device__ __forceinline__ double next_step(const Row& row) {
-  const double next = read(row.step, row.step_is_double) + 1;
-  return row.step_is_double ? next : double(float(next));
+// What a row's numbers are after this step, rounded as they will be stored. `step`: where it lies on the host.
+template <class R>
+__device__ __forceinline__ fusedoptim::Numbers next_numbers(const typename R::Options& options,
+                                                            const StepNumbers& stored, double step) {
+  fusedoptim::Numbers numbers;
+  numbers.step = step;
+  if (stored.step == nullptr) return numbers;
+  const auto is_double = [&](int i) { return (stored.are_double >> i & 1) != 0; };
+  const auto rounded = [&](double x, int i) { return is_double(i) ? x : double(float(x)); };
+  numbers.step = rounded(read(stored.step, is_double(0)) + 1, 0);
+  if constexpr (NumbersOf<R>::kCount > 0) {
+    for_each<NumbersOf<R>::kCount>([&](auto i) { numbers.before[i] = read(stored.others[i], is_double(i + 1)); });
+    NumbersOf<R>::advance(options, numbers);
+    for_each<NumbersOf<R>::kCount>([&](auto i) { numbers.after[i] = rounded(numbers.after[i], i + 1); });
+  }
+  return numbers;
+}
+
+__device__ __forceinline__ void write(void* at, bool is_double, double x) {
+  is_double ? void(*global(static_cast<double*>(at)) = x) : void(*global(static_cast<float*>(at)) = float(x));
 }
 
 template <template <class> class Rule, int variant>
@@ -231,6 +247,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor) step(const __gr
   FUSEDOPTIM_SHARED(Room<Options>, options);
   FUSEDOPTIM_SHARED(Room<Rule<T>>, computed);
   FUSEDOPTIM_SHARED(double, computed_step);
+  FUSEDOPTIM_SHARED(int32_t, computed_row);
   FUSEDOPTIM_SHARED(bool, is_last);
 
   const bool skip = launch.found_inf != nullptr && *launch.found_inf != 0;
@@ -242,6 +259,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor) step(const __gr
   const bool computes = launch.computes_constants && threadIdx.x == 0;
   if (computes) {
     computed_step = NAN;
+    computed_row = -1;
     options.get() = *reinterpret_cast<const Options*>(launch.rule);
     for (int i = 0; i < launch.number_count; ++i) {
       const DeviceNumber& number = launch.numbers[i];
@@ -260,11 +278,15 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor) step(const __gr
     if (launch.computes_constants) {
       __syncthreads();  // nobody reads the rule of the last chunk any more
       if (computes) {
-        const Row& counted = launch.rows[launch.chunks[c].row];  // not kept beside all that this takes
-        const double next = counted.step != nullptr ? next_step(counted) : launch.step;
-        if (next != computed_step)
-          new (computed.bytes) Rule<T>(options.get(), next);  // copied, its padding would be too
-        computed_step = next;
+        const int32_t row = launch.chunks[c].row;  // not kept beside all that this takes
+        if (row != computed_row) {
+          const fusedoptim::Numbers next = next_numbers<Rule<T>>(options.get(), launch.rows[row].numbers, launch.step);
+          if (next.step != computed_step || NumbersOf<Rule<T>>::kCount > 0)
+            new (computed.bytes)
+                Rule<T>(NumbersOf<Rule<T>>::make(options.get(), next));  // copied, its padding would be too
+          computed_step = next.step;
+          computed_row = row;
+        }
       }
       __syncthreads();
     }
@@ -277,7 +299,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor) step(const __gr
     }
   }
 
-  // The last block to come here raises the step counts, which the others have read.
+  // The last block to come here advances the numbers, which the others have read.
   if (skip || launch.counts_count == 0) return;
   if (threadIdx.x == 0) {
     __threadfence();
@@ -287,11 +309,12 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor) step(const __gr
   __syncthreads();
   if (!is_last) return;
   for (int i = threadIdx.x; i < launch.counts_count; i += kThreads) {
-    const Count& count = launch.counts[i];
-    if (count.is_double) {
-      *global(static_cast<double*>(count.at)) += 1;
-    } else {
-      *global(static_cast<float*>(count.at)) += 1;
+    const StepNumbers& stored = launch.counts[i];
+    const fusedoptim::Numbers next = next_numbers<Rule<T>>(options.get(), stored, 0);
+    write(stored.step, (stored.are_double & 1) != 0, next.step);
+    if constexpr (NumbersOf<Rule<T>>::kCount > 0) {
+      for_each<NumbersOf<Rule<T>>::kCount>(
+          [&](auto k) { write(stored.others[k], (stored.are_double >> (k + 1) & 1) != 0, next.after[k]); });
     }
   }
 }

@@ -25,17 +25,23 @@ constexpr Format format_of(DType dtype, Coding coding) {
 }
 constexpr bool is_random(Format format) { return format == Format::stochastic || format == Format::magnitude; }
 
+// Where the step count of a parameter lies, and the rule's numbers beside it; at null: on the host.
+struct StepNumbers {
+  void* step;
+  void* others[kMaxNumbers];
+  int64_t are_double;  // a bit for each, the step first
+};
+
 // One parameter. Operands are param, grad, the states, then the average and the companion if there are any.
 struct Row {
   void* operands[kMaxOperands];
   float* scales[kMaxStates];  // of states in 8 bits
   int64_t columns;            // of their blocks; 0: there are none
   int64_t count;              // elements
-  const void* step;           // its step count on the device, or null
+  StepNumbers numbers;        // its step count and the rule's other numbers, if they lie on the device
   uint64_t seed;              // of random bits, as are the next two: core/philox.h
   int64_t first_element;
   uint32_t parameter;
-  int32_t step_is_double;
   int64_t layout;  // kNoLayout: all operands are contiguous in one order; else where its Layout begins in `layouts`:
 };  // ndim, the sizes, and a row of ndim element strides for each operand
 
@@ -43,18 +49,12 @@ struct Chunk {
   int32_t row, index;  // elements index * kChunk and on; of a row with blocks of 8 bits, so many blocks as these are
 };
 
-// A step count to raise, each listed once however many rows read it.
-struct Count {
-  void* at;
-  int64_t is_double;
-};
-
 // The parameter of a step kernel. The table of rows, chunks, counts and layouts stays on the device between steps;
 // what changes from step to step is here.
 struct StepLaunch {
   const Row* rows;
   const Chunk* chunks;
-  const Count* counts;
+  const StepNumbers* counts;  // to be advanced, each listed once however many rows read it
   const int64_t* layouts;
   unsigned* ticket;         // 0 before and after each launch
   const float* found_inf;   // null, or: the step is taken only if it is 0

@@ -73,7 +73,7 @@ struct Driver::State {
     step = {};
     step.rows = reinterpret_cast<const Row*>(table.memory);
     step.chunks = reinterpret_cast<const Chunk*>(table.memory + shape.chunks);
-    step.counts = reinterpret_cast<const Count*>(table.memory + shape.counts);
+    step.counts = reinterpret_cast<const StepNumbers*>(table.memory + shape.counts);
     step.layouts = reinterpret_cast<const int64_t*>(table.memory + shape.layouts);
     step.ticket = reinterpret_cast<unsigned*>(table.memory + shape.ticket);
     step.found_inf = bucket.run->found_inf;

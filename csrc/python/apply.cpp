@@ -28,7 +28,7 @@ bool GeneralPath::apply(py::dict state, const cpu::InstructionSet& set, int thre
   options.in_order = all_general_ && ranges_.overlap(grads_are_written);
   options.zero_grad = zero_grad && !options.in_order;
   if (!device_tasks_.empty()) {
-    if (options.in_order) count_shared_steps();
+    if (options.in_order) advance_shared_numbers();
     prepare_devices(options, grad_scale, found_inf);
   }
   const size_t count = rows_.size();
@@ -51,7 +51,7 @@ bool GeneralPath::apply(py::dict state, const cpu::InstructionSet& set, int thre
       all_general_ = ranges_.overlap(grads_are_written);
       if (all_general_) return false;
     }
-    if (options.in_order && device_tasks_.empty()) count_shared_steps();
+    if (options.in_order && device_tasks_.empty()) advance_shared_numbers();
     // Every other step runs backwards: it begins with what the last step left in the caches.
     options.backwards = (reverse_order_ = !reverse_order_) && !options.in_order;
     const bool all_are_fast = tasks_.empty();
@@ -63,8 +63,11 @@ bool GeneralPath::apply(py::dict state, const cpu::InstructionSet& set, int thre
     // A launch can fail: before anything is written on the host.
     if (!device_tasks_.empty()) driver_.launch();
     for (const auto& [own, made] : new_state) update(own.ptr(), made.ptr());
-    for (const PreparedParam& row : rows_) row.step.write();
-    write_fast_step_counts();
+    for (const PreparedParam& row : rows_) {
+      row.numbers.step.write();
+      for (int i = 0; i < row.owned.numbers; ++i) row.numbers.others[i].write();
+    }
+    write_fast_numbers();
   }
   if (others_run) {
     const py::gil_scoped_release released;
@@ -81,6 +84,7 @@ bool GeneralPath::apply(py::dict state, const cpu::InstructionSet& set, int thre
   if (!rows_.empty()) Torch::get().bump_versions(written);
   bump_fast_versions(grads_are_written);
   if (!all_general_) forget_odd(state.ptr(), zero_grad);
+  write_group_numbers();
   if (!set_to_none_in.is_none()) set_grads_to_none(set_to_none_in);
   forget();
   return true;
@@ -118,13 +122,17 @@ bool GeneralPath::is_as_seen(PyObject* state) {
       for (unsigned bits = row.in_8bit; bits != 0; bits &= bits - 1) ++wanted;
     }
     if (!std::equal(entries, entries + wanted, row.entries)) return false;
-    if (!row.step.is_on_host() || !row.step.read()) continue;
+    StepCount& step = row.numbers.step;
+    if (!step.is_on_host()) continue;
+    bool changed = step.read();
+    for (int i = 0; i < owned.numbers; ++i) changed = row.numbers.others[i].read() || changed;
+    if (!changed) continue;
     if (!device_tasks_.empty()) return false;  // what goes to the device has been uploaded
-    row.step.next = row.step.seen;
+    step.next = step.seen;
     Task& task = tasks_[row.task];
-    task.next_step = row.step.next;
-    task.constants = constants_for(*row.group, row.step.next, task.dtype);
-    if (task.constants == nullptr || row.step.next <= 0) return false;
+    task.next_step = step.next;
+    task.constants = constants_for(*row.group, row.numbers, task.dtype);
+    if (task.constants == nullptr || step.next <= 0) return false;
   }
   return true;
 }

@@ -56,7 +56,7 @@ void GeneralPath::prepare_devices(const RunOptions& options, py::handle grad_sca
       run->grad_scale = number(grad_scale);
       run->capturing = driver_.is_capturing(device, run->stream);
     }
-    if (row.step.is_on_host() && run->capturing) {
+    if (row.numbers.step.is_on_host() && run->capturing) {
       throw std::runtime_error(
           "Attempting CUDA graph capture of step(), but a step count lies on the host, where no graph raises it: "
           "construct the optimizer with capturable=True");

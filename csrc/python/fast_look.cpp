@@ -140,7 +140,10 @@ const char* FastPath::look_at(Group& group, Py_ssize_t index, Row& row, Task& ta
   if (!add(0, row.param) || !add(1, row.grad)) return "its memory or its gradient's is not plainly there";
   PyObject* own = nullptr;
   row.entry_count = named;
-  if (!owned.counts) row.step = {};
+  if (!owned.counts) {
+    row.numbers.step = {};
+    row.numbers.step.next = group.step;
+  }
   if (named > 0) {
     own = dict_cache_.find(state, fast_count_, row.object);
     if (own == nullptr) return "it has no state yet";
@@ -155,14 +158,20 @@ const char* FastPath::look_at(Group& group, Py_ssize_t index, Row& row, Task& ta
     }
     if (owned.counts) {
       const int k = owned.step_at();
-      if (const char* reason = look_at_step_count(row.entries[k], row.impls[k], row.step)) return reason;
+      if (const char* reason = look_at_number(row.entries[k], row.impls[k], row.numbers.step)) return reason;
+      row.numbers.step.next = row.numbers.step.seen;
+      if (row.numbers.step.next <= 0) return "its step is negative";
+    }
+    for (int i = 0; i < owned.numbers; ++i) {
+      const int k = owned.number_at(i);
+      if (const char* reason = look_at_number(row.entries[k], row.impls[k], row.numbers.others[i])) return reason;
     }
   }
   task.mixed = false;
   if (!is_uniform || group.storage.is_any) {
     if (const char* reason = look_at_storage(group, index, own, row, task)) return reason;
   }
-  task.constants = constants_for(group, row.step.next, dtype);
+  task.constants = constants_for(group, row.numbers, dtype);
   return task.constants == nullptr ? "its options are too large for its arithmetic" : nullptr;
 }
 
@@ -192,7 +201,7 @@ __attribute__((cold)) const char* FastPath::look_at_storage(const Group& group, 
   if (is_numbered && !layout.is_row_major(row.param)) return "random bits or scales are numbered in the order of rows";
   task.parameter = group.first_param + uint32_t(index);
   task.first_element = 0;
-  task.next_step = row.step.next;
+  task.next_step = row.numbers.step.next;
   task.blocks = {};
   unsigned in_8bit = 0;
   for (int k = 0; k < owned.states; ++k) in_8bit |= unsigned(is_8bit(task.codings[2 + k])) << k;
@@ -223,23 +232,23 @@ __attribute__((cold)) const char* FastPath::look_at_scales(PyObject* own, const 
   return nullptr;
 }
 
-const char* FastPath::look_at_step_count(PyObject* object, TensorImplRef& tensor, StepCount& out) {
+template <class Number>
+const char* FastPath::look_at_number(PyObject* object, TensorImplRef& tensor, Number& out) {
   const TensorLayout& layout = *TensorLayout::get();
   DType dtype;
-  if (!Torch::get().is_plain(object)) return "its step is not a plain tensor";
+  if (!Torch::get().is_plain(object)) return "its step, or a number beside it, is not a plain tensor";
   tensor = layout.impl(object);
   if (!layout.is_plain_strided(tensor) || layout.count(tensor) != 1 || !layout.dtype(tensor, dtype) ||
       (dtype != DType::f32 && dtype != DType::f64))
-    return "its step is not one float32 or float64 on the CPU";
+    return "its step, or a number beside it, is not one float32 or float64 on the CPU";
   const int64_t size = int64_t(size_of(dtype));
   out.at = layout.data(tensor, size);
-  if (out.at == nullptr) return "the memory of its step is not plainly there";
+  if (out.at == nullptr) return "the memory of its step, or of a number beside it, is not plainly there";
   out.is_double = dtype == DType::f64;
   out.on_device = false;
   ranges_.add(out.at, out.at + size, false);
   out.read();
-  out.next = out.seen;
-  return out.next <= 0 ? "its step is negative" : nullptr;
+  return nullptr;
 }
 
 void FastPath::forget_odd(PyObject* state, bool zero_grad) {

@@ -43,7 +43,7 @@ bool FastPath::fast_step(py::handle optimizer, const cpu::InstructionSet& set, b
   const auto take = [&] {
     if (measured != nullptr && !clip_fast_rows(options, set, *measured)) return false;
     if (measured != nullptr && measured->is_skipped) return true;
-    write_fast_step_counts();
+    write_fast_numbers();
     schedule_.run(set);
     return true;
   };
@@ -55,6 +55,7 @@ bool FastPath::fast_step(py::handle optimizer, const cpu::InstructionSet& set, b
   }
   if (measured != nullptr && measured->is_skipped) return true;
   bump_fast_versions(grads_are_written);
+  write_group_numbers();
   if (set_grads_to_none) python::set_grads_to_none(py::reinterpret_borrow<py::iterable>(groups));
   return true;
 }
@@ -83,6 +84,8 @@ bool FastPath::read_groups(py::handle groups, const std::vector<double>* clips, 
     first_param += uint32_t(PyList_GET_SIZE(group.params.ptr()));
     rule_.read(GroupReader(dict, int(g), &group.on_device), group.options);
     if (!group.on_device.empty()) return false;
+    group.step = rule_.step_of_group(group.options);
+    note_group_numbers(dict, group.options);
   }
   return true;
 }
@@ -144,8 +147,11 @@ bool FastPath::clip_fast_rows(const RunOptions& options, const cpu::InstructionS
   return true;
 }
 
-void FastPath::write_fast_step_counts() const {
-  for (size_t i = 0; i < fast_count_; ++i) fast_rows_[i].step.write();
+void FastPath::write_fast_numbers() const {
+  for (size_t i = 0; i < fast_count_; ++i) fast_rows_[i].numbers.step.write();
+  for (int k = 0; k < rule_.number_count; ++k) {
+    for (size_t i = 0; i < fast_count_; ++i) fast_rows_[i].numbers.others[k].write();
+  }
 }
 
 void FastPath::bump_fast_versions(bool grads_are_written) const {

@@ -41,7 +41,7 @@ class FastPath : public StepBase {
     PyObject* entries[kMaxEntries] = {};  // of its state, as `Owned` has them
     TensorImplRef impls[kMaxEntries];
     int entry_count = 0;
-    StepCount step;
+    StateNumbers numbers;
   };
 
   // ---- the look (fast_look.cpp) -------------------------------------------------------------------------------------
@@ -60,7 +60,7 @@ class FastPath : public StepBase {
   // ---- the step (fast_path.cpp) -------------------------------------------------------------------------------------
   // Keeps alive what the step writes and reads while other threads run. False where that could exchange what was seen.
   bool own_fast_rows();
-  void write_fast_step_counts() const;
+  void write_fast_numbers() const;
   void bump_fast_versions(bool grads_are_written) const;
 
   // Rows and tasks; a step writes over those of the last one.
@@ -78,7 +78,8 @@ class FastPath : public StepBase {
   // Finds norm and coefficients of the rows. False where that takes another look, as of float64 gradients that are
   // finite when their squares are not. No Python code runs.
   bool clip_fast_rows(const RunOptions& options, const cpu::InstructionSet& set, Measured& measured);
-  const char* look_at_step_count(PyObject* object, TensorImplRef& tensor, StepCount& out);
+  template <class Number>
+  const char* look_at_number(PyObject* object, TensorImplRef& tensor, Number& out);
   void fetch_ahead(size_t row) const;
 };
 

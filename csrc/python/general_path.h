@@ -66,12 +66,12 @@ class GeneralPath final : public FastPath {
     Py_hash_t hash;        // of the parameter
     py::object new_state;  // entries that the optimizer's state does not have yet; null if it has them all
     Owned owned;
-    PyObject* entries[kMaxEntries];                 // as found in the state; kept_ owns them
-    unsigned in_8bit = 0;                           // which states have scales
-    bool is_new = false;                            // all but what may come later
-    bool any_late = false, is_late[kMaxOwned + 1];  // what comes now
+    PyObject* entries[kMaxEntries];                  // as found in the state; kept_ owns them
+    unsigned in_8bit = 0;                            // which states have scales
+    bool is_new = false;                             // all but what may come later
+    bool any_late = false, is_late[kMaxNamed] = {};  // what comes now
     bool average_is_new() const { return any_late && owned.averages && is_late[owned.average_at()]; }
-    StepCount step;
+    StateNumbers numbers;
     bool on_device;
     size_t task;  // its number in device_tasks_ or tasks_
   };
@@ -106,7 +106,9 @@ class GeneralPath final : public FastPath {
   bool is_new(const Owned& owned, PyObject* const* entries) const;  // but for those
   // Of states in 8 bits; returns why the kernels cannot take them, or null.
   const char* read_scales(PreparedParam& row, PyObject* state, const LocalPair& local, const Views& views);
-  const char* prepare_step_count(PyObject* tensor, const TensorView& param, StepCount& out);
+  const char* prepare_numbers(PyObject* const* entries, const TensorView& param, PreparedParam& row);
+  template <class Number>
+  const char* prepare_number(PyObject* name, PyObject* tensor, const TensorView& param, Number& out);
 
   // ---- its task (tasks.cpp) -----------------------------------------------------------------------------------------
   // Returns why the kernels cannot take it, or null.
@@ -117,8 +119,8 @@ class GeneralPath final : public FastPath {
     ranges_.add(view.data, view.end, is_grad);
     snapshots_.emplace_back(view);
   }
-  const void* checked_constants(Group& group, double step, DType dtype);
-  void count_shared_steps();
+  const void* checked_constants(Group& group, StateNumbers& numbers, DType dtype);
+  void advance_shared_numbers();
 
   // ---- CUDA devices (devices.cpp) -----------------------------------------------------------------------------------
   const DeviceOptions* options_on(Group& group, py::handle param, int device);

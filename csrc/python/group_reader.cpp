@@ -97,32 +97,38 @@ void GroupReader::operator()(const char* name, double& out, OnDevice) const {
 }
 
 void GroupReader::operator()(const char* name, double& first, double& second) const {
-  pair(name, first, second, false, false);
+  several(name, {&first, &second}, false, false);
 }
 
 void GroupReader::operator()(const char* name, double& first, double& second, OnDevice) const {
-  pair(name, first, second, true, false);
+  several(name, {&first, &second}, true, false);
 }
 
 void GroupReader::operator()(const char* name, double& first, double& second, AnyPair) const {
-  pair(name, first, second, false, true);
+  several(name, {&first, &second}, false, true);
 }
 
-void GroupReader::pair(const char* name, double& first, double& second, bool may_stay, bool is_any) const {
-  const py::object pair = item(name);
-  if (!py::isinstance<py::sequence>(pair) || py::len(pair) != 2) {
-    throw py::type_error(std::string(name) + " must be a pair of numbers, got " + format_value(pair));
+void GroupReader::operator()(const char* name, double& first, double& second, double& third) const {
+  several(name, {&first, &second, &third}, false, false);
+}
+
+void GroupReader::several(const char* name, std::initializer_list<double*> places, bool may_stay, bool is_any) const {
+  const py::object found = item(name);
+  if (!py::isinstance<py::sequence>(found) || py::len(found) != places.size()) {
+    throw py::type_error(std::string(name) + " must be " + (places.size() == 2 ? "a pair of" : "three") +
+                         " numbers, got " + format_value(found));
   }
-  const py::sequence both = py::reinterpret_borrow<py::sequence>(pair);
-  first = number(py::object(both[0]), name, &first, may_stay);
-  second = number(py::object(both[1]), name, &second, may_stay);
+  const py::sequence all = py::reinterpret_borrow<py::sequence>(found);
+  size_t position = 0;
+  for (double* const place : places) *place = number(py::object(all[position++]), name, place, may_stay);
   if (is_any) return;
-  for (const int position : {0, 1}) {
-    const double value = position == 0 ? first : second;
-    if (!(value < 0 || value >= 1)) continue;  // NaN goes on to be NaN
-    throw py::value_error(std::string(name) + "[" + std::to_string(position) + "] of parameter group " +
+  position = 0;
+  for (const double* const place : places) {
+    const size_t at = position++;
+    if (!(*place < 0 || *place >= 1)) continue;  // NaN goes on to be NaN
+    throw py::value_error(std::string(name) + "[" + std::to_string(at) + "] of parameter group " +
                           std::to_string(index_) + " must be at least 0 and less than 1, got " +
-                          std::string(py::str(py::float_(value))));
+                          std::string(py::str(py::float_(*place))));
   }
 }
 

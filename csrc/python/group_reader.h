@@ -3,6 +3,7 @@
 
 #include <pybind11/pybind11.h>
 
+#include <initializer_list>
 #include <optional>
 #include <vector>
 
@@ -30,6 +31,7 @@ class GroupReader {
   void operator()(const char* name, double& first, double& second) const;  // a pair, such as betas, within [0, 1)
   void operator()(const char* name, double& first, double& second, OnDevice) const;
   void operator()(const char* name, double& first, double& second, AnyPair) const;
+  void operator()(const char* name, double& first, double& second, double& third) const;
   void operator()(const char* name, bool& out) const;
   // Whether a dict has any of the settings below, which most groups lack: faster than reading each.
   bool may_have_settings() const;
@@ -49,7 +51,7 @@ class GroupReader {
   PyObject* list_of_dict() const;  // of parameters, borrowed; null where the group is no dict with a list of them
   pybind11::object setting(const char* name) const;  // as find, but no dict makes what it lacks
   double number(pybind11::handle value, const char* name, const double* place, bool may_stay) const;
-  void pair(const char* name, double& first, double& second, bool may_stay, bool is_any) const;
+  void several(const char* name, std::initializer_list<double*> places, bool may_stay, bool is_any) const;
 
   pybind11::handle group_;
   int index_;

@@ -48,6 +48,12 @@ py::object GeneralPath::prepare(py::iterable groups, py::object state, py::objec
     const py::object params = reader.params();
     Group* const group = reader.asks_for_torch() ? nullptr : &read_group(reader, dict, params, g, clips, limits);
     if (group != nullptr) group->first_param = first_param;
+    if (rule_.group_number_count > 0) {  // which also say whether the next step is another one
+      Options options;
+      rule_.read(reader, options);
+      note_group_numbers(dict, options);
+      skipped_by_host_ = true;
+    }
     first_param += uint32_t(PyList_GET_SIZE(params.ptr()));
     const bool all = all_general_ || group == nullptr || !group->on_device.empty() || !reader.has_list();
     if (group != nullptr) group->all_general = all;
@@ -90,6 +96,7 @@ Group& GeneralPath::read_group(const GroupReader& reader, const py::object& dict
   }
   group.strict = reader.flag("fused");
   rule_.read(GroupReader(dict, index, &group.on_device), group.options);
+  group.step = rule_.step_of_group(group.options);
   return group;
 }
 
@@ -130,6 +137,7 @@ const char* GeneralPath::add(Group& group, const Position& position, py::object 
   PreparedParam row;
   row.group = &group;
   row.param = py::reinterpret_borrow<py::object>(param);
+  row.numbers.step.next = group.step;
   int variant = rule_.variant(group.options, dtype, false);
   const Owned& owned = row.owned = owned_by(group, variant, dtype);
   if (owned.named > 0) {
@@ -145,9 +153,7 @@ const char* GeneralPath::add(Group& group, const Position& position, py::object 
         throw ParamError{PyExc_RuntimeError, "the dtype was changed while the step was being prepared"};
     }
     if (const char* reason = read_states(names, owned.tensors, entries, views)) return reason;
-    if (owned.counts) {
-      if (const char* reason = prepare_step_count(entries[owned.step_at()], views[0], row.step)) return reason;
-    }
+    if (const char* reason = prepare_numbers(entries, views[0], row)) return reason;
   }
   bool is_uniform = owned.companion == Companion::none && !group.storage.is_any;
   for (int k = 1; k < 2 + owned.tensors; ++k) is_uniform = is_uniform && views[k].dtype == dtype;

@@ -107,21 +107,41 @@ const char* GeneralPath::read_scales(PreparedParam& row, PyObject* state, const 
   return nullptr;
 }
 
-const char* GeneralPath::prepare_step_count(PyObject* tensor, const TensorView& param, StepCount& out) {
+const char* GeneralPath::prepare_numbers(PyObject* const* entries, const TensorView& param, PreparedParam& row) {
+  const Owned& owned = row.owned;
+  StepCount& step = row.numbers.step;
+  if (owned.counts) {
+    const int at = owned.step_at();
+    if (const char* reason = prepare_number(step_name_.ptr(), entries[at], param, step)) return reason;
+    step.next = step.seen;
+    if (step.is_on_host() && step.next <= 0) {  // NaN makes NaN
+      const std::string count = py::str(py::float_(step.next - 1));
+      throw ParamError{PyExc_RuntimeError,
+                       "step must be at least 0, got " + count + ": set it right in the state of this parameter,"};
+    }
+  }
+  for (int i = 0; i < owned.numbers; ++i) {
+    StateNumber& number = row.numbers.others[i];
+    PyObject* const entry = entries[owned.number_at(i)];
+    if (const char* reason = prepare_number(number_names_[size_t(i)].ptr(), entry, param, number)) return reason;
+    if (owned.counts && number.on_device != step.on_device)
+      return "its step and the numbers beside it lie on different devices";
+  }
+  return nullptr;
+}
+
+template <class Number>
+const char* GeneralPath::prepare_number(PyObject* name, PyObject* tensor, const TensorView& param, Number& out) {
   TensorView view;
-  if (const char* reason = read_step_count(tensor, param, view)) return reason;
+  if (const char* reason = read_state_number(name, tensor, param, view)) return reason;
   out.at = view.data;
   out.is_double = view.dtype == DType::f64;
   out.on_device = !view.is_on_cpu();
   if (out.on_device) return nullptr;
   skipped_by_host_ = true;
-  add_range(view, false);  // one count may serve several parameters
+  add_range(view, false);  // one number may serve several parameters
   out.read();
-  out.next = out.seen;
-  if (!(out.next <= 0)) return nullptr;  // NaN makes NaN
-  const std::string count = py::str(py::float_(out.next - 1));
-  throw ParamError{PyExc_RuntimeError,
-                   "step must be at least 0, got " + count + ": set it right in the state of this parameter,"};
+  return nullptr;
 }
 
 }  // namespace fusedoptim::python

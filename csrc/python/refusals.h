@@ -46,7 +46,8 @@ const char* read_param_and_grad(const LocalPair& local, cuda::Driver& driver, Vi
 const char* open_states(const LocalPair& local, PyObject* const* names, int count, PyObject** entries,
                         std::vector<py::object>& kept);
 const char* read_states(PyObject* const* names, int count, PyObject* const* entries, Views& views);
-const char* read_step_count(PyObject* tensor, const TensorView& param, TensorView& view);
+// `name`: "step", or that of another number.
+const char* read_state_number(PyObject* name, PyObject* tensor, const TensorView& param, TensorView& view);
 
 // Whether the kernels of the norm can read a gradient, and multiply it in place.
 bool read_gradient(py::handle grad, TensorView& view);

@@ -5,7 +5,6 @@
 #include <new>
 #include <type_traits>
 
-#include "core/nan.h"
 #include "python/group_reader.h"
 #include "rules/all.h"
 
@@ -38,22 +37,43 @@ struct Erased {
                                : Rule<float>::variant(as_options(o), first);
   }
   static unsigned states_of(int variant) { return Rule<float>::states_of(variant); }
-  static bool make_constants(const Options& o, double step, DType dtype, Constants& out) {
-    step = canonicalize_nan(step);
+  static void advance(const Options& o, Numbers& numbers) { NumbersOf<Rule<float>>::advance(as_options(o), numbers); }
+  static bool make_constants(const Options& o, const Numbers& numbers, DType dtype, Constants& out) {
     if (dtype == DType::f64) {
-      new (out.bytes) Rule<double>(as_options(o), step);
+      new (out.bytes) Rule<double>(NumbersOf<Rule<double>>::make(as_options(o), numbers));
       return true;
     }
     static_assert(sizeof(Rule<NotedFloat>) == sizeof(Rule<float>) && std::is_standard_layout<Rule<NotedFloat>>::value,
                   "the kernels read it as one over float");
     NotedFloat::overflowed = false;
-    new (out.bytes) Rule<NotedFloat>(as_options(o), step);
+    new (out.bytes) Rule<NotedFloat>(NumbersOf<Rule<NotedFloat>>::make(as_options(o), numbers));
     return !NotedFloat::overflowed;
   }
+  static void advance_group(const Options& o, double* numbers) {
+    GroupNumbersOf<Rule<float>>::advance(as_options(o), numbers);
+  }
+  static double step_of_group(const Options& o) { return GroupNumbersOf<Rule<float>>::step(as_options(o)); }
   static RuleEntry entry(int index) {
     using R = Rule<float>;
-    return {index,   R::kName,  R::kStates,    int(std::size(R::kStates)), R::kNonNegative, R::kCountsSteps, read,
-            variant, states_of, make_constants};
+    RuleEntry found{};
+    found.index = index;
+    found.name = R::kName;
+    found.states = R::kStates;
+    found.max_states = int(std::size(R::kStates));
+    found.non_negative = R::kNonNegative;
+    found.counts_steps = R::kCountsSteps;
+    found.numbers = NumbersOf<R>::kNames;
+    found.number_count = NumbersOf<R>::kCount;
+    found.group_numbers = GroupNumbersOf<R>::kNames;
+    found.group_number_count = GroupNumbersOf<R>::kCount;
+    found.advance_group = advance_group;
+    found.step_of_group = step_of_group;
+    found.read = read;
+    found.variant = variant;
+    found.states_of = states_of;
+    found.advance = advance;
+    found.make_constants = make_constants;
+    return found;
   }
 };
 

@@ -3,6 +3,7 @@
 
 #include <pybind11/pybind11.h>
 
+#include <array>
 #include <deque>
 #include <memory>
 #include <optional>
@@ -39,13 +40,14 @@ struct Group {
   bool skips = false;
   size_t fast_begin = 0, fast_end = 0;
   StorageSettings storage;
+  double step = 1;           // that the group counts
   uint32_t first_param = 0;  // its number among those of all groups
   // What the last parameter that was looked at owns, which a parameter of this variant and dtype does (-1: unknown),
   // and what these are called, borrowed.
   int owned_variant = -1;
   DType owned_param;
   Owned owned;
-  PyObject* names[kMaxOwned + 1];
+  PyObject* names[kMaxNamed];
   bool strict, all_general = false;
   Options options;
   std::vector<OptionOnDevice> on_device;                        // what is missing in `options`
@@ -56,15 +58,31 @@ struct Group {
 // What the gradients of a group are multiplied by, of one number for each group or none.
 double clip_of(const std::vector<double>& clips, Py_ssize_t group);
 
-// Where a parameter's step count lies, and what it becomes.
-struct StepCount {
+// Where a number of a parameter's state lies, and what it becomes.
+struct StateNumber {
   char* at = nullptr;
   bool is_double = false, on_device = false;
-  double seen = 1, next = 1;  // what it becomes by one step, and in this one, in which it may rise more than once
+  double seen = 1, next = 1;
 
   bool is_on_host() const { return at != nullptr && !on_device; }
-  bool read();         // whether it has changed
-  void write() const;  // where it is on the host
+  bool read();                                                                 // whether it has changed
+  void write() const;                                                          // where it is on the host
+  double rounded(double x) const { return is_double ? x : double(float(x)); }  // as it is stored
+
+ protected:
+  double load() const;
+  bool see(double now);
+};
+
+// The step count: `seen` is what it becomes by one step, and `next` in this one, in which it may rise more than once.
+struct StepCount : StateNumber {
+  bool read();
+};
+
+// The step count and the rule's other numbers.
+struct StateNumbers {
+  StepCount step;
+  StateNumber others[kMaxNumbers];
 };
 
 // One parameter of one group.
@@ -120,19 +138,35 @@ class StepBase {
 
   const Owned& find_owned(Group& group, int variant, DType param) const;
   void set_owned(Group& group, const Owned& owned) const;
-  const void* constants_for(Group& group, double step, DType dtype);  // null if too large for the arithmetic
+  // Null if too large for the arithmetic. Says what the rule's numbers become.
+  const void* constants_for(Group& group, StateNumbers& numbers, DType dtype) {
+    const unsigned doubles = dtype == DType::f64 ? 1 : 0;
+    if (constants_group_ != &group || constants_of_.step != numbers.step.next || constants_doubles_ != doubles ||
+        rule_.number_count > 0)
+      make_constants(group, numbers, dtype);
+    return constants_fit_ ? constants_.back().bytes : nullptr;
+  }
+  void make_constants(Group& group, StateNumbers& numbers, DType dtype);
+
+  // Once the options of a group are read: what the step will write to it, if this is such a rule. Of each group once,
+  // whoever takes the step of its parameters.
+  void note_group_numbers(const py::object& dict, const Options& options);
+  void write_group_numbers() const;
 
   const RuleEntry& rule_;
   const TorchParts torch_parts_;
   std::vector<py::object> names_, scale_names_;  // of the states
+  std::vector<py::object> number_names_;
   py::object average_name_, step_name_, companion_names_[kCompanions];
 
   std::deque<Group> groups_;
+  std::vector<std::pair<py::object, std::array<py::object, kMaxGroupNumbers>>> group_numbers_;
   std::vector<py::object> kept_;  // tensors that other threads may take out of the state, or of a DTensor, meanwhile
   std::deque<Constants> constants_;
   const Group* constants_group_ = nullptr;  // what the last of constants_ was made of
-  double constants_step_ = 0;
-  bool constants_are_double_ = false, constants_fit_ = true;
+  Numbers constants_of_;
+  unsigned constants_doubles_ = 0;  // the arithmetic (1), and each of the numbers as it is stored
+  bool constants_fit_ = true;
 
   // What is kept between steps: a step that finds the same addresses finds the same answer.
   MemoryRanges ranges_;

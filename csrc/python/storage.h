@@ -18,14 +18,16 @@ struct StorageSettings {
 };
 
 // The tensors that are a parameter's own, in the order in which they are found in its state: those of its shape, which
-// are the rule's states, its average and its companion; then its step; then the scales of states in 8 bits.
+// are the rule's states, its average and its companion; then its step and the rule's other numbers; then the scales of
+// states in 8 bits.
 struct Owned {
   uint8_t kept = 0;  // a bit for each state of the rule that is there
   bool averages = false, counts = false;
   Companion companion = Companion::none;
+  uint8_t numbers = 0;  // of the rule, beside the step
   uint8_t states = uint8_t(count_of(kept));
   uint8_t tensors = uint8_t(states + averages + (companion != Companion::none));  // of its shape
-  uint8_t named = uint8_t(tensors + counts);                                      // all but scales
+  uint8_t named = uint8_t(tensors + counts + numbers);                            // all but scales
 
   // The rule's number of the state at a place.
   int state(int place) const {
@@ -37,11 +39,12 @@ struct Owned {
   int average_at() const { return states; }
   int companion_at() const { return states + averages; }
   int step_at() const { return tensors; }
+  int number_at(int i) const { return tensors + counts + i; }
   bool operator==(const Owned& other) const {
     return kept == other.kept && averages == other.averages && counts == other.counts && companion == other.companion;
   }
 };
-constexpr int kMaxEntries = kMaxOwned + 1 + kMaxStates;
+constexpr int kMaxNamed = kMaxOwned + 1 + kMaxNumbers, kMaxEntries = kMaxNamed + kMaxStates;
 
 constexpr const char* name_of(Companion companion) {
   constexpr const char* kNames[kCompanions] = {"", "master_param", "master_param", "kahan_comp"};

@@ -39,7 +39,7 @@ const char* GeneralPath::add_task(PreparedParam& row, const LocalPair& local, co
   task.averages = group.averages;
   task.average_is_new = row.average_is_new();
   task.average_weight = group.average_weight;
-  task.next_step = row.step.next;
+  task.next_step = row.numbers.step.next;
   bool is_numbered = false;
   if (!is_uniform) {
     for (int k = 0; k < task.operand_count; ++k) task.dtypes[k] = *views[k].dtype;
@@ -54,11 +54,15 @@ const char* GeneralPath::add_task(PreparedParam& row, const LocalPair& local, co
     }
   }
   if (row.on_device) task.device = param.device.index;
-  if (row.step.on_device) task.step = {row.step.at, row.step.is_double, 0};
-  if (row.step.on_device || (row.on_device && !group.on_device.empty())) {
+  const auto as_device_number = [](const StateNumber& number) { return DeviceNumber{number.at, number.is_double, 0}; };
+  if (row.numbers.step.on_device) {
+    task.step = as_device_number(row.numbers.step);
+    std::transform(row.numbers.others, row.numbers.others + kMaxNumbers, task.numbers, as_device_number);
+  }
+  if (row.numbers.step.on_device || (row.on_device && !group.on_device.empty())) {
     task.device_options = options_on(group, row.param, task.device);
   } else {
-    task.constants = checked_constants(group, row.step.next, task.dtype);
+    task.constants = checked_constants(group, row.numbers, task.dtype);
   }
   bool flat = param.dense() && (param.row_major || !is_numbered);
   for (int k = 0; k < task.operand_count; ++k) {
@@ -75,27 +79,36 @@ const char* GeneralPath::add_task(PreparedParam& row, const LocalPair& local, co
   return nullptr;
 }
 
-const void* GeneralPath::checked_constants(Group& group, double step, DType dtype) {
-  const void* constants = constants_for(group, step, dtype);
+const void* GeneralPath::checked_constants(Group& group, StateNumbers& numbers, DType dtype) {
+  const void* constants = constants_for(group, numbers, dtype);
   if (constants != nullptr) return constants;
   throw ParamError{PyExc_RuntimeError, "value cannot be converted to type float without overflow: parameter group " +
                                            std::to_string(group.index) + " has " + numbers_of(group.dict) +
                                            ", which give a number beyond float32, in which the arithmetic is,"};
 }
 
-// The step count of a parameter that is listed twice rises with each time.
-void GeneralPath::count_shared_steps() {
+// The numbers of a parameter that is listed twice advance with each time.
+void GeneralPath::advance_shared_numbers() {
   std::unordered_map<const char*, double> last;
-  for (size_t i = 0; i < rows_.size(); ++i) {
-    StepCount& step = rows_[i].step;
+  for (PreparedParam& row : rows_) {
+    StepCount& step = row.numbers.step;
     if (!step.is_on_host()) continue;
     const auto [found, first] = last.try_emplace(step.at, step.next);
-    if (first) continue;
-    found->second += 1;
-    step.next = found->second = step.is_double ? found->second : double(float(found->second));
-    Task& task = (rows_[i].on_device ? device_tasks_ : tasks_)[rows_[i].task];
-    task.next_step = step.next;
-    if (task.device_options == nullptr) task.constants = checked_constants(*rows_[i].group, step.next, task.dtype);
+    if (!first) step.next = found->second = step.rounded(found->second + 1);
+    bool any_shared = !first;
+    for (int i = 0; i < row.owned.numbers; ++i) {
+      StateNumber& number = row.numbers.others[i];
+      const auto before = last.find(number.at);
+      if (before == last.end()) continue;
+      number.seen = before->second;
+      any_shared = true;
+    }
+    if (any_shared) {
+      Task& task = (row.on_device ? device_tasks_ : tasks_)[row.task];
+      task.next_step = step.next;
+      if (task.device_options == nullptr) task.constants = checked_constants(*row.group, row.numbers, task.dtype);
+    }
+    for (int i = 0; i < row.owned.numbers; ++i) last[row.numbers.others[i].at] = row.numbers.others[i].next;
   }
 }
 

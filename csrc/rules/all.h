@@ -6,17 +6,24 @@
 #include "rules/adagrad.h"
 #include "rules/adam.h"
 #include "rules/adamax.h"
+#include "rules/adamwschedulefree.h"
+#include "rules/adan.h"
+#include "rules/ademamix.h"
+#include "rules/asgd.h"
 #include "rules/lion.h"
+#include "rules/nadam.h"
 #include "rules/radam.h"
 #include "rules/rmsprop.h"
 #include "rules/rprop.h"
 #include "rules/sgd.h"
+#include "rules/sgdschedulefree.h"
 
 namespace fusedoptim {
 
 template <template <class> class... Rules>
 struct RuleList {};
 
-using AllRules = RuleList<Sgd, Adam, Adadelta, Adagrad, Adamax, Lion, Radam, Rmsprop, Rprop>;
+using AllRules = RuleList<Sgd, Adam, Adadelta, Adagrad, Adamax, AdamWScheduleFree, Adan, AdEMAMix, Asgd, Lion, Nadam,
+                          Radam, Rmsprop, Rprop, SGDScheduleFree>;
 
 }  // namespace fusedoptim

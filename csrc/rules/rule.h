@@ -18,7 +18,7 @@
 //     static constexpr int kVariants;                    // choices made at compile time, numbered from 0
 //     static int variant(const Options&, bool first);    // `first`: this parameter has no state yet
 //     static constexpr unsigned states_of(int variant);  // a bit for each of kStates that this variant uses
-//     FUSEDOPTIM_INLINE Example(const Options&, double step);  // `step` after its increment
+//     FUSEDOPTIM_INLINE Example(const Options&, double step);  // `step` after its increment; or of Numbers, see there
 //     template <int variant, class V> void operator()(V& param, V grad, V* state) const;
 //   };
 //
@@ -30,6 +30,10 @@
 
 #include <cmath>
 #include <cstdint>
+#include <iterator>
+#include <type_traits>
+
+#include "rules/limits.h"
 
 #if defined(__CUDACC__)
 #define FUSEDOPTIM_INLINE __host__ __device__ __forceinline__
@@ -96,41 +100,125 @@ struct Lerp {
   }
 };
 
+// What the constants of a parameter are computed from, beside the options. A rule that keeps numbers of its own in the
+// state, beside `step`, names them, says what a step makes of them, and takes these in place of the step count:
+//
+//   static constexpr const char* kNumbers[];                 // "mu_product"
+//   static void advance(const Options&, Numbers&);           // computes `after`, which is then rounded as it is stored
+//   Example(const Options&, const Numbers&);
+struct Numbers {
+  double step = 1;  // after its increment
+  double before[kMaxNumbers] = {}, after[kMaxNumbers] = {};
+
+  bool same_before(const Numbers& other) const {
+    bool same = step == other.step;
+    for (int i = 0; i < kMaxNumbers; ++i) same = same && before[i] == other.before[i];
+    return same;
+  }
+};
+
+template <class R, class = void>
+struct NumbersOf {
+  static constexpr int kCount = 0;
+  static constexpr const char* const* kNames = nullptr;
+  FUSEDOPTIM_INLINE static void advance(const typename R::Options&, Numbers&) {}
+  FUSEDOPTIM_INLINE static R make(const typename R::Options& o, const Numbers& numbers) { return R(o, numbers.step); }
+};
+template <class R>
+struct NumbersOf<R, std::void_t<decltype(R::kNumbers)>> {
+  static constexpr int kCount = int(std::size(R::kNumbers));
+  static constexpr const char* const* kNames = R::kNumbers;
+  static_assert(kCount <= kMaxNumbers, "raise kMaxNumbers in rules/limits.h");
+  FUSEDOPTIM_INLINE static void advance(const typename R::Options& o, Numbers& numbers) { R::advance(o, numbers); }
+  FUSEDOPTIM_INLINE static R make(const typename R::Options& o, const Numbers& numbers) { return R(o, numbers); }
+};
+
+// A rule whose options are in part written by the step, as a running sum of the group, names these and says what they
+// become, and what counts as its step:
+//
+//   static constexpr const char* kGroupNumbers[];               // "weight_sum"
+//   static void advance_group(const Options&, double* numbers);
+//   static double step_of(const Options&);                      // after its increment
+template <class R, class = void>
+struct GroupNumbersOf {
+  static constexpr int kCount = 0;
+  static constexpr const char* const* kNames = nullptr;
+  static void advance(const typename R::Options&, double*) {}
+  static double step(const typename R::Options&) { return 1; }
+};
+template <class R>
+struct GroupNumbersOf<R, std::void_t<decltype(R::kGroupNumbers)>> {
+  static constexpr int kCount = int(std::size(R::kGroupNumbers));
+  static constexpr const char* const* kNames = R::kGroupNumbers;
+  static_assert(kCount <= kMaxGroupNumbers, "raise kMaxGroupNumbers in rules/limits.h");
+  static void advance(const typename R::Options& o, double* numbers) { R::advance_group(o, numbers); }
+  static double step(const typename R::Options& o) { return R::step_of(o); }
+};
+
 // How many states that is.
 constexpr int count_of(unsigned states) { return states == 0 ? 0 : int(states & 1) + count_of(states >> 1); }
 
-// base^exponent, rounded once to nearest even but for fewer than one exponent in 2^20: by squaring, in pairs of doubles
-// whose sum is the number (T. J. Dekker, "A floating-point technique for extending the available precision", 1971).
-// Libraries' pow differ in the last bit, and no two devices share one. base lies in [0, 1]; a fraction of the exponent,
-// which no step count has, is taken by square roots, each rounded; a negative one gives NaN.
+// A sum of two doubles, of which the second is what rounding left of the first.
+struct DoublePair {
+  double high, low;
+
+  FUSEDOPTIM_INLINE DoublePair(double high, double low) : high(high + low), low((high - this->high) + low) {}
+  FUSEDOPTIM_INLINE DoublePair operator*(const DoublePair& other) const {
+    const double product = high * other.high;
+    if (product == INFINITY) return {product, 0};
+    return {product, fma(high, other.high, -product) + fma(high, other.low, low * other.high)};
+  }
+};
+
+FUSEDOPTIM_INLINE DoublePair sqrt(const DoublePair& x) {
+  const double root = sqrt(x.high);
+  if (root == 0) return {root, 0};
+  return {root, (fma(-root, root, x.high) + x.low) / (2 * root)};
+}
+
+// base^exponent, rounded once to nearest even but for fewer than one exponent in 2^20: by squaring, and for a fraction
+// by square roots, in pairs of doubles whose sum is the number (T. J. Dekker, "A floating-point technique for extending
+// the available precision", 1971). Libraries' pow differ in the last bit, and no two devices share one. base is at
+// least 0; a negative one, or a negative exponent, gives NaN.
 FUSEDOPTIM_INLINE double power(double base, double exponent) {
-  if (!(exponent >= 0)) return NAN;
-  double high = 1, low = 0;              // of the result
-  double square = base, square_low = 0;  // base^(2^i)
+  if (!(exponent >= 0) || base < 0) return NAN;
+  if (base == 0) return exponent == 0 ? 1 : 0;
+  DoublePair result(1, 0), square(base, 0);  // base^(2^i)
   uint64_t whole = exponent < 0x1p63 ? uint64_t(exponent) : uint64_t(1) << 63;
   double fraction = exponent < 0x1p52 ? exponent - double(whole) : 0;
   for (;; whole >>= 1) {
-    if (whole & 1) {
-      const double product = high * square;
-      const double rest = fma(high, square, -product) + fma(high, square_low, low * square);
-      high = product + rest;
-      low = (product - high) + rest;
-    }
+    if (whole & 1) result = result * square;
     if (whole <= 1) break;
-    const double product = square * square;
-    const double rest = fma(square, square, -product) + 2 * (square * square_low);
-    square = product + rest;
-    square_low = (product - square) + rest;
+    square = square * square;
   }
-  for (double root = base; fraction > 0;) {
-    root = sqrt(root);
-    fraction *= 2;
-    if (fraction >= 1) {
-      high *= root;
-      fraction -= 1;
-    }
+  if (fraction == 0) return result.high;
+  int digits = 0;  // of the fraction; what lies behind so many changes nothing
+  for (; digits < 120 && fraction != double(uint64_t(fraction)); ++digits) fraction *= 2;
+  const DoublePair root = sqrt(DoublePair(base, 0));
+  DoublePair part(1, 0);
+  for (uint64_t bits = uint64_t(fraction); digits > 0; --digits, bits >>= 1) {
+    part = sqrt(part);
+    if (bits & 1) part = part * root;
   }
-  return high;
+  return (result * part).high;
+}
+
+// The logarithm of x to base 2, rounded as `power` is; x lies within 0 and 1. Digit by digit: x squared has the
+// logarithm doubled.
+FUSEDOPTIM_INLINE double log2_of(double x) {
+  if (!(x > 0 && x < 1)) return x == 1 ? 0 : NAN;
+  double whole = 0;
+  for (; x < 1; --whole) x *= 2;
+  DoublePair power_of_x(x, 0);  // within 1 and 2
+  double high = 0, low = 0, digit = 0.5;
+  for (int i = 0; i < 100; ++i, digit /= 2) {
+    power_of_x = power_of_x * power_of_x;
+    if (power_of_x.high < 2) continue;
+    power_of_x = DoublePair(power_of_x.high / 2, power_of_x.low / 2);
+    (i < 50 ? high : low) += digit;
+  }
+  const double sum = whole + high;
+  return sum + (high - (sum - whole) + low);
 }
 
 // Division by a number r that is the same for all elements: for float one multiplication and two fmas give the quotient

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import reprlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fusedoptim.checkpoints.keys import StateError
 from fusedoptim.checkpoints.storage import COMPANIONS, is_in_8bit, problem_of_companion, problem_of_scale
-from fusedoptim.reference.rule import PAIR, Rule, options_of, range_of
+from fusedoptim.reference.rule import Rule, length_of, options_of, range_of
 from fusedoptim.settings import DEFAULTS, problem_of
 
 PLAIN = (Tensor, torch.nn.Parameter)
@@ -80,9 +80,10 @@ def _check_option(name: str, kind: Any, value: Any, where: str) -> None:
             raise StateError(where, f"must be True or False, got {format_value(value)}", hint)
         return
     low, high = range_of(name)
-    if kind == PAIR:
-        if not isinstance(value, (list, tuple)) or len(value) != 2:
-            raise StateError(where, f"must be a pair of numbers, got {format_value(value)}", hint)
+    if length := length_of(kind):
+        if not isinstance(value, (list, tuple)) or len(value) != length:
+            how_many = "a pair of" if length == 2 else "three"
+            raise StateError(where, f"must be {how_many} numbers, got {format_value(value)}", hint)
         for position, item in enumerate(value):
             if not low <= _number(item) <= high:
                 range_ = "at least 0 and less than 1" if high < 1 else "a number"
@@ -116,7 +117,13 @@ def _with_value(value: Any) -> str:
 
 
 def check_entry(
-    entry: Any, param: Tensor, names: Sequence[str], own_names: Sequence[str], where: str, name_of: Callable[[], str]
+    entry: Any,
+    param: Tensor,
+    names: Sequence[str],
+    own_names: Sequence[str],
+    scalars: Collection[str],
+    where: str,
+    name_of: Callable[[], str],
 ) -> None:
     """Check the state of one parameter, before torch casts it.
 
@@ -125,6 +132,7 @@ def check_entry(
         param: The parameter.
         names: What its group keeps for it.
         own_names: Those of the rule, which must be there; others begin with the next step.
+        scalars: Which of them are numbers.
         where: The place in the state dict, for errors.
         name_of: Says which parameter it is, for errors.
 
@@ -147,8 +155,8 @@ def check_entry(
                 problem = "is missing"
             elif others:
                 problem = f"is missing, but {others[0]!r} is there: convert_state_dict knows what some libraries save"
-        elif name == "step":
-            problem = _problem_of_step(value, param)
+        elif name in scalars:
+            problem = _problem_of_number(value, param)
         elif not isinstance(value, Tensor):
             problem = f"must be a tensor, got {format_value(value)}"
         elif type(param) in PLAIN:
@@ -160,7 +168,7 @@ def check_entry(
             raise StateError(f"{where}[{name!r}], for {name_of()}", problem, _OTHER_MODEL)
 
 
-def _problem_of_step(value: Any, param: Tensor) -> str | None:
+def _problem_of_number(value: Any, param: Tensor) -> str | None:
     if isinstance(value, Tensor):
         if value.is_nested or value.layout != torch.strided or value.is_quantized or value.numel() != 1:
             return f"must be one number, got {format_value(value)}, {value.layout}"

@@ -48,7 +48,7 @@ def check_strays(state: Mapping[Any, Any], listed_keys: Collection[Hashable], ke
     Args:
         state: That of the file.
         listed_keys: Those that the groups of the file list.
-        kept: The names of the tensors that the rule keeps for a parameter.
+        kept: The names of the tensors of its shape that the rule keeps for a parameter.
 
     Raises:
         StateError: A parameter would start afresh though the file has its state, or an entry has no parameter.
@@ -68,8 +68,7 @@ def check_strays(state: Mapping[Any, Any], listed_keys: Collection[Hashable], ke
 
 def _check_not_meant(state: Mapping[Any, Any], strays: Iterable[Any], kept: Collection[str]) -> None:
     """Where no parameter has an entry, look for what can only be parameters' under keys of another form."""
-    names = tuple(name for name in kept if name != "step")
-    lost = [key for key in strays if _speaks_of(key, state[key], names)]
+    lost = [key for key in strays if _speaks_of(key, state[key], tuple(kept))]
     if lost:
         raise StateError(
             "state_dict['state']",

@@ -119,7 +119,7 @@ def _check(
                 name = name_of(optimizer, index, position)
                 what = f"has {format_value(key)} for {name}, as for another parameter before"
                 raise StateError(f"{places[index]}['params']", what, ENTRY)
-            all_usual = all_usual and (key not in state or is_usual(state[key], param, names, counts))
+            all_usual = all_usual and (key not in state or is_usual(state[key], param, names, rule.scalars, counts))
     if not (all_usual and are_counts(counts)):
         for index, (group, (options, own_names)) in enumerate(zip(state_dict["param_groups"], kept, strict=True)):
             for position, key in enumerate(group["params"]):
@@ -127,9 +127,10 @@ def _check(
                     where = f"state_dict['state'][{reprlib.repr(key)}]"
                     names = rule.state_names(options, owners[key])
                     find_name = partial(name_of, optimizer, index, position)
-                    check_entry(state[key], owners[key], names, own_names, where, find_name)
+                    check_entry(state[key], owners[key], names, own_names, rule.scalars, where, find_name)
     if not state.keys() <= listed_keys:
-        check_strays(state, listed_keys, {name for options, _ in kept for name in rule.state_names(options)})
+        names_kept = {name for options, _ in kept for name in rule.state_names(options)}
+        check_strays(state, listed_keys, names_kept - rule.scalars)
 
 
 class _Indices(dict[Any, None]):
@@ -166,7 +167,7 @@ def _replace(optimizer: Optimizer, state_dict: dict[str, Any], torch_load: Calla
     restore_storage(optimizer, state_dict)
     optimizer.__dict__.pop(_TAKES_SCALE, None)  # which the flags of the file have set
     optimizer.__dict__.update(scaled)
-    _place_steps(optimizer)
+    _place_numbers(optimizer)
 
 
 def _check_settings(optimizer: Any) -> None:
@@ -180,25 +181,27 @@ def _check_settings(optimizer: Any) -> None:
         raise StateError("state_dict['param_groups']", str(error), hint) from None
 
 
-def _place_steps(optimizer: Optimizer) -> None:
-    """Put the step counts where this optimizer makes them; torch has placed them as the flags of the file say."""
-    seen: dict[int, Tensor] = {}  # whose count lies at an address
+def _place_numbers(optimizer: Any) -> None:
+    """Put step counts and other numbers where this optimizer makes them; torch has, as the flags of the file say."""
+    seen: dict[int, tuple[Tensor, str]] = {}  # whose number lies at an address
     host = torch.device("cpu")
+    rule = reference.RULES[optimizer._rule]
     for group in optimizer.param_groups:
-        on_device = bool(group.get("fused") or group.get("capturable"))
+        on_device = bool(group.get("fused") or group.get("capturable") or rule.beside_param)
         wide = torch.get_default_dtype() == torch.float64 and not on_device
         for param in group["params"]:
             entry = optimizer.state.get(param) or {}
-            step: Any = entry.get("step")
-            if type(step) not in PLAIN:
-                continue
-            device = param.device if on_device else host
-            placed = step
-            if step.device != device or step.dtype not in _COUNTS or step.requires_grad:
-                moved = on_device and step.device != device
-                dtype = step.dtype if step.dtype in _COUNTS and not moved else _COUNTS[wide]
-                placed = step.to(device, dtype).detach()
-            if seen.setdefault(placed.data_ptr(), param) is not param:
-                # FSDP saves one count for all parameters of a module; each must count by itself
-                placed = placed.clone()
-            entry["step"] = placed
+            for name in rule.scalars & entry.keys():
+                number: Any = entry[name]
+                if type(number) not in PLAIN:
+                    continue
+                device = param.device if on_device else host
+                placed = number
+                if number.device != device or number.dtype not in _COUNTS or number.requires_grad:
+                    moved = on_device and number.device != device
+                    dtype = number.dtype if number.dtype in _COUNTS and not moved else _COUNTS[wide]
+                    placed = number.to(device, dtype).detach()
+                if seen.setdefault(placed.data_ptr(), (param, name))[0] is not param:
+                    # FSDP saves one count for all parameters of a module; each must count by itself
+                    placed = placed.clone()
+                entry[name] = placed

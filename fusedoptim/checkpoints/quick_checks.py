@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import operator
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -18,14 +18,15 @@ from fusedoptim.settings import STORAGE
 _STRIDED, _FLOAT = torch.strided, torch.float32
 
 
-def is_usual(entry: Any, param: Tensor, names: Sequence[str], counts: list[Tensor]) -> bool:
+def is_usual(entry: Any, param: Tensor, names: Sequence[str], scalars: Collection[str], counts: list[Tensor]) -> bool:
     """Whether the state of a parameter is plainly what optimizers save.
 
     Args:
         entry: As in the file.
         param: The parameter.
         names: What the rule keeps for it.
-        counts: Takes a step count that is not on the host, for ``are_counts``.
+        scalars: Which of these are numbers.
+        counts: Takes those that are not on the host, for ``are_counts``.
     """
     if type(entry) is not dict or len(entry) != len(names) or type(param) not in PLAIN or param.is_nested:
         return False
@@ -34,7 +35,7 @@ def is_usual(entry: Any, param: Tensor, names: Sequence[str], counts: list[Tenso
         value = entry.get(name)
         if type(value) is not Tensor or value.layout is not _STRIDED or value.is_meta or value.is_nested:
             return False
-        if name != "step":
+        if name not in scalars:
             if value.dtype is not dtype or value.shape != shape:
                 return False
         elif value.dtype is not _FLOAT or value.ndim != 0:
@@ -47,7 +48,7 @@ def is_usual(entry: Any, param: Tensor, names: Sequence[str], counts: list[Tenso
 
 
 def are_counts(counts: Sequence[Tensor]) -> bool:
-    """Whether all are valid step counts. They are read together, since each read waits for the device."""
+    """Whether all can be step counts, or numbers beside them. Read together, since each read waits for the device."""
     if not counts:
         return True
     if len({count.device for count in counts}) > 1:
@@ -63,7 +64,7 @@ def is_apart(optimizer: Any) -> bool:
     params: list[Any] = []
     tensors: list[Any] = []
     for group in optimizer.param_groups:
-        names = [name for name in rule.state_names(group) if name != "step"]
+        names = [name for name in rule.state_names(group) if name not in rule.scalars]
         asks = any(map(group.get, STORAGE))
         for param in group["params"]:
             if names and (entry := optimizer.state.get(param)):

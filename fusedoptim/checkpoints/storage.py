@@ -62,7 +62,7 @@ def restore(optimizer: Any, state_dict: Mapping[str, Any]) -> None:
     """
     rule = RULES[optimizer._rule]
     for group, saved in zip(optimizer.param_groups, state_dict["param_groups"], strict=True):
-        names = [name for name in rule.own_state(group) if name != "step"]
+        names = rule.tensors(group)
         for param, key in zip(group["params"], saved["params"], strict=True):
             given, entry = state_dict["state"].get(key), optimizer.state.get(param)
             if not given or not entry:

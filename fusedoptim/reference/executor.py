@@ -75,6 +75,7 @@ class ReferenceExecutor:
         self._rule = reference.RULES[rule]
         self._prepared: list[_Prepared] = []
         self._new_states: dict[Tensor, dict[str, Any]] = {}  # by parameter, one of which may be listed twice
+        self._group_numbers: list[tuple[dict[str, Any], dict[str, float]]] = []  # what the step writes to groups
 
     def fast_step(self, *_: Any) -> bool:
         """Never: the reference has the general path only."""
@@ -117,6 +118,9 @@ class ReferenceExecutor:
         for index, group in enumerate(groups):
             left: list[Tensor] = []
             params, options = self._read(group, index)
+            if self._rule.advance_group is not None:
+                numbers = self._rule.advance_group(options or as_numbers(self._rule, group, index))
+                self._group_numbers.append((group, numbers))
             position = -1
             for position, param in enumerate(params):
                 if param.grad is None:
@@ -184,10 +188,11 @@ class ReferenceExecutor:
                 raise KeyError(f"the state has no '{key}' in {name}")
             if reason := self._refusal_of_state(param, key, state, name):
                 return reason
-        step = float(state["step"]) + 1 if "step" in names else 1.0
+        step = float(state["step"]) + 1 if "step" in names else float(options.get("k", 0)) + 1
+        numbers = {key: state[key] for key in own_names if key in self._rule.numbers}
         try:  # on one element, since the numbers that the arithmetic cannot hold are the same for all
             zero = torch.zeros((), dtype=param.dtype)
-            self._rule.update(zero, zero, {key: zero for key in own_names if key != "step"}, step, **options)
+            self._rule.update(zero, zero, {**dict.fromkeys(own_names, zero), **numbers}, step, **options)
         except OutOfRangeError as error:
             raise OutOfRangeError(f"{error}, in {name} with {options}") from None
         grad = param.grad
@@ -199,7 +204,7 @@ class ReferenceExecutor:
                 return "random bits are numbered in the whole tensor, of which this process has more than some rows"
             stored = replace(stored, first_element=first)
         companion = None if stored.companion is None else storage.COMPANION_NAMES[stored.companion]
-        if (reason := _refusal_of_dtypes(param, grad, state, own_names, stored)) is not None:
+        if (reason := _refusal_of_dtypes(param, grad, state, stored)) is not None:
             return reason
         maximize = bool(group.get("maximize"))
         average = state["ema"] if decay is not None else None
@@ -212,7 +217,7 @@ class ReferenceExecutor:
 
     def _refusal_of_state(self, param: Tensor, key: str, state: dict[str, Any], name: str) -> str | None:
         value = state[key]
-        if key != "step":
+        if key not in self._rule.scalars:
             if value.shape != param.shape:
                 raise RuntimeError(f"{key} has shape {tuple(value.shape)}, which does not fit in {name}")
             if reason := refusal_of_sharding(param, "state", value):
@@ -306,7 +311,8 @@ class ReferenceExecutor:
         # the handler of a signal, it would leave the mode on.
         with _inference_mode(True):
             transaction = Transaction()
-            drops = [partial(setattr, param, "grad", None) for param in dropped]
+            drops: list[Callable[[], Any]] = [partial(group.update, new) for group, new in self._group_numbers]
+            drops += [partial(setattr, param, "grad", None) for param in dropped]
             try:
                 self._install_state(state, transaction)
                 transaction.copy(self._written(zero_grad or grad_scale is not None))
@@ -381,12 +387,15 @@ class ReferenceExecutor:
             grad = reference.prepare_grad(own_grad, maximize=entry.maximize, clip=entry.clip)
             old = {name: stored.read_state(name, own_state[name], scales[name]) for name in stored.operands}
             old = {} if entry.is_new and "step" not in names else old  # a new momentum buffer is not read
-            step = 1.0
+            numbers = {name: own_state[name] for name in names if name in self._rule.numbers}
+            step = float(entry.options.get("k", 0)) + 1
             if "step" in own_state and ("step" in names or "" in stored.stochastic):
                 entry.state["step"] += 1
                 step = float(entry.state["step"])
-            new_param, new_state = self._rule.update(param, grad, old, step, **entry.options)
+            new_param, new_state = self._rule.update(param, grad, {**old, **numbers}, step, **entry.options)
             stored.write_param(new_param, own_param, companion, step)
+            for name, number in numbers.items():
+                number.copy_(new_state.pop(name))
             for name, value in new_state.items():
                 stored.write_state(name, value, own_state[name], scales[name], step)
             if entry.average is not None:
@@ -403,6 +412,7 @@ class ReferenceExecutor:
         """Forget what was prepared."""
         self._prepared.clear()
         self._new_states.clear()
+        self._group_numbers.clear()
 
 
 def _is_alike(tensor: Any, other: Any) -> bool:
@@ -414,13 +424,11 @@ def _is_alike(tensor: Any, other: Any) -> bool:
     )
 
 
-def _refusal_of_dtypes(
-    param: Tensor, grad: Tensor, state: dict[str, Any], own_names: tuple[str, ...], stored: Storage
-) -> str | None:
+def _refusal_of_dtypes(param: Tensor, grad: Tensor, state: dict[str, Any], stored: Storage) -> str | None:
     """Why tensors of these dtypes are not stepped together, or None."""
     if grad.dtype not in DTYPES:
         return "its gradient has a dtype of integers"
-    names = [name for name in (*own_names, "ema") if name != "step" and name in state]
+    names = [name for name in (*stored.operands, "ema") if name in state]
     for name in names:
         if state[name].dtype not in DTYPES and (state[name].dtype != torch.uint8 or name == "ema"):
             return "its state has a dtype that is not supported"

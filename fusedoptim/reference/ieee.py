@@ -13,7 +13,7 @@ at least two bits lower, gives the same as rounding the exact number once.
 """
 
 import math
-from decimal import Context, Decimal
+from decimal import Context, Decimal, Overflow
 
 import torch
 from torch import Tensor
@@ -25,26 +25,32 @@ _EXACT = Context(prec=60, Emin=-(10**15), Emax=10**15)
 
 
 def power(base: float, exponent: float) -> float:
-    """Return ``base ** exponent`` rounded once for whole exponents: libraries' own differ in the last bit.
+    """Return ``base ** exponent`` rounded once: libraries' own differ in the last bit.
 
     Args:
-        base: From 0 to 1.
-        exponent: A step count. A fraction, which no count has, is taken by square roots, each rounded; a negative
-            one gives NaN.
+        base: At least 0.
+        exponent: At least 0, as a step count is. A negative one, or a negative base, gives NaN.
     """
-    if not exponent >= 0:
+    if not exponent >= 0 or base < 0:
         return math.nan
-    whole = math.floor(min(exponent, 2.0**63))
-    result = float(_EXACT.power(Decimal(base), whole)) if base > 0 else float(whole == 0)
-    fraction = exponent - whole if exponent < 2.0**52 else 0.0
-    root = base
-    while fraction > 0:
-        root = math.sqrt(root)
-        fraction *= 2
-        if fraction >= 1:
-            result *= root
-            fraction -= 1
-    return result
+    if base == 0 or exponent == 0:
+        return float(exponent == 0)
+    try:
+        return float(_EXACT.power(Decimal(base), Decimal(exponent)))
+    except Overflow:
+        return math.inf
+
+
+def log2(x: float) -> float:
+    """Return the logarithm of a number within 0 and 1 to base 2, rounded once; of others NaN, but of 1."""
+    if not 0 < x < 1:
+        return 0.0 if x == 1 else math.nan
+    return float(_EXACT.divide(_EXACT.ln(Decimal(x)), _EXACT.ln(Decimal(2))))
+
+
+def divide(a: float, b: float) -> float:
+    """Return ``a / b``, and for 0 below what IEEE 754 prescribes, where Python raises."""
+    return a / b if b != 0 else a * math.copysign(math.inf, b)
 
 
 class OutOfRangeError(RuntimeError):

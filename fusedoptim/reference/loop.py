@@ -11,8 +11,9 @@ from torch.optim import Optimizer
 
 from fusedoptim.reference.parameters import as_numbers
 from fusedoptim.reference.passes import prepare_grad
-from fusedoptim.reference.rule import PAIR, options_of, range_of
+from fusedoptim.reference.rule import length_of, options_of, range_of
 from fusedoptim.reference.rules import RULES
+from fusedoptim.storage import new_state
 
 
 class ReferenceLoop(Optimizer):
@@ -26,7 +27,7 @@ class ReferenceLoop(Optimizer):
     def __init__(self, params: Any, defaults: dict[str, Any]) -> None:
         for name, kind in options_of(RULES[self._rule].update).items():
             low, high = range_of(name)
-            for value in defaults[name] if kind == PAIR else [defaults[name]]:
+            for value in defaults[name] if length_of(kind) else [defaults[name]]:
                 if not low <= value <= high:
                     wanted = "at least 0 and less than 1" if high < 1 else f"at least {low:g}"
                     raise ValueError(f"{name} must be {wanted}, got {defaults[name]!r}")
@@ -50,6 +51,8 @@ class ReferenceLoop(Optimizer):
             for param in group["params"]:
                 if param.grad is not None:
                     self._step_one(param, group, options)
+            if (advance := RULES[self._rule].advance_group) is not None:
+                group.update(advance(options))
         return loss
 
     def _step_one(self, param: Tensor, group: dict[str, Any], options: dict[str, Any]) -> None:
@@ -57,17 +60,17 @@ class ReferenceLoop(Optimizer):
         if param.grad is None or param.grad.is_sparse:
             raise RuntimeError(f"{type(self).__name__} does not support sparse gradients")
         rule, state = RULES[self._rule], self.state[param]
-        for name in rule.own_state(options):
-            if name not in state:
-                shape_of = torch.zeros((), dtype=torch.float32) if name == "step" else param
-                state[name] = torch.zeros_like(shape_of, memory_format=torch.preserve_format)
-        own = {name: _real(state[name]) for name in rule.own_state(options) if name != "step"}
+        if not state:
+            state.update(new_state(rule, param, group))
+        own = {name: _real(state[name]) for name in rule.own_state(options)}
         if "step" in state:
             state["step"] += 1
         grad = prepare_grad(_real(param.grad), maximize=bool(group.get("maximize")))
-        new_param, new_state = rule.update(_real(param), grad, own, float(state.get("step", 1.0)), **options)
+        new_param, changed = rule.update(
+            _real(param), grad, own, float(state.get("step", options.get("k", 0) + 1)), **options
+        )
         _real(param).copy_(new_param)
-        for name, value in new_state.items():
+        for name, value in changed.items():
             own[name].copy_(value)
 
 

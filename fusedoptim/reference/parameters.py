@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fusedoptim.reference.rule import PAIR, Rule, options_of, range_of
+from fusedoptim.reference.rule import Rule, length_of, options_of, range_of
 from fusedoptim.torch_internals.dtensor import local_of, refusal_of_sharding
 
 PLAIN = (Tensor, torch.nn.Parameter)
@@ -60,9 +60,10 @@ def as_numbers(rule: Rule, group: Mapping[str, Any], index: int) -> dict[str, An
     kinds = options_of(rule.update)
 
     def number(name: str, value: Any) -> Any:
-        if kinds.get(name) == PAIR:
-            if not isinstance(value, (tuple, list)) or len(value) != 2:
-                raise TypeError(f"{name} must be a pair of numbers, got {_format_value(value)}")
+        if length := length_of(kinds.get(name)):
+            if not isinstance(value, (tuple, list)) or len(value) != length:
+                how_many = "a pair of" if length == 2 else "three"
+                raise TypeError(f"{name} must be {how_many} numbers, got {_format_value(value)}")
             return tuple(number(f"one of {name}", item) for item in value)
         plain = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
         if isinstance(plain, Tensor) or not hasattr(plain, "__float__"):
@@ -72,7 +73,7 @@ def as_numbers(rule: Rule, group: Mapping[str, Any], index: int) -> dict[str, An
     numbers = {name: number(name, value) for name, value in rule.options(group).items()}
     for name, pair in numbers.items():
         low, high = range_of(name)
-        for position, one in enumerate(pair if kinds[name] == PAIR and high < 1 else ()):
+        for position, one in enumerate(pair if length_of(kinds[name]) and high < 1 else ()):
             if one < low or one > high:  # NaN goes on to be NaN
                 where = f"{name}[{position}] of parameter group {index}"
                 raise ValueError(f"{where} must be at least 0 and less than 1, got {one}")

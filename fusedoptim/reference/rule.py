@@ -15,7 +15,7 @@ from fusedoptim.reference import storage
 from fusedoptim.reference.storage import Storage
 
 State = Mapping[str, Tensor | None]
-PAIR = tuple[float, float]  # what the options annotated so are
+PARAM = "the parameter"  # what a state may begin with
 
 _WITH_ALL_STATES = {"momentum": 1.0, "amsgrad": True, "centered": True}  # options with which a rule keeps all states
 _AT_LEAST_0, _BELOW_1, _ANY = (0.0, math.inf), (0.0, math.nextafter(1.0, 0.0)), (-math.inf, math.inf)
@@ -23,6 +23,8 @@ _AT_LEAST_0, _BELOW_1, _ANY = (0.0, math.inf), (0.0, math.nextafter(1.0, 0.0)), 
 RANGES: dict[str, tuple[float, float]] = {
     "alpha": _AT_LEAST_0,
     "betas": _BELOW_1,
+    "alpha_warmup": _AT_LEAST_0,
+    "beta3_warmup": _AT_LEAST_0,
     "decay_lr": (math.ulp(0.0), math.inf),
     "eps": _AT_LEAST_0,
     "lr": _AT_LEAST_0,
@@ -38,6 +40,11 @@ def range_of(option: str) -> tuple[float, float]:
     return RANGES.get(option, _ANY)
 
 
+def length_of(kind: Any) -> int:
+    """How many numbers an option of this type is; 0 for one that is a number itself."""
+    return len(typing.get_args(kind))
+
+
 @dataclass(frozen=True)
 class Rule:
     """A rule's function and, for given options, the names of its state."""
@@ -47,15 +54,30 @@ class Rule:
     non_negative: frozenset[str] = frozenset()
     """States that are never negative."""
     initial: Mapping[str, str] = field(default_factory=dict)
-    """The option that a state begins with, where that is not zero."""
+    """The option that a state begins with, or ``PARAM``, where that is not zero."""
+    numbers: Mapping[str, float | str] = field(default_factory=dict)
+    """Numbers that it keeps beside ``step``, and what they begin with: a number, or an option."""
+    beside_param: bool = False
+    """Whether these and ``step`` lie on the parameter's device in any case."""
+    advance_group: Callable[[Mapping[str, Any]], dict[str, float]] | None = None
+    """What a step makes of options of the group that it writes; ``k`` among them counts the steps."""
     exact: frozenset[str] = frozenset()
     """States that 8 bits cannot keep."""
     filled_in: frozenset[str] = frozenset()
     """Options that a state dict may lack, as of older releases of torch, which fills them in."""
 
+    @functools.cached_property
+    def scalars(self) -> frozenset[str]:
+        """The names of all numbers: what else is in a state has the parameter's shape, or is its scale."""
+        return frozenset({"step", *self.numbers})
+
+    def tensors(self, group: Mapping[str, Any]) -> list[str]:
+        """The states of a parameter's shape that the rule keeps."""
+        return [name for name in self.own_state(group) if name not in self.scalars]
+
     def all_states(self) -> tuple[str, ...]:
         """The states of its parameters' shape that it can have."""
-        return tuple(name for name in self.own_state(_WITH_ALL_STATES) if name != "step")
+        return tuple(self.tensors(_WITH_ALL_STATES))
 
     def state_names(self, group: Mapping[str, Any], param: Tensor | None = None) -> tuple[str, ...]:
         """What a parameter's state holds, but for scales: what the rule keeps, and then what the group asks for."""
@@ -66,17 +88,17 @@ class Rule:
             return names
         if (companion := storage.companion_of(group, param)) is not None:
             names = (*names, storage.COMPANION_NAMES[companion])
-        counts = group.get("stochastic_rounding") and param.dtype == torch.bfloat16 and "step" not in names
-        return (*names, "step") if counts else names
+        rounds = group.get("stochastic_rounding") and param.dtype == torch.bfloat16
+        return (*names, "step") if rounds and "step" not in names and self.advance_group is None else names
 
     def tensor_names(self, group: Mapping[str, Any], param: Tensor, entry: Mapping[str, Any]) -> list[str]:
-        """Of the tensors of a parameter's state but its step: scales of what is in 8 bits included."""
-        names = [name for name in self.state_names(group, param) if name != "step"]
+        """Of the tensors of a parameter's state but its numbers: scales of what is in 8 bits included."""
+        names = [name for name in self.state_names(group, param) if name not in self.scalars]
         return names + [f"{name}_scale" for name in names if f"{name}_scale" in entry]
 
     def storage_of(self, group: Mapping[str, Any], param: Tensor, state: Mapping[str, Any], number: int) -> Storage:
         """How a parameter and its state are stored; ``number``: its own, among those of all groups."""
-        names = [name for name in self.own_state(group) if name != "step"]
+        names = self.tensors(group)
         dtypes = {name: state[name].dtype for name in names}
         rounds = bool(group.get("stochastic_rounding"))
         companion = storage.companion_of(group, param)

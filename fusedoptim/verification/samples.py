@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,6 +57,7 @@ def take_sample(
     state: dict[str, Any],
     elements: int,
     draw: torch.Generator,
+    scalars: Collection[str] = ("step",),
     group_index: int = 0,
     number: int = 0,
 ) -> Sample:
@@ -76,7 +77,7 @@ def take_sample(
         copy.grad_dtype = param.grad.dtype
     copy.grad = take(param.grad, index)
     copied = {
-        key: take(value, index) if key != "step" and isinstance(value, Tensor) else _kept(value)
+        key: take(value, index) if key not in scalars and isinstance(value, Tensor) else _kept(value)
         for key, value in state.items()
     }
     options = {key: _kept(value) for key, value in group.items() if key not in ("params", "param_names")}

@@ -17,6 +17,7 @@ from fusedoptim.backend import get_backend
 from fusedoptim.clipping.step_clips import clips_next_step, expected_clips
 from fusedoptim.reference.executor import ReferenceExecutor
 from fusedoptim.reference.parameters import is_torchs, name_of, refusal
+from fusedoptim.reference.rules import RULES
 from fusedoptim.step import FusedStep
 from fusedoptim.torch_internals.dtensor import local_of
 from fusedoptim.verification.samples import (
@@ -169,10 +170,17 @@ class Verification:
             if reason is None and must_be_whole(group, states[i]):
                 reason = why_not_whole(param)
             if reason is None and local_of(param).numel() > 0:
-                samples.append(take_sample(name, param, group, states[i], self.elements, self._draw, g, number))
+                scalars = self._scalars()
+                samples.append(
+                    take_sample(name, param, group, states[i], self.elements, self._draw, scalars, g, number)
+                )
             elif reason is not None:
                 self.skipped[reason] += 1
         return samples
+
+    def _scalars(self) -> frozenset[str]:
+        scalars: frozenset[str] = RULES[self.optimizer._rule].scalars  # type: ignore[attr-defined]
+        return scalars
 
     def _state_of(self, param: Tensor) -> dict[str, Any]:
         state = self.optimizer.state.get(param)
@@ -200,7 +208,7 @@ class Verification:
         pairs += [(key, now.get(key), value) for key, value in sample.state.items() if isinstance(value, Tensor)]
         for tensor, got, expected in pairs:
             self.checked += tensor == "param"
-            if tensor == "step" or not isinstance(got, Tensor):
+            if tensor in self._scalars() or not isinstance(got, Tensor):
                 found = torch.tensor([float("nan") if got is None else float(got)], dtype=torch.float64)
                 self._note(sample, tensor, found, torch.tensor([float(expected.flatten()[0])], dtype=torch.float64))
             else:

@@ -80,7 +80,14 @@ def test_edges(base: float, exponent: float, expected: float, compiled: ctypes.C
         assert result == expected or (math.isnan(result) and math.isnan(expected))
 
 
-def test_fractions_agree(compiled: ctypes.CDLL) -> None:
-    for exponent in (0.5, 2.5, 7.125, 1000.75):
-        assert compiled.power(0.999, exponent) == power(0.999, exponent)
-        assert power(0.999, exponent) == pytest.approx(0.999**exponent, rel=1e-15)
+def test_fractions(compiled: ctypes.CDLL) -> None:
+    """Exponents as of momentum that decays, and of any other fraction; bases above 1 as of a learning rate's decay."""
+    draw = random.Random(3)
+    bases = [0.96, *BASES, *(1 + 10 ** draw.uniform(-8, 6) for _ in range(10))]
+    for _ in range(5_000):
+        base, exponent = draw.choice(bases), draw.choice([0.004 * draw.randrange(10**6), 10 ** draw.uniform(-30, 2)])
+        exponent = exponent % 10 if base > 1 else exponent
+        expected = power(base, exponent)
+        assert expected == pytest.approx(base**exponent, rel=1e-13, abs=1e-300)
+        if expected > 1e-280:
+            assert compiled.power(base, exponent) == expected, (base, exponent)

@@ -27,7 +27,7 @@ def classes_are_ours(params: list[Parameter]) -> None:
 
 def others_are_torchs(params: list[Parameter], model: torch.nn.Module) -> None:
     """And a name that nobody has is an error."""
-    assert_type(fusedoptim.NAdam(params), torch.optim.NAdam)
+    assert_type(fusedoptim.Adafactor(params), torch.optim.Adafactor)
     assert_type(fusedoptim.lr_scheduler.StepLR(fusedoptim.SGD(params), 1), torch.optim.lr_scheduler.StepLR)
     assert_type(StepLR(SGD(params), 1), torch.optim.lr_scheduler.StepLR)
     assert_type(AveragedModel(model), torch.optim.swa_utils.AveragedModel)

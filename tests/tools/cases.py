@@ -64,13 +64,13 @@ class Case:
 
     def make(self, params: Iterable[Any], **overrides: Any) -> Any:
         """Our optimizer."""
-        return self.cls(params, **{**self.kwargs, **overrides})
+        return _training(self.cls(params, **{**self.kwargs, **overrides}))
 
     def make_torch(self, params: Iterable[Any], **overrides: Any) -> Any:
         """Torch's own, as its for-loop if ``fused=True`` is not said; on the CPU that one knows no capturable."""
         options = {key: value for key, value in self.kwargs.items() if key != "capturable"}
         for_loop = {name: False for name in ("foreach", "fused") if name in self._arguments()}
-        return self.torch_cls(params, **{**options, **for_loop, **overrides})
+        return _training(self.torch_cls(params, **{**options, **for_loop, **overrides}))
 
     def make_exact(self, params: Iterable[Any]) -> Any:
         """Torch's for-loop, for float64 parameters: no constant is computed in float32, as from a Tensor lr."""
@@ -87,6 +87,13 @@ class Case:
         return {
             p.name: (p.default, self.kwargs.get(p.name, p.default)) for p in signature if p.name not in _NOT_OF_THE_RULE
         }
+
+
+def _training(optimizer: Any) -> Any:
+    """Ready for steps, which some optimizers are only once they are told."""
+    if hasattr(optimizer, "train"):
+        optimizer.train()
+    return optimizer
 
 
 def _cases(name: str, table: Mapping[str, Mapping[str, Any]], twin: str | None) -> list[Case]:
@@ -181,6 +188,44 @@ _RMSPROP: dict[str, dict[str, Any]] = {
         "maximize": True,
     },
 }  # fmt: skip
+_NADAM: dict[str, dict[str, Any]] = {
+    "defaults": {},
+    "everything": {
+        "lr": 0.0102, "betas": (0.8, 0.3), "eps": 1e-5, "weight_decay": 0.317, "momentum_decay": 0.03, "maximize": True,
+    },
+    "everything decoupled": {
+        "lr": 0.0102, "betas": (0.4, 0.8), "eps": 1e-5, "weight_decay": 0.317, "momentum_decay": 0.3, "maximize": True,
+        "decoupled_weight_decay": True,
+    },
+}  # fmt: skip
+_ASGD: dict[str, dict[str, Any]] = {
+    "defaults": {},
+    "everything": {"lr": 0.0123, "lambd": 0.13, "alpha": 0.6, "t0": 1.0, "weight_decay": 0.13, "maximize": True},
+}
+_ADEMAMIX: dict[str, dict[str, Any]] = {
+    "defaults": {},
+    "no fast average": {"betas": (0.0, 0.93, 0.97)},
+    "everything": {
+        "lr": 0.0102, "betas": (0.8, 0.3, 0.95), "alpha": 3.7, "beta3_warmup": 7, "alpha_warmup": 3, "eps": 1e-5,
+        "weight_decay": 0.317, "maximize": True,
+    },
+}  # fmt: skip
+_ADAN: dict[str, dict[str, Any]] = {
+    "defaults": {},
+    "everything": {"lr": 0.0102, "betas": (0.8, 0.4, 0.9), "eps": 1e-5, "weight_decay": 0.317, "maximize": True},
+    "everything no_prox": {
+        "lr": 0.0102, "betas": (0.4, 0.8, 0.3), "eps": 1e-5, "weight_decay": 0.317, "no_prox": True, "maximize": True,
+    },
+}  # fmt: skip
+_SCHEDULE: dict[str, Any] = {"warmup_steps": 3, "r": 0.7, "weight_lr_power": 1.3, "maximize": True}
+_ADAMW_SCHEDULE_FREE: dict[str, dict[str, Any]] = {
+    "defaults": {},
+    "everything": {"lr": 0.0102, "betas": (0.8, 0.3), "eps": 1e-5, "weight_decay": 0.317, **_SCHEDULE},
+}
+_SGD_SCHEDULE_FREE: dict[str, dict[str, Any]] = {
+    "defaults": {},
+    "everything": {"lr": 0.0123, "momentum": 0.7, "weight_decay": 0.13, **_SCHEDULE},
+}
 _LION: dict[str, dict[str, Any]] = {
     "defaults": {},
     "decoupled": {"lr": 0.0123, "weight_decay": 0.013, "decoupled_weight_decay": True},
@@ -199,10 +244,16 @@ CASES = [
     *_cases("Adadelta", _ADADELTA, None),
     *_cases("Adagrad", _ADAGRAD, "fused"),
     *_cases("Adamax", _ADAMAX, "for-loop"),
+    *_cases("AdamWScheduleFree", _ADAMW_SCHEDULE_FREE, None),
+    *_cases("Adan", _ADAN, None),
+    *_cases("AdEMAMix", _ADEMAMIX, None),
+    *_cases("ASGD", _ASGD, "for-loop"),
     *_cases("Lion", _LION, None),
+    *_cases("NAdam", _NADAM, None),
     *_cases("RAdam", _RADAM, None),
     *_cases("RMSprop", _RMSPROP, None),
     *_cases("Rprop", _RPROP, "for-loop"),
+    *_cases("SGDScheduleFree", _SGD_SCHEDULE_FREE, None),
 ]
 
 
