@@ -67,21 +67,16 @@ class ScheduleFreeLoop(ReferenceLoop):
                     y.copy_(lerp(y.to(wide), z.to(wide), 1 - beta if to_train else 1 - 1 / beta))
             group["train_mode"] = to_train
 
-    def _check_mode(self) -> None:
+    def _check_ready(self) -> None:
         if not all(group["train_mode"] for group in self.param_groups):
             raise RuntimeError(_NOT_TRAINING)
-
-    def step(self, closure: Any = None) -> Any:  # type: ignore[override]
-        """Update all parameters that have a gradient; returns what ``closure`` does."""
-        self._check_mode()
-        return super().step(closure)
 
 
 class _ScheduleFreeStep(FusedStep):
     """Refuses a step outside of training."""
 
     def _take_step(self, closure: Any = None, *, zero_grad: str | None = None) -> Any:
-        self._check_mode()  # type: ignore[attr-defined]
+        self._check_ready()  # type: ignore[attr-defined]
         return super()._take_step(closure, zero_grad=zero_grad)
 
 

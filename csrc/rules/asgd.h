@@ -36,7 +36,8 @@ struct Asgd {
   FUSEDOPTIM_INLINE static void advance(const Options& o, Numbers& numbers) {
     const double slowdown = power(1 + o.lambd * o.lr * numbers.step, o.alpha < 0 ? -o.alpha : o.alpha);
     numbers.after[0] = o.alpha < 0 ? o.lr * slowdown : o.lr / slowdown;
-    numbers.after[1] = 1 / max(1.0, numbers.step - o.t0);
+    const double averaged = numbers.step - o.t0;  // steps
+    numbers.after[1] = 1 / (averaged < 1 ? 1 : averaged);
   }
 
   T weight_decay, keep, minus_eta, mu;

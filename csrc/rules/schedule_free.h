@@ -29,7 +29,7 @@ struct ScheduleFreeStep {
   double lr, lr_max, weight_sum, share;  // share: of this iterate in the average
 
   FUSEDOPTIM_INLINE explicit ScheduleFreeStep(const ScheduleFreeOptions& o)
-      : lr(o.lr * (o.k < o.warmup_steps ? (o.k + 1) / o.warmup_steps : 1)), lr_max(max(lr, o.lr_max)) {
+      : lr(o.lr * (o.k < o.warmup_steps ? (o.k + 1) / o.warmup_steps : 1)), lr_max(lr < o.lr_max ? o.lr_max : lr) {
     const double weight = signed_power(o.k + 1, o.r) * signed_power(lr_max, o.weight_lr_power);
     weight_sum = o.weight_sum + weight;
     share = weight_sum == 0 ? 0 : weight / weight_sum;

