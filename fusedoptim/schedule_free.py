@@ -61,10 +61,10 @@ class ScheduleFreeLoop(ReferenceLoop):
                 wide = torch.float64 if y.dtype == torch.float64 else torch.float32
                 y, z = (torch.view_as_real(x) if x.is_complex() else x for x in (y, z))
                 master = state.get("master_param")
-                if to_train and master is not None and master.dtype == torch.float32:
-                    y.copy_(local_of(master))  # which eval() has left as it was
-                else:
+                if master is None or master.dtype != torch.float32:
                     y.copy_(lerp(y.to(wide), z.to(wide), 1 - beta if to_train else 1 - 1 / beta))
+                else:  # which stays as it is
+                    y.copy_(local_of(master) if to_train else lerp(local_of(master), z.to(wide), 1 - 1 / beta))
             group["train_mode"] = to_train
 
     def _check_ready(self) -> None:

@@ -69,6 +69,9 @@ def restore(optimizer: Any, state_dict: Mapping[str, Any]) -> None:
                 continue
             for name in COMPANIONS & given.keys():
                 _restore_companion(entry, given[name], name, group, param)
+            for name in rule.numbers.keys() & given.keys():
+                if isinstance(given[name], Tensor):
+                    entry[name] = given[name].detach().clone()
             for name in names:
                 value = given.get(name)
                 if isinstance(value, Tensor) and not value.is_sparse:

@@ -17,6 +17,7 @@ from steps import (
     assert_same,
     backend,
     numbers,
+    numbers_in_double,
     one_step,
     parameters,
     set_gradients,
@@ -99,8 +100,9 @@ def test_bits_of_torch_with_grad_scale(case: Case, scale: float) -> None:
 @of_cases([case for case in one_per_class() if case.twin is not None])
 def test_learning_rate_schedule(case: Case) -> None:
     """A learning rate that changes from step to step, as a number and as a Tensor."""
-    # torch's Adamax goes on in float32 with a Tensor.
-    for lr in (0.1,) if case.cls is fusedoptim.Adamax else (0.1, torch.tensor(0.1)):
+    # torch's Adamax and ASGD go on in float32 with a Tensor.
+    in_float32 = case.cls in (fusedoptim.Adamax, fusedoptim.ASGD)
+    for lr in (0.1,) if in_float32 else (0.1, torch.tensor(0.1)):
         results = []
         for make in (case.make, functools.partial(make_twin, case)):
             params = parameters([64, 640], torch.float32)
@@ -139,7 +141,7 @@ def test_close_to_float64(case: Case, dtype: torch.dtype) -> None:
     latter are units of the larger of the numbers before and after. A number that the dtype cannot hold must be
     infinite, and NaN where torch has NaN.
     """
-    with backend(best_instruction_set()):
+    with backend(best_instruction_set()), numbers_in_double():
         # In float64, state of the first step would begin with a number that is not rounded.
         befores = step_by_step(case, dtype, 1031, 5)[1 if case.rule.initial else 0 :]
         results = [one_step(case.make, before, dtype) for before in befores]
@@ -178,11 +180,7 @@ def test_whole_run_close_to_torch(case: Case) -> None:
             optimizer.step()
         return [*params, *(x for entry in tensors(optimizer) for x in entry.values())]
 
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)  # in which numbers of the state are kept then
-    try:
+    with numbers_in_double():
         both = train(case.make), train(case.make_exact)
-    finally:
-        torch.set_default_dtype(before)
     for mine, wanted in zip(*both, strict=True):
         torch.testing.assert_close(mine, wanted, rtol=1e-6, atol=1e-9)

@@ -287,7 +287,7 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
     "another library's of the same name": (lambda: _namesake(torch.optim.Optimizer)(make_params(), {}),
         "x.Adam; make a new one"),
     "a namesake of another rule": (lambda: _namesake(torch.optim.SGD)(make_params()), r"derive it from fusedoptim.SGD"),
-    "another of torch": (lambda: torch.optim.NAdam(make_params()), "NAdam, which this package does not replace"),
+    "another of torch": (lambda: torch.optim.LBFGS(make_params()), "LBFGS, which this package does not replace"),
     "scheduler": (lambda: lr_scheduler.StepLR(torch.optim.SGD(make_params()), 1), r"StepLR; pass its \.optimizer"),
     "another library's": (lambda: type("Lion", (torch.optim.Optimizer,), {"__module__": "x", "step": id})(
         make_params(), {}), "x.Lion; make a new one and load its state through fusedoptim.convert_state_dict"),

@@ -103,6 +103,17 @@ def threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+@contextmanager
+def numbers_in_double() -> Iterator[None]:
+    """Have new state keep its numbers, as the step count, in float64."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
 Snapshot = list[dict[str, Tensor]]
 
 
