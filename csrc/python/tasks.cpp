@@ -59,7 +59,9 @@ const char* GeneralPath::add_task(PreparedParam& row, const LocalPair& local, co
     task.step = as_device_number(row.numbers.step);
     std::transform(row.numbers.others, row.numbers.others + kMaxNumbers, task.numbers, as_device_number);
   }
-  if (row.numbers.step.on_device || (row.on_device && !group.on_device.empty())) {
+  // Numbers that lie on the host, those that the device would need with them do as well.
+  const bool has_all = rule_.number_count == 0 && row.on_device && !group.on_device.empty();
+  if (row.numbers.step.on_device || has_all) {
     task.device_options = options_on(group, row.param, task.device);
   } else {
     task.constants = checked_constants(group, row.numbers, task.dtype);

@@ -10,9 +10,9 @@ struct AdamWScheduleFreeOptions : ScheduleFreeOptions {
 
   template <class Read>
   void read(Read&& read) {
+    read_shared(read);
     read("betas", beta1, beta2);
     read("eps", eps);
-    read_shared(read);
   }
 };
 

@@ -10,8 +10,8 @@ struct SGDScheduleFreeOptions : ScheduleFreeOptions {
 
   template <class Read>
   void read(Read&& read) {
-    read("momentum", momentum);
     read_shared(read);
+    read("momentum", momentum);
   }
 };
 

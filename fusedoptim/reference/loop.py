@@ -49,9 +49,14 @@ class ReferenceLoop(Optimizer):
                 loss = closure()
         for index, group in enumerate(self.param_groups):
             options = as_numbers(RULES[self._rule], group, index)
-            for param in group["params"]:
-                if param.grad is not None:
-                    self._step_one(param, group, options)
+            params = [param for param in group["params"] if param.grad is not None]
+            for param in params:
+                if param.grad.is_sparse:
+                    raise RuntimeError(f"{type(self).__name__} does not support sparse gradients")
+                if not self.state[param]:
+                    self.state[param].update(new_state(RULES[self._rule], param, group))
+            for param in params:
+                self._step_one(param, group, options)
             if (advance := RULES[self._rule].advance_group) is not None:
                 group.update(advance(options))
         return loss
@@ -61,11 +66,7 @@ class ReferenceLoop(Optimizer):
 
     def _step_one(self, param: Tensor, group: dict[str, Any], options: dict[str, Any]) -> None:
         """Update one parameter; of a complex one both parts."""
-        if param.grad is None or param.grad.is_sparse:
-            raise RuntimeError(f"{type(self).__name__} does not support sparse gradients")
         rule, state = RULES[self._rule], self.state[param]
-        if not state:
-            state.update(new_state(rule, param, group))
         own = {name: _real(state[name]) for name in rule.own_state(options)}
         if "step" in state:
             state["step"] += 1

@@ -18,6 +18,7 @@ from cases import (
     Case,
     best_instruction_set,
     everything,
+    for_drivers,
     of_cases,
     of_dtypes,
     of_instruction_sets,
@@ -70,7 +71,7 @@ def test_every_case(case: Case, dtype: torch.dtype, instruction_set: str) -> Non
 
 
 @of_instruction_sets
-@of_cases(everything())
+@of_cases(for_drivers(everything()))
 @of_dtypes
 def test_sizes_around_blocks_and_chunks(case: Case, dtype: torch.dtype, instruction_set: str) -> None:
     """Large and small parameters together in one optimizer: some claimed in pieces, some many at once."""
@@ -80,7 +81,7 @@ def test_sizes_around_blocks_and_chunks(case: Case, dtype: torch.dtype, instruct
 
 
 @pytest.mark.parametrize("size", [0, 1, 65, *CHUNK_SIZES])
-@of_cases(one_per_class())
+@of_cases(for_drivers(one_per_class()))
 @of_dtypes
 def test_one_parameter_alone(case: Case, dtype: torch.dtype, size: int) -> None:
     expected = steps_of("reference", case, dtype, (size,), 2)
@@ -103,7 +104,7 @@ def steps_with_gaps(name: str, case: Case, dtype: torch.dtype) -> list[Snapshot]
 
 
 @of_instruction_sets
-@of_cases(everything())
+@of_cases(for_drivers(everything()))
 @of_dtypes
 def test_parameters_at_different_steps(case: Case, dtype: torch.dtype, instruction_set: str) -> None:
     """Parameters whose gradients begin late or come now and then count their own steps."""
@@ -143,7 +144,7 @@ def test_groups_with_different_hyper_parameters(cls: Any, dtype: torch.dtype, in
 
 
 @of_instruction_sets
-@of_cases(everything())
+@of_cases(for_drivers(everything()))
 def test_dtypes_together(case: Case, instruction_set: str) -> None:
     """Parameters of every dtype in one group."""
 

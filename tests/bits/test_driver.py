@@ -15,6 +15,7 @@ from cases import (
     Case,
     best_instruction_set,
     everything,
+    for_drivers,
     of_cases,
     of_dtypes,
     of_instruction_sets,
@@ -54,7 +55,7 @@ pytestmark = pytest.mark.usefixtures("one_thread", "kernels_only")
 
 
 @of_instruction_sets
-@of_cases(everything())
+@of_cases(for_drivers(everything()))
 @of_dtypes
 def test_position_does_not_matter(case: Case, dtype: torch.dtype, instruction_set: str) -> None:
     """Slots that all hold one value hold one value after the step, in tensors of any size and at any alignment."""
@@ -104,7 +105,7 @@ def misaligned_steps(
 @of_instruction_sets
 @pytest.mark.parametrize("offset", [1, 2, 3])
 @pytest.mark.parametrize("zero_grad", [None, "to_zero"])
-@of_cases(one_per_class())
+@of_cases(for_drivers(one_per_class()))
 @of_dtypes
 def test_views_that_begin_misaligned(
     case: Case, dtype: torch.dtype, zero_grad: str | None, offset: int, instruction_set: str
@@ -128,7 +129,7 @@ def steps_on_threads(
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5])
-@of_cases(one_per_class())
+@of_cases(for_drivers(one_per_class()))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("zero_grad", [None, "to_zero"])
 def test_any_number_of_threads(case: Case, dtype: torch.dtype, zero_grad: str | None, count: int) -> None:
@@ -171,7 +172,7 @@ def zeroing_steps(name: str, case: Case, dtype: torch.dtype, how: str, together:
 
 
 @of_instruction_sets
-@of_cases(everything())
+@of_cases(for_drivers(everything()))
 @pytest.mark.parametrize("how", ["to_zero", "to_none"])
 @of_dtypes
 def test_step_with_zero_grad(case: Case, dtype: torch.dtype, how: str, instruction_set: str) -> None:
@@ -191,7 +192,7 @@ def with_scale(optimizer: Any, grad_scale: float | None, found_inf: float | None
 
 
 @of_instruction_sets
-@of_cases(everything())
+@of_cases(for_drivers(everything()))
 @pytest.mark.parametrize("how", [None, "to_zero"])
 @of_dtypes
 def test_grad_scale(case: Case, dtype: torch.dtype, how: str | None, instruction_set: str) -> None:
@@ -297,7 +298,7 @@ def test_a_step_count_that_is_nan_on_the_general_path(case: Case) -> None:
     assert param.isnan().all()
 
 
-@of_cases(one_per_class())
+@of_cases(for_drivers(one_per_class()))
 @pytest.mark.parametrize("found_inf", [1.0, 2.0])
 @pytest.mark.parametrize("scale", [None, 65536.0])
 @pytest.mark.parametrize("first", [True, False], ids=["first", "later"])
@@ -323,7 +324,7 @@ def test_found_inf_skips_everything(
 
 
 @of_instruction_sets
-@of_cases(everything())
+@of_cases(for_drivers(everything()))
 @of_dtypes
 def test_steps_after_a_skipped_one(case: Case, dtype: torch.dtype, instruction_set: str) -> None:
     """A first step that overflows leaves no trace in the steps after it."""

@@ -19,8 +19,10 @@ struct AnyRule {
   int option_doubles;  // with which the options begin
   // Options that begin with these doubles; `flag` is the value of each bool.
   void (*set_options)(void* options, const double* doubles, bool flag);
+  int number_count;  // beside the step
+  void (*advance)(const void* options, fusedoptim::Numbers& numbers);
   // The constants for a step, for double or for float arithmetic; returns their size.
-  size_t (*fold)(const void* options, double step, bool in_double, void* constants);
+  size_t (*fold)(const void* options, const fusedoptim::Numbers& numbers, bool in_double, void* constants);
 };
 
 // Calls `visit` with each double and each bool of the options; what else a rule says of its options is passed over.
@@ -56,14 +58,21 @@ AnyRule any_rule() {
     });
     std::memcpy(at, &filled, sizeof(filled));
   };
-  any.fold = [](const void* at, double step, bool in_double, void* constants) {
+  any.number_count = fusedoptim::NumbersOf<Rule<float>>::kCount;
+  any.advance = [](const void* at, fusedoptim::Numbers& numbers) {
+    Options options;
+    std::memcpy(&options, at, sizeof(options));
+    fusedoptim::NumbersOf<Rule<float>>::advance(options, numbers);
+  };
+  any.fold = [](const void* at, const fusedoptim::Numbers& numbers, bool in_double, void* constants) {
     Options options;
     std::memcpy(&options, at, sizeof(options));
     const auto folded = [&](const auto& rule) {
       std::memcpy(constants, &rule, sizeof(rule));
       return sizeof(rule);
     };
-    return in_double ? folded(Rule<double>(options, step)) : folded(Rule<float>(options, step));
+    return in_double ? folded(fusedoptim::NumbersOf<Rule<double>>::make(options, numbers))
+                     : folded(fusedoptim::NumbersOf<Rule<float>>::make(options, numbers));
   };
   return any;
 }

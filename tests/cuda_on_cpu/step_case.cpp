@@ -85,7 +85,7 @@ int64_t chunks_of_row(const RowCase& row) {
   return (elements + kChunk - 1) / kChunk;
 }
 
-struct StepCount {
+struct StoredNumber {
   bool is_double;
   double before;
   Memory memory;
@@ -100,6 +100,20 @@ struct StepCount {
       value = single;
     }
     return value;
+  }
+};
+
+// The numbers of a row, the step first, and where they lie.
+struct RowNumbers {
+  std::vector<StoredNumber> stored;
+
+  fusedoptim::cuda::StepNumbers places() const {
+    fusedoptim::cuda::StepNumbers places{};
+    for (size_t i = 0; i < stored.size(); ++i) {
+      (i == 0 ? places.step : places.others[i - 1]) = stored[i].memory.data();
+      places.are_double |= int64_t(stored[i].is_double) << i;
+    }
+    return places;
   }
 };
 
@@ -132,8 +146,10 @@ class Check {
   }
 
  private:
-  bool on_device() const { return step_.fold == Fold::kOnDevice || step_.fold == Fold::kOnDeviceHostStep; }
-  bool counts() const { return step_.fold == Fold::kOnDevice || step_.fold == Fold::kOnHostCounting; }
+  // A rule's numbers lie with the step, and with them on the device it is folded there.
+  Fold fold() const { return rule_.number_count > 0 && step_.fold != Fold::kOnHost ? Fold::kOnDevice : step_.fold; }
+  bool on_device() const { return fold() == Fold::kOnDevice || fold() == Fold::kOnDeviceHostStep; }
+  bool counts() const { return fold() == Fold::kOnDevice || fold() == Fold::kOnHostCounting; }
   bool in_double() const { return !step_.mixture && step_.dtype == DType::f64; }
   Companion companion() const { return step_.mixture ? step_.mixture->companion : Companion::none; }
   DType dtype_of(int k) const { return step_.mixture ? step_.mixture->operands[size_t(k)].dtype : step_.dtype; }
@@ -178,11 +194,14 @@ class Check {
     }
 
     if (counts() && !(row.shares_step && !counts_.empty())) {
-      const bool is_double = counts_.size() % 2 == 1;
-      counts_.push_back({is_double, row.step, number(row.step, is_double)});
+      RowNumbers& made = counts_.emplace_back();
+      for (int i = 0; i <= rule_.number_count; ++i) {
+        const bool is_double = (counts_.size() + size_t(i)) % 2 == 0;
+        const double value = i == 0 ? row.step : 0.125 * double(1 + random_() % 7);
+        made.stored.push_back({is_double, value, number(value, is_double)});
+      }
     }
-    const StepCount* const count = counts() ? &counts_.back() : nullptr;
-    count_of_row_.push_back(count == nullptr ? -1 : int(counts_.size()) - 1);
+    count_of_row_.push_back(counts() ? int(counts_.size()) - 1 : -1);
 
     fusedoptim::cuda::Row table{};
     const int64_t before = int64_t(row.first_chunk) * kChunk;  // elements that have no memory at all
@@ -199,10 +218,7 @@ class Check {
     table.first_element = row.first_element;
     table.count = before + row.count;
     table.layout = row.strides == nullptr ? fusedoptim::cuda::kNoLayout : int64_t(layouts_.size());
-    if (step_.fold == Fold::kOnDevice) {
-      table.step = count->memory.data();
-      table.step_is_double = count->is_double;
-    }
+    if (fold() == Fold::kOnDevice) table.numbers = counts_.back().places();
     rows_.push_back(table);
     if (row.strides != nullptr) add_layout(*row.strides, operands);
   }
@@ -286,8 +302,8 @@ class Check {
     if (handle == nullptr) throw Mismatch("there is no such kernel");
     const auto kernel = reinterpret_cast<void (*)(StepLaunch)>(const_cast<void*>(handle));
 
-    std::vector<fusedoptim::cuda::Count> counts;
-    for (const StepCount& count : counts_) counts.push_back({count.memory.data(), count.is_double});
+    std::vector<fusedoptim::cuda::StepNumbers> counts;
+    for (const RowNumbers& row : counts_) counts.push_back(row.places());
     const Constant rows("the table of rows", rows_), chunks("the table of chunks", chunks_);
     const Constant count_table("the table of step counts", counts), layouts("the table of layouts", layouts_);
     const Constant found_inf("found_inf", std::vector<float>{step_.found_inf.value_or(0)});
@@ -298,7 +314,7 @@ class Check {
     StepLaunch launch{};
     launch.rows = rows.at<fusedoptim::cuda::Row>();
     launch.chunks = chunks.at<fusedoptim::cuda::Chunk>();
-    launch.counts = count_table.at<fusedoptim::cuda::Count>();
+    launch.counts = count_table.at<fusedoptim::cuda::StepNumbers>();
     launch.layouts = layouts.at<int64_t>();
     launch.ticket = const_cast<unsigned*>(ticket.at<unsigned>());
     launch.found_inf = step_.found_inf.has_value() ? found_inf.at<float>() : nullptr;
@@ -323,14 +339,14 @@ class Check {
     launch.zero_grad = step_.zero_grad;
     launch.computes_constants = on_device();
     // Only of rows without a step count on the device; nothing may read it elsewhere.
-    launch.step = step_.fold == Fold::kOnDevice ? NAN : step_.rows[0].step + 1;
+    launch.step = fold() == Fold::kOnDevice ? NAN : step_.rows[0].step + 1;
     if (on_device()) {
       std::memcpy(launch.rule, launch_options_.bytes, rule_.option_bytes);
       for (const Number& number : numbers_) {
         launch.numbers[launch.number_count++] = {number.memory.data(), number.is_double, number.option};
       }
     } else {
-      rule_.fold(options_.bytes, step_.rows[0].step + 1, in_double(), launch.rule);
+      rule_.fold(options_.bytes, numbers_of(0), in_double(), launch.rule);
     }
 
     run_grid({step_.grid, 1, 1}, {fusedoptim::cuda::kThreads, 1, 1}, [&] { kernel(launch); });
@@ -348,9 +364,24 @@ class Check {
     return std::isnan(coefficient) ? NAN : std::min(coefficient, 1.0);
   }
 
-  double step_of(size_t row) const {
-    if (step_.fold == Fold::kOnDevice) return counts_[count_of_row_[row]].before + 1;
-    return step_.rows[0].step + 1;
+  fusedoptim::Numbers numbers_of(size_t row) const {
+    if (fold() == Fold::kOnDevice) return advanced(counts_[size_t(count_of_row_[row])]);
+    fusedoptim::Numbers numbers;
+    numbers.step = step_.rows[0].step + 1;
+    for (int i = 0; i < rule_.number_count; ++i) numbers.before[i] = 0.25 * (i + 1);
+    rule_.advance(options_.bytes, numbers);
+    return numbers;
+  }
+
+  fusedoptim::Numbers advanced(const RowNumbers& row) const {
+    fusedoptim::Numbers numbers;
+    numbers.step = row.stored[0].before + 1;
+    for (int i = 0; i < rule_.number_count; ++i) numbers.before[i] = row.stored[size_t(i) + 1].before;
+    rule_.advance(options_.bytes, numbers);
+    for (int i = 0; i < rule_.number_count; ++i) {
+      if (!row.stored[size_t(i) + 1].is_double) numbers.after[i] = float(numbers.after[i]);
+    }
+    return numbers;
   }
 
   void run_expected() {
@@ -363,13 +394,13 @@ class Check {
       task.variant = step_.variant;
       task.dtype = step_.dtype;
       task.operand_count = int(operands_[i].size());
-      rule_.fold(options_.bytes, step_of(i), in_double(), constants[i].bytes);
+      rule_.fold(options_.bytes, numbers_of(i), in_double(), constants[i].bytes);
       task.constants = constants[i].bytes;
       for (size_t k = 0; k < operands_[i].size(); ++k) {
         task.operands[k] = begin(operands_[i][k], operands_[i][k].expected);
       }
       task.count = step_.rows[i].count;
-      task.next_step = step_of(i);
+      task.next_step = numbers_of(i).step;
       if (step_.mixture) {
         task.mixed = true;
         for (int k = 0; k < task.operand_count; ++k) {
@@ -416,10 +447,14 @@ class Check {
       for (const Operand& operand : operands_[row]) compared += compare(row, operand);
       for (const Operand& scales : scales_[row]) compared += compare(row, scales);
     }
-    for (const StepCount& count : counts_) {
-      const double wanted = count.before + (skips() ? 0 : 1);
-      if (count.value() != wanted) {
-        throw Mismatch("a step count is " + std::to_string(count.value()) + " and should be " + std::to_string(wanted));
+    for (const RowNumbers& row : counts_) {
+      const fusedoptim::Numbers numbers = advanced(row);
+      for (size_t i = 0; i < row.stored.size(); ++i) {
+        const double after = i == 0 ? numbers.step : numbers.after[i - 1];
+        const double wanted = skips() ? row.stored[i].before : after, value = row.stored[i].value();
+        if (value == wanted || (value != value && wanted != wanted)) continue;
+        throw Mismatch("number " + std::to_string(i) + " of a row (0: its step) is " + std::to_string(value) +
+                       " and should be " + std::to_string(wanted));
       }
     }
     return compared;
@@ -451,7 +486,7 @@ class Check {
   std::vector<Number> numbers_;
   std::vector<std::vector<Operand>> operands_;  // of each row
   std::vector<std::vector<Operand>> scales_;    // of each row, of its states in 8 bits
-  std::vector<StepCount> counts_;
+  std::vector<RowNumbers> counts_;
   std::vector<int> count_of_row_;
   std::vector<fusedoptim::cuda::Row> rows_;
   std::vector<fusedoptim::cuda::Chunk> chunks_;

@@ -14,6 +14,7 @@ from cases import (
     Case,
     best_instruction_set,
     everything,
+    for_drivers,
     of_cases,
     of_dtypes,
     one_per_class,
@@ -102,7 +103,7 @@ def steps_in_layouts(
 
 @pytest.mark.parametrize("param_layout", LAYOUTS)
 @pytest.mark.parametrize("written", [None, "zeroed", "unscaled"])
-@of_cases(one_per_class())
+@of_cases(for_drivers(one_per_class()))
 @of_dtypes
 def test_every_layout(case: Case, dtype: torch.dtype, written: str | None, param_layout: str) -> None:
     """A parameter in each layout with a gradient in each and, from the second step on, state in yet others.
@@ -137,7 +138,7 @@ def large_steps(name: str, case: Case, dtype: torch.dtype, layouts: tuple[Layout
     ],
     ids=" and ".join,
 )
-@of_cases(everything())
+@of_cases(for_drivers(everything()))
 def test_layouts_over_several_chunks(case: Case, names: tuple[str, str], count: int) -> None:
     """A tensor in an awkward layout is cut into chunks too, which threads share."""
     plain = LAYOUTS["contiguous"]
@@ -147,7 +148,7 @@ def test_layouts_over_several_chunks(case: Case, names: tuple[str, str], count: 
 
 
 @pytest.mark.parametrize("place", range(4))
-@of_cases(one_per_class())
+@of_cases(for_drivers(one_per_class()))
 @of_dtypes
 def test_an_empty_tensor_at_each_place(case: Case, dtype: torch.dtype, place: int) -> None:
     """The parameters around it are updated, in one chunk or several."""

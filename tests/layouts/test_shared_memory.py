@@ -11,6 +11,7 @@ from cases import (
     PER_THREAD,
     Case,
     best_instruction_set,
+    for_drivers,
     of_cases,
     of_dtypes,
     one_per_class,
@@ -20,6 +21,7 @@ from steps import (
     assert_same_steps,
     backend,
     numbers,
+    numbers_in_double,
     snapshot,
     threads,
 )
@@ -112,26 +114,28 @@ def shared_steps(
 @pytest.mark.parametrize("how", SHARED)
 @pytest.mark.parametrize("zero_grad", [None, "to_zero", "to_none"])
 @pytest.mark.parametrize("share_state", [False, True], ids=["own_state", "one_state"])
-@of_cases(one_per_class())
+@of_cases(for_drivers(one_per_class()))
 @of_dtypes
 def test_memory_shared_between_parameters(
     case: Case, dtype: torch.dtype, share_state: bool, zero_grad: str | None, how: str
 ) -> None:
     """One after the other, as torch's for-loop does; zeros come last."""
     arguments = (dtype, how, 100, share_state, zero_grad)
-    with backend(best_instruction_set()):
+    with backend(best_instruction_set()), numbers_in_double():
         actual = shared_steps(case.make, *arguments)
-    with backend("reference"):
+    with backend("reference"), numbers_in_double():
         assert_same_steps(actual, shared_steps(case.make, *arguments))
     if dtype == torch.float64:
-        for mine, torchs in zip(actual[-1], shared_steps(case.make_exact, *arguments)[-1], strict=True):
+        with numbers_in_double():
+            expected = shared_steps(case.make_exact, *arguments)[-1]
+        for mine, torchs in zip(actual[-1], expected, strict=True):
             for name, x in mine.items():
                 torch.testing.assert_close(x, torchs[name], rtol=1e-9, atol=1e-12, check_dtype=False)
 
 
 @pytest.mark.parametrize("how", SHARED)
 @pytest.mark.parametrize("zero_grad", [None, "to_zero"])
-@of_cases(one_per_class())
+@of_cases(for_drivers(one_per_class()))
 def test_large_memory_shared_between_parameters(case: Case, zero_grad: str | None, how: str) -> None:
     """Threads do not get into each other's way."""
     arguments = (torch.float32, how, 2 * PER_THREAD, False, zero_grad)

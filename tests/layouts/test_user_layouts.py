@@ -16,6 +16,7 @@ from cases import (
     Case,
     best_instruction_set,
     everything,
+    for_drivers,
     of_cases,
     of_dtypes,
     of_instruction_sets,
@@ -191,7 +192,7 @@ def steps_as_users_lay(name: str, case: Case, dtype: torch.dtype, who: str) -> l
 
 
 @pytest.mark.parametrize("who", USERS)
-@of_cases(one_per_class())
+@of_cases(for_drivers(one_per_class()))
 @of_dtypes
 def test_as_users_lay_them(case: Case, dtype: torch.dtype, who: str) -> None:
     expected = steps_as_users_lay("reference", case, dtype, who)
@@ -234,7 +235,7 @@ def elements_share_memory(x: Tensor) -> bool:
     return len(places.unique()) < x.numel()
 
 
-@of_cases(one_per_class())
+@of_cases(for_drivers(one_per_class()))
 def test_scaled_gradient_whose_elements_share_memory(case: Case) -> None:
     """To divide one element several times would be wrong, so that is an error, before anything is written."""
     params = parameters([700, 9], torch.float32)
