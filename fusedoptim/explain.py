@@ -63,7 +63,7 @@ bfloat16 or float16
     if not isinstance(optimizer, FusedStep):
         name = type(optimizer).__name__
         hint = "fusedoptim.from_torch makes one of torch's class of the same name"
-        if type(optimizer).__module__.startswith("torch.optim.") and not can_convert(optimizer):
+        if type(optimizer).__module__.split(".")[:2] == ["torch", "optim"] and not can_convert(optimizer):
             hint = f"it is torch's own {name}, of which there is nothing to explain"
         raise TypeError(f"optimizer must be one of fusedoptim's, got {name}; {hint}")
     groups: list[dict[str, Any]] = optimizer.param_groups

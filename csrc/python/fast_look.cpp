@@ -236,14 +236,14 @@ template <class Number>
 const char* FastPath::look_at_number(PyObject* object, TensorImplRef& tensor, Number& out) {
   const TensorLayout& layout = *TensorLayout::get();
   DType dtype;
-  if (!Torch::get().is_plain(object)) return "its step, or a number beside it, is not a plain tensor";
+  if (!Torch::get().is_plain(object)) return "a number of its state is not a plain tensor";
   tensor = layout.impl(object);
   if (!layout.is_plain_strided(tensor) || layout.count(tensor) != 1 || !layout.dtype(tensor, dtype) ||
       (dtype != DType::f32 && dtype != DType::f64))
-    return "its step, or a number beside it, is not one float32 or float64 on the CPU";
+    return "a number of its state is not one float32 or float64 on the CPU";
   const int64_t size = int64_t(size_of(dtype));
   out.at = layout.data(tensor, size);
-  if (out.at == nullptr) return "the memory of its step, or of a number beside it, is not plainly there";
+  if (out.at == nullptr) return "the memory of a number of its state is not plainly there";
   out.is_double = dtype == DType::f64;
   out.on_device = false;
   ranges_.add(out.at, out.at + size, false);

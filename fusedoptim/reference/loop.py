@@ -49,14 +49,14 @@ class ReferenceLoop(Optimizer):
                 loss = closure()
         for index, group in enumerate(self.param_groups):
             options = as_numbers(RULES[self._rule], group, index)
-            params = [param for param in group["params"] if param.grad is not None]
-            for param in params:
-                if param.grad.is_sparse:
+            pairs = [(param, param.grad) for param in group["params"] if param.grad is not None]
+            for param, grad in pairs:
+                if grad.is_sparse:
                     raise RuntimeError(f"{type(self).__name__} does not support sparse gradients")
                 if not self.state[param]:
                     self.state[param].update(new_state(RULES[self._rule], param, group))
-            for param in params:
-                self._step_one(param, group, options)
+            for param, grad in pairs:
+                self._step_one(param, prepare_grad(_real(grad), maximize=bool(group.get("maximize"))), options)
             if (advance := RULES[self._rule].advance_group) is not None:
                 group.update(advance(options))
         return loss
@@ -64,16 +64,14 @@ class ReferenceLoop(Optimizer):
     def _check_ready(self) -> None:
         """Raise where no step can be taken now."""
 
-    def _step_one(self, param: Tensor, group: dict[str, Any], options: dict[str, Any]) -> None:
+    def _step_one(self, param: Tensor, grad: Tensor, options: dict[str, Any]) -> None:
         """Update one parameter; of a complex one both parts."""
         rule, state = RULES[self._rule], self.state[param]
         own = {name: _real(state[name]) for name in rule.own_state(options)}
         if "step" in state:
             state["step"] += 1
-        grad = prepare_grad(_real(param.grad), maximize=bool(group.get("maximize")))
-        new_param, changed = rule.update(
-            _real(param), grad, own, float(state.get("step", options.get("k", 0) + 1)), **options
-        )
+        step = float(state.get("step", options.get("k", 0) + 1))
+        new_param, changed = rule.update(_real(param), grad, own, step, **options)
         _real(param).copy_(new_param)
         for name, value in changed.items():
             own[name].copy_(value)

@@ -19,7 +19,11 @@ import fusedoptim
 pytestmark = pytest.mark.usefixtures("one_thread", "kernels_only")
 
 SIZE, STEPS = 4096, 10
-CLEAR = 0.025  # with fewer differing elements than this fraction, two implementations round in the same places
+_SOME = torch.linspace(0.01, 4, 10_000)
+_MISROUNDED = float((_SOME.sqrt() != _SOME.double().sqrt().float()).float().mean())  # of torch's roots, here
+# With fewer differing elements than this fraction, two implementations round in the same places but for such roots, of
+# which half change a result at most.
+CLEAR = max(0.025, _MISROUNDED / 2)
 LOW_PRECISION = (torch.bfloat16, torch.float16)
 
 
@@ -94,8 +98,9 @@ def test_errors_are_not_larger_than_torchs(case: Case, dtype: torch.dtype) -> No
     differ in many elements and the criterion is strict. In float32 Adam differs from the for-loop in one element of
     a thousand, on some processors in one of fifty, and only because torch's square root is not always rounded
     correctly (there, one root of five is not); which of two neighbouring results is nearer to the truth is then a
-    toss for each such element. So, below one differing element in forty, the sum of the losses must not exceed 4
-    standard errors of as many tosses, and the maximum torch's by more than the one unit that neighbours are apart.
+    toss for each such element. So, below one differing element in forty, or as many as such roots explain, the sum of
+    the losses must not exceed 4 standard errors of as many tosses, and the maximum torch's by more than the one unit
+    that neighbours are apart.
     """
     errors = all_errors(case, dtype)
     for who in implementations_of_torch(case, dtype):

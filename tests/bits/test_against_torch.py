@@ -141,13 +141,14 @@ def test_close_to_float64(case: Case, dtype: torch.dtype) -> None:
     latter are units of the larger of the numbers before and after. A number that the dtype cannot hold must be
     infinite, and NaN where torch has NaN.
     """
-    with backend(best_instruction_set()), numbers_in_double():
+    with backend(best_instruction_set()), numbers_in_double(case):
         # In float64, state of the first step would begin with a number that is not rounded.
         befores = step_by_step(case, dtype, 1031, 5)[1 if case.rule.initial else 0 :]
         results = [one_step(case.make, before, dtype) for before in befores]
     arithmetic = torch.float64 if dtype == torch.float64 else torch.float32
     for before, result in zip(befores, results, strict=True):
-        exact = one_step(case.make_exact, before, torch.float64)
+        with numbers_in_double(case):
+            exact = one_step(case.make_exact, before, torch.float64)
         assert result.keys() == exact.keys()
         for name, x in result.items():
             y = exact[name]
@@ -180,7 +181,7 @@ def test_whole_run_close_to_torch(case: Case) -> None:
             optimizer.step()
         return [*params, *(x for entry in tensors(optimizer) for x in entry.values())]
 
-    with numbers_in_double():
+    with numbers_in_double(case):
         both = train(case.make), train(case.make_exact)
     for mine, wanted in zip(*both, strict=True):
         torch.testing.assert_close(mine, wanted, rtol=1e-6, atol=1e-9)

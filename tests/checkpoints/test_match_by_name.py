@@ -88,7 +88,7 @@ def test_a_parameter_that_moved_has_the_options_of_the_group_it_is_in() -> None:
 def test_groups_that_were_split_or_joined(split: bool) -> None:
     """With a scheduler, whose entry in the group comes along."""
     one: list[Group] = [(ALL, {"weight_decay": 0.1})]
-    two: list[Group] = [(ALL[3:], {"weight_decay": 0.1}), (ALL[:3], {"weight_decay": 0.1, "fused": False})]
+    two: list[Group] = [(ALL[3:], {"weight_decay": 0.1}), (ALL[:3], {"weight_decay": 0.1, "fused": True})]
     source = make(*(one if split else two), steps=1)
     scheduler = ExponentialLR(source, 0.5)
     step(source, 4)

@@ -121,12 +121,12 @@ def test_memory_shared_between_parameters(
 ) -> None:
     """One after the other, as torch's for-loop does; zeros come last."""
     arguments = (dtype, how, 100, share_state, zero_grad)
-    with backend(best_instruction_set()), numbers_in_double():
+    with backend(best_instruction_set()), numbers_in_double(case):
         actual = shared_steps(case.make, *arguments)
-    with backend("reference"), numbers_in_double():
+    with backend("reference"), numbers_in_double(case):
         assert_same_steps(actual, shared_steps(case.make, *arguments))
     if dtype == torch.float64:
-        with numbers_in_double():
+        with numbers_in_double(case):
             expected = shared_steps(case.make_exact, *arguments)[-1]
         for mine, torchs in zip(actual[-1], expected, strict=True):
             for name, x in mine.items():

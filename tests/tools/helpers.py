@@ -19,7 +19,7 @@ import fusedoptim
 from fusedoptim import native
 from fusedoptim.step import FusedStep
 
-OF_TORCH = ["SGD", "Adam", "AdamW", "Adadelta", "Adagrad", "Adamax", "RAdam", "RMSprop", "Rprop"]
+OF_TORCH = ["SGD", "Adam", "AdamW", "Adadelta", "Adagrad", "Adamax", "ASGD", "NAdam", "RAdam", "RMSprop", "Rprop"]
 NAMES = OF_TORCH[:3]  # for tests of what does not depend on the rule
 SETTINGS: list[tuple[str, dict[str, Any]]] = [
     ("SGD", {"lr": 0.1}),

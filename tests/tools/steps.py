@@ -104,10 +104,11 @@ def threads(count: int) -> Iterator[None]:
 
 
 @contextmanager
-def numbers_in_double() -> Iterator[None]:
-    """Have new state keep its numbers, as the step count, in float64."""
+def numbers_in_double(case: Any = None) -> Iterator[None]:
+    """Have new state keep its numbers in float64; of a case only where the rule has any beside the step count."""
     before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
+    if case is None or case.rule.numbers:
+        torch.set_default_dtype(torch.float64)
     try:
         yield
     finally:
