@@ -22,7 +22,7 @@ from benchmarks.shared.options import Parser, positive, question
 from benchmarks.shared.report import Table, correct_text, each, is_wrong, make_console, result_text, spread_text
 from benchmarks.shared.tails import PLAIN, TAILS
 from benchmarks.shared.timed_training import TimedTraining
-from benchmarks.shared.variants import DISTINCT, OURS, RULES, VARIANTS
+from benchmarks.shared.variants import ALL, ALL_RULES, DISTINCT, MORE_RULES, OURS, RULES, VARIANTS, chosen
 from benchmarks.shared.workloads import WORKLOADS
 
 QUICK_ITERATIONS = 6
@@ -32,6 +32,7 @@ TAIL_RULE = "adam"  # whose loops also have the other tails by default
 
 def add_options(parser: Parser) -> None:
     parser.add_names("--tail", TAILS, f"what follows the backward pass (default: all with {TAIL_RULE}, else plain)")
+    parser.add_names("--optimizer", (*RULES, *MORE_RULES, ALL), f"which (default: {' '.join(RULES)})")
     parser.add_names("--variants", VARIANTS, "which implementations (default: all that differ)")
     parser.add_argument("--iterations", type=positive, help="length of a run (default: the workload's own)")
     parser.add_limit("--seconds", SECONDS, 0.5, "the longest that a run may take")
@@ -42,7 +43,7 @@ def make_cases(args: argparse.Namespace) -> list[TimedTraining]:
     names, length = args.variants or DISTINCT, args.iterations or (QUICK_ITERATIONS if args.quick else None)
     return [
         TimedTraining(workload, rule, names, args.rounds, length, tail, seconds=args.seconds)
-        for workload, rule, tail in product(args.workload or WORKLOADS, args.optimizer or RULES, TAILS)
+        for workload, rule, tail in product(args.workload or WORKLOADS, chosen(args.optimizer, RULES), TAILS)
         if (tail in args.tail if args.tail else tail == PLAIN or rule == TAIL_RULE)
     ]
 
@@ -53,7 +54,7 @@ def label(case: TimedTraining) -> str:
 
 def case_label(result: Record) -> str:
     """The first cell of a row: the workload, the optimizer, and the tail if it is more than the step."""
-    names = result["workload"], RULES[result["optimizer"]].class_name, result.get("tail", PLAIN)
+    names = result["workload"], ALL_RULES[result["optimizer"]].class_name, result.get("tail", PLAIN)
     return ", ".join(name for name in names if name != PLAIN)
 
 
@@ -107,6 +108,6 @@ def tables(record: Record) -> Iterator[Table]:
 
 workloads = "\n".join(f"  {name:12} {w.summary}; {w.iterations} iterations" for name, w in WORKLOADS.items())
 main = question(
-    __doc__, "train_loop", measure, tables, {"--workload": WORKLOADS, "--optimizer": RULES}, add_options,
+    __doc__, "train_loop", measure, tables, {"--workload": WORKLOADS}, add_options,
     epilog=f"workloads:\n{workloads}", rounds=(5, 2),
 )  # fmt: skip

@@ -21,6 +21,8 @@ from benchmarks.shared.probe import Probe
 from benchmarks.shared.report import Times, unfinished
 from benchmarks.shared.shapes import Model
 from benchmarks.shared.variants import ALL_RULES, LIMIT, OURS, REFERENCE, VARIANTS, YARDSTICKS
+from fusedoptim.reference import RULES as DECLARED
+from fusedoptim.reference.rule import PARAM
 
 LR = {rule: 0.1 if kind.class_name == "SGD" else 1e-3 for rule, kind in ALL_RULES.items()}
 LOW_LR = 0.1  # of bfloat16 and float16: moves that are large beside what rounding does to the parameters
@@ -59,6 +61,7 @@ class SharedTensors:
         self.params = [nn.Parameter(tensor) for tensor in self.empty("param")]
         self.grads = self.empty("grad")
         self.state = {name: self.empty(name) for name in ALL_RULES[rule].state}
+        self.declared = DECLARED[VARIANTS[OURS].cls(rule)._rule]
 
     def empty(self, role: str) -> list[Tensor]:
         """Memory for a tensor of each shape; `role` is "param", "grad" or the name of a state."""
@@ -70,8 +73,10 @@ class SharedTensors:
         place = self.device if group.get("fused") or group.get("capturable") else "cpu"
         for i, p in enumerate(self.params):
             optimizer.state[p] = {name: tensors[i] for name, tensors in self.state.items()}
-            if ALL_RULES[self.rule].class_name != "SGD":
-                optimizer.state[p]["step"] = torch.tensor(0.0, device=place)
+            for name in sorted(self.declared.scalars & set(self.declared.own_state(group))):
+                value = self.declared.numbers.get(name, 0.0)
+                start = torch.tensor(float(group[value] if isinstance(value, str) else value), device=place)
+                optimizer.state[p][name] = start
         return optimizer
 
     def step(self, variant: str) -> Call:
@@ -128,8 +133,9 @@ class Arena(SharedTensors):
         """Writes the initial values, the same each time: no step taken yet."""
         for p, initial in zip(self.params, self.initial, strict=True):
             p.detach().copy_(initial)
-        for tensor in (tensor for tensors in self.state.values() for tensor in tensors):
-            tensor.zero_()
+        for name, tensors in self.state.items():
+            for tensor, initial in zip(tensors, self.initial, strict=True):
+                tensor.copy_(initial) if self.declared.initial.get(name) == PARAM else tensor.zero_()
         self.write_grads()
 
     def write_grads(self, _: object = None, scale: float = 1.0) -> None:

@@ -10,7 +10,7 @@
 
 namespace {
 
-constexpr int max_streams = 5;
+constexpr int max_streams = 6;
 
 struct Chunk {
     char* stream[max_streams];
@@ -85,10 +85,10 @@ void share_out(const Chunk* chunks, int64_t count, const Way& way, uint64_t zero
 
 extern "C" {
 
-// `written` streams, from 1 to 4, are read and written; the one after them is read.
+// `written` streams, from 1 to 5, are read and written; the one after them is read.
 void step(const Chunk* chunks, int64_t count, int written, const Way* way, uint64_t zero) {
     constexpr void (*kernels[])(const Chunk&, int64_t, uint64_t) = {step_chunk<1>, step_chunk<2>, step_chunk<3>,
-                                                                    step_chunk<4>};
+                                                                    step_chunk<4>, step_chunk<5>};
     static_assert(sizeof(kernels) / sizeof(*kernels) == max_streams - 1, "one for each number of streams");
     share_out(chunks, count, *way, zero, kernels[written - 1]);
 }

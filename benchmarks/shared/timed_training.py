@@ -77,7 +77,8 @@ class TimedTraining:
         self.iterations = self.length or self.workload.iterations
         # There, those that make the calls of torch's loop would be ours.
         names = [name for name in self.variants if self.tail != PLAIN or name != OURS_CALLS]
-        self.trained = list(dict.fromkeys((*YARDSTICKS, *names)))
+        names = [name for name in names if VARIANTS[name].has(self.rule)]
+        self.trained = list(dict.fromkeys((*(name for name in YARDSTICKS if VARIANTS[name].has(self.rule)), *names)))
         self.timings = {name: Timings(self.tail) for name in names}
 
     def run(self, first: Callable[[dict[str, Any]], object] = nothing) -> dict[str, Any]:

@@ -1,23 +1,25 @@
 """The optimizers, and the implementations of them that are compared."""
 
+import importlib
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from types import ModuleType
 from typing import Any
 
 import torch
 
 import fusedoptim
 from benchmarks.shared.measure import Call, nothing
+from fusedoptim.reference import RULES as DECLARED
+from fusedoptim.step import FusedStep
 
 
 @dataclass(frozen=True)
 class Rule:
     """An optimizer and the arguments it is benchmarked with."""
 
-    class_name: str  # in `torch.optim` as in `fusedoptim`
+    class_name: str  # in `fusedoptim`, and in `torch.optim` or a package
     state: tuple[str, ...]  # the tensors it keeps per parameter, by their names in `optimizer.state`
     options: Mapping[str, Any] = field(default_factory=dict)  # keyword arguments beside `lr`
 
@@ -32,17 +34,28 @@ class Rule:
     bytes_per_element = property(lambda self: 4 * self.accesses)
 
 
-_ADAMS = ("exp_avg", "exp_avg_sq")
-_MOMENTUM = Rule("SGD", ("momentum_buffer",), {"momentum": 0.9})
-RULES = {"sgd": _MOMENTUM, "adam": Rule("Adam", _ADAMS), "adamw": Rule("AdamW", _ADAMS)}
-# Those that the question of the step alone takes as well. RAdam is rectified from the third step on.
-MORE_RULES = {"adadelta": Rule("Adadelta", ("square_avg", "acc_delta")), "adagrad": Rule("Adagrad", ("sum",)),
-              "adamax": Rule("Adamax", ("exp_avg", "exp_inf")), "radam": Rule("RAdam", _ADAMS, {"betas": (0.9, 0.7)}),
-              "rmsprop": Rule("RMSprop", ("square_avg",)), "rprop": Rule("Rprop", ("prev", "step_size"))}  # fmt: skip
+def _rule(name: str, **options: Any) -> Rule:
+    cls = getattr(fusedoptim, name)
+    group = cls([torch.nn.Parameter(torch.zeros(1))], **options).param_groups[0]
+    return Rule(name, tuple(DECLARED[cls._rule].tensors(group)), options)
+
+
+RULES = {"sgd": _rule("SGD", momentum=0.9), "adam": _rule("Adam"), "adamw": _rule("AdamW")}
+# Those that have no workload of their own. RAdam is rectified from the third step on.
+_OPTIONS: dict[str, dict[str, Any]] = {"RAdam": {"betas": (0.9, 0.7)}}
+_OURS = [name for name in sorted(fusedoptim.__all__) if FusedStep in getattr(getattr(fusedoptim, name), "__mro__", ())]
+MORE_RULES = {name.lower(): _rule(name, **_OPTIONS.get(name, {})) for name in _OURS if name.lower() not in RULES}
+ALL = "all"  # among the names of optimizers on a command line
+
+
+def chosen(names: Sequence[str] | None, default: Iterable[str]) -> list[str]:
+    return [*RULES, *MORE_RULES] if names and ALL in names else list(names or default)
+
+
 # What a check of three steps must see, it sees: a maximum that is not the average, a decay that is no rounding error.
-_AMSGRAD = Rule("Adam", (*_ADAMS, "max_exp_avg_sq"), {"amsgrad": True, "betas": (0.9, 0.5)})
-ALL_RULES = RULES | MORE_RULES | {"adamw-decay": Rule("AdamW", _ADAMS, {"weight_decay": 0.5}), "adam-amsgrad": _AMSGRAD,
-                                  "sgd-plain": Rule("SGD", ())}  # fmt: skip
+_AMSGRAD = _rule("Adam", amsgrad=True, betas=(0.9, 0.5))
+ALL_RULES = RULES | MORE_RULES | {"adamw-decay": _rule("AdamW", weight_decay=0.5), "adam-amsgrad": _AMSGRAD,
+                                  "sgd-plain": _rule("SGD")}  # fmt: skip
 LABELS = {"adam": "Adam", "adamw-decay": "AdamW", "adam-amsgrad": "Adam, amsgrad", "sgd-plain": "SGD",
           "sgd": "SGD, momentum"}  # fmt: skip
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -51,20 +64,31 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 @dataclass(frozen=True)
 class Variant:
     name: str  # as in tables and on the command line
-    module: ModuleType  # where its classes live
+    module: str  # where its classes live, if they do
     flags: Mapping[str, bool]  # the constructor arguments that choose the implementation
 
     @property
     def is_ours(self) -> bool:
-        return self.module is fusedoptim
+        return self.module == "fusedoptim"
+
+    def cls(self, rule: str) -> Any:  # None where there is none
+        name = ALL_RULES[rule].class_name
+        try:
+            return getattr(importlib.import_module(self.module or _PACKAGES.get(name, "torch")), name, None)
+        except ModuleNotFoundError:
+            return None
 
     def has(self, rule: str) -> bool:  # whether the class of a rule has this implementation
-        cls = getattr(self.module, ALL_RULES[rule].class_name)
-        return self.flags.keys() <= inspect.signature(cls).parameters.keys()
+        cls = self.cls(rule)
+        return cls is not None and self.flags.keys() <= inspect.signature(cls).parameters.keys()
 
     def build(self, rule: str, params: Iterable[torch.Tensor], lr: float, **settings: Any) -> Any:
-        kind = ALL_RULES[rule]
-        return getattr(self.module, kind.class_name)(params, lr=lr, **{**kind.options, **self.flags, **settings})
+        kind, cls, flags = ALL_RULES[rule], self.cls(rule), self.flags
+        if cls is None:  # in float64, our own for-loop says what is right; its equations have tests of their own
+            cls, flags = getattr(fusedoptim, kind.class_name)._torch_class, {}
+        optimizer = cls(params, lr=lr, **{**kind.options, **flags, **settings})
+        getattr(optimizer, "train", nothing)()
+        return optimizer
 
     def loop_calls(self, optimizer: Any, zero_grad: str) -> tuple[Call, Call]:
         # At the start of an iteration, and for the step. "separate" is `zero_grad()`; "to_zero" and "to_none" clear the
@@ -79,15 +103,17 @@ class Variant:
 OURS = "fusedoptim"
 OURS_CALLS = "fusedoptim-calls"  # leaves to the step only what torch's does, see `tails.py`
 LIMIT = "streaming limit"  # beside the variants in tables: see `probe.py`
-ALL = (
-    Variant("torch-forloop", torch.optim, {"foreach": False}),
-    Variant("torch-default", torch.optim, {}),
-    Variant("torch-foreach", torch.optim, {"foreach": True}),
-    Variant("torch-fused", torch.optim, {"fused": True}),
-    Variant(OURS_CALLS, fusedoptim, {}),
-    Variant(OURS, fusedoptim, {}),
+_PACKAGES = {"Lion": "lion_pytorch", "AdamWScheduleFree": "schedulefree", "SGDScheduleFree": "schedulefree"}
+_VARIANTS = (
+    Variant("torch-forloop", "torch.optim", {"foreach": False}),
+    Variant("torch-default", "torch.optim", {}),
+    Variant("torch-foreach", "torch.optim", {"foreach": True}),
+    Variant("torch-fused", "torch.optim", {"fused": True}),
+    Variant("package", "", {}),  # which people install for an optimizer that torch lacks
+    Variant(OURS_CALLS, "fusedoptim", {}),
+    Variant(OURS, "fusedoptim", {}),
 )
-VARIANTS = {variant.name: variant for variant in ALL}
+VARIANTS = {variant.name: variant for variant in _VARIANTS}
 REFERENCE = VARIANTS["torch-forloop"]  # in float64
-YARDSTICKS = ("torch-default", "torch-foreach", "torch-fused")
+YARDSTICKS = ("torch-default", "torch-foreach", "torch-fused", "package")
 DISTINCT = [name for name in VARIANTS if name != "torch-forloop"]  # which is torch's default on the CPU

@@ -151,8 +151,12 @@ def bytes_gpt(context: int = 64, batch: int = 8, batches: int = 64) -> Task:
     return Task(model, byte_loss, list(zip(inputs, targets, strict=True)))
 
 
-TUTORIAL_LR = {"sgd": 1e-5, "adam": 1e-4, "adamw": 1e-4}
-SMALL_LR = {"sgd": 1e-2, "adam": 1e-3, "adamw": 1e-3}
+class Rates(dict[str, float]):
+    __missing__ = lambda self, _: self["adam"]  # noqa: E731
+
+
+TUTORIAL_LR = Rates(sgd=1e-5, adam=1e-4)
+SMALL_LR = Rates(sgd=1e-2, adam=1e-3)
 
 WORKLOADS = {
     "tutorial": Workload(

@@ -90,7 +90,7 @@ class Training:
             p.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
         if variant and way == APPLIED:
             options = {"lr": LR, **RULES[RULE].options, **variant.flags}
-            _apply_optimizer_in_backward(getattr(variant.module, RULES[RULE].class_name), self.params, options)
+            _apply_optimizer_in_backward(variant.cls(RULE), self.params, options)
 
     def watch(self, _: Tensor) -> None:
         self.held = max(self.held, sum(p.grad.nbytes for p in self.params if p.grad is not None))

@@ -19,7 +19,7 @@ from benchmarks.shared.measure import time_rounds
 from benchmarks.shared.options import Parser, positive, question
 from benchmarks.shared.report import Table, each, result_text
 from benchmarks.shared.shapes import MODELS
-from benchmarks.shared.variants import ALL_RULES, LIMIT, MORE_RULES, OURS, RULES, VARIANTS
+from benchmarks.shared.variants import ALL, ALL_RULES, LIMIT, MORE_RULES, OURS, RULES, VARIANTS, chosen
 
 WARM_UP = 3
 COLUMNS = {"time, µs": "time", "ratio": "ratio", "GB/s": "gb_per_s", "of the limit": "limit_share",
@@ -27,7 +27,8 @@ COLUMNS = {"time, µs": "time", "ratio": "ratio", "GB/s": "gb_per_s", "of the li
 
 
 def add_options(parser: Parser) -> None:
-    parser.add_names("--optimizer", RULES | MORE_RULES, "which optimizers (default: adam sgd)")
+    parser.add_names("--optimizer", (*RULES, *MORE_RULES, ALL), "which (default: adam sgd)")
+    parser.add_argument("--save-as", default="compare_step", help="name of the results (default: compare_step)")
     parser.add_limit("--seconds", 40.0, 1.0, "of a variant's steps on one model")  # the longest takes 18
     parser.add_argument(
         "--repeats",
@@ -39,7 +40,7 @@ def add_options(parser: Parser) -> None:
 
 def measure(args: argparse.Namespace) -> Iterator[Record]:
     results: list[Record] = []
-    for case in each(list(product(args.model or MODELS, args.optimizer or ("adam", "sgd")))):
+    for case in each(list(product(args.model or MODELS, chosen(args.optimizer, ("adam", "sgd"))))):
         model, rule = MODELS[case[0]], ALL_RULES[case[1]]
         arena = Arena(model, case[1])
         names = [x for x in args.variants or STEP_VARIANTS if x not in VARIANTS or VARIANTS[x].has(case[1])]

@@ -100,13 +100,16 @@ CASES = {
         state(exp_avg=lambda own: own["exp_avg_sq"]), TORCH, "its state shares memory with it, its gradient or other"
     ),
     "count of inference": Case(
-        state(step=lambda own: of_inference(own["step"])), GENERAL, "a number of its state is not one float32 or float64 on the CPU"
+        state(step=lambda own: of_inference(own["step"])), GENERAL,
+        "a number of its state is not one float32 or float64 on the CPU"
     ),
     "count of a subclass": Case(
         state(step=lambda own: own["step"].as_subclass(Sub)), TORCH,
         "a number of its state is not a plain tensor", "its state is not a plain tensor or dict",
     ),
-    "short count": Case(state(step=lambda _: torch.tensor(1.0).half()), TORCH, "a number of its state is not float32 or float64"),
+    "short count": Case(
+        state(step=lambda _: torch.tensor(1.0).half()), TORCH, "a number of its state is not float32 or float64"
+    ),
 }  # fmt: skip
 
 
