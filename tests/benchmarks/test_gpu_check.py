@@ -72,6 +72,9 @@ def test_each_check_notices_a_wrong_element(name: str, monkeypatch: pytest.Monke
         return result
 
     monkeypatch.setattr(gpu_bits.FusedStep, "_update", wrong)
+    few = gpu_bits.cases.for_drivers(gpu_bits.cases.one_per_class())
+    for table in ("everything", "one_per_class"):
+        monkeypatch.setattr(gpu_bits.cases, table, lambda: few)
     found = gpu_bits.run(ALL_CHECKS[name](SETTINGS))
     assert not found["passed"]
     assert found["lines"]

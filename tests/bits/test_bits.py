@@ -20,6 +20,7 @@ from cases import (
     everything,
     for_drivers,
     of_cases,
+    of_drivers,
     of_dtypes,
     of_instruction_sets,
     one_per_class,
@@ -71,8 +72,7 @@ def test_every_case(case: Case, dtype: torch.dtype, instruction_set: str) -> Non
 
 
 @of_instruction_sets
-@of_cases(for_drivers(everything()))
-@of_dtypes
+@of_drivers(everything())
 def test_sizes_around_blocks_and_chunks(case: Case, dtype: torch.dtype, instruction_set: str) -> None:
     """Large and small parameters together in one optimizer: some claimed in pieces, some many at once."""
     sizes = (5, *CHUNK_SIZES, 0, *BLOCK_SIZES, 1)
@@ -81,8 +81,7 @@ def test_sizes_around_blocks_and_chunks(case: Case, dtype: torch.dtype, instruct
 
 
 @pytest.mark.parametrize("size", [0, 1, 65, *CHUNK_SIZES])
-@of_cases(for_drivers(one_per_class()))
-@of_dtypes
+@of_drivers(one_per_class())
 def test_one_parameter_alone(case: Case, dtype: torch.dtype, size: int) -> None:
     expected = steps_of("reference", case, dtype, (size,), 2)
     assert_follows(case.make(parameters([size], dtype)), best_instruction_set(), expected)
@@ -104,8 +103,7 @@ def steps_with_gaps(name: str, case: Case, dtype: torch.dtype) -> list[Snapshot]
 
 
 @of_instruction_sets
-@of_cases(for_drivers(everything()))
-@of_dtypes
+@of_drivers(everything())
 def test_parameters_at_different_steps(case: Case, dtype: torch.dtype, instruction_set: str) -> None:
     """Parameters whose gradients begin late or come now and then count their own steps."""
     assert_same_steps(steps_with_gaps(instruction_set, case, dtype), steps_with_gaps("reference", case, dtype))

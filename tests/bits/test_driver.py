@@ -17,6 +17,7 @@ from cases import (
     everything,
     for_drivers,
     of_cases,
+    of_drivers,
     of_dtypes,
     of_instruction_sets,
     one_per_class,
@@ -55,8 +56,7 @@ pytestmark = pytest.mark.usefixtures("one_thread", "kernels_only")
 
 
 @of_instruction_sets
-@of_cases(for_drivers(everything()))
-@of_dtypes
+@of_drivers(everything())
 def test_position_does_not_matter(case: Case, dtype: torch.dtype, instruction_set: str) -> None:
     """Slots that all hold one value hold one value after the step, in tensors of any size and at any alignment."""
     sizes = [1, 2, 3, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 129]
@@ -105,8 +105,7 @@ def misaligned_steps(
 @of_instruction_sets
 @pytest.mark.parametrize("offset", [1, 2, 3])
 @pytest.mark.parametrize("zero_grad", [None, "to_zero"])
-@of_cases(for_drivers(one_per_class()))
-@of_dtypes
+@of_drivers(one_per_class())
 def test_views_that_begin_misaligned(
     case: Case, dtype: torch.dtype, zero_grad: str | None, offset: int, instruction_set: str
 ) -> None:
@@ -172,9 +171,8 @@ def zeroing_steps(name: str, case: Case, dtype: torch.dtype, how: str, together:
 
 
 @of_instruction_sets
-@of_cases(for_drivers(everything()))
 @pytest.mark.parametrize("how", ["to_zero", "to_none"])
-@of_dtypes
+@of_drivers(everything())
 def test_step_with_zero_grad(case: Case, dtype: torch.dtype, how: str, instruction_set: str) -> None:
     """``step(zero_grad=…)`` equals ``step()`` and ``zero_grad()`` after it, on the kernels and on the reference."""
     expected = zeroing_steps("reference", case, dtype, how, False)
@@ -192,9 +190,8 @@ def with_scale(optimizer: Any, grad_scale: float | None, found_inf: float | None
 
 
 @of_instruction_sets
-@of_cases(for_drivers(everything()))
 @pytest.mark.parametrize("how", [None, "to_zero"])
-@of_dtypes
+@of_drivers(everything())
 def test_grad_scale(case: Case, dtype: torch.dtype, how: str | None, instruction_set: str) -> None:
     """The gradients are divided first and stay divided."""
     sizes = (0, 1, 9, 33, 65, BLOCK_SIZES[-1])
@@ -324,8 +321,7 @@ def test_found_inf_skips_everything(
 
 
 @of_instruction_sets
-@of_cases(for_drivers(everything()))
-@of_dtypes
+@of_drivers(everything())
 def test_steps_after_a_skipped_one(case: Case, dtype: torch.dtype, instruction_set: str) -> None:
     """A first step that overflows leaves no trace in the steps after it."""
     sizes = (1, 17, 65)

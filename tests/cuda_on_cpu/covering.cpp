@@ -14,7 +14,8 @@
 //            Over the kernels every storage meets every other.
 //
 // That is for the first two rules, and for one that keeps numbers beside its step. Of the others, whose kernels are the
-// same around another rule, each has a launch of the small, the folded and the strided ones, and three mixtures.
+// same around another rule, each has a launch of the small, the folded and the strided ones, and three mixtures; in a
+// brief run, one.
 //
 // All else turns with the number of the launch, by counts that share no factor, so that across the 64 kernels every
 // pair of it occurs: found_inf absent or 0, -0; the clip; the average; the fold; the grid from one block to more blocks
@@ -80,7 +81,7 @@ class Design {
     strided_rows();
   }
 
-  // How operands are stored: 15 mixtures of each kernel, or 3.
+  // How operands are stored: 15 mixtures of each kernel, or 3, or 1.
   void mixed(bool brief) {
     using Stored = Mixture::Stored;
     struct Param {
@@ -97,7 +98,7 @@ class Design {
     const Stored grads[] = {{DType::bf16}, {DType::f32}, {DType::f16}};
     const Stored states[] = {{DType::u8}, {DType::bf16, kUpOrDown}, {DType::f32}, {DType::bf16}, {DType::f16}};
     constexpr unsigned kFewBlocks[] = {3, 2, 1, 3, 2};
-    for (int i = 0; i < (brief || few_ ? 3 : 15); ++i) {
+    for (int i = 0; i < (brief && few_ ? 1 : brief || few_ ? 3 : 15); ++i) {
       StepCase step = next();
       if (brief) step.grid = kFewBlocks[launch_ % std::size(kFewBlocks)];
       const auto turn = size_t(launch_);

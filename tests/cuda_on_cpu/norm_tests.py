@@ -38,6 +38,12 @@ of_dtypes = pytest.mark.parametrize("dtypes", [[x] for x in DTYPES] + [DTYPES], 
 INF, NAN = float("inf"), float("nan")
 
 
+def of_dtypes_and_odd(*odd: float | None) -> pytest.MarkDecorator:
+    """The first of these numbers in gradients of each dtype, the others in those of all together."""
+    pairs = [*(([x], odd[0]) for x in DTYPES), *((DTYPES, x) for x in odd)]
+    return pytest.mark.parametrize(("dtypes", "odd"), pairs, ids=str)
+
+
 @pytest.fixture(autouse=True)
 def made(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     """What is allocated on the device, kept for what is queued; it holds other numbers until it is written."""
@@ -120,9 +126,8 @@ def test_the_norm_of_other_layouts(kind: str, dtype: torch.dtype, monkeypatch: p
     assert [p.grad.stride() for p in params] == before
 
 
-@of_dtypes
+@of_dtypes_and_odd(None, INF, NAN)
 @pytest.mark.parametrize("limit", [0.5, 1e6, 0.0, INF, NAN])
-@pytest.mark.parametrize("odd", [None, INF, NAN])
 def test_clipping_at_once(
     dtypes: list[torch.dtype], limit: float, odd: float | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -302,8 +307,7 @@ def test_any_order_of_threads(order: int) -> None:
 # ---- skipping -------------------------------------------------------------------------------------------------------
 
 
-@of_dtypes
-@pytest.mark.parametrize("odd", [INF, -INF, NAN])
+@of_dtypes_and_odd(INF, -INF, NAN)
 @pytest.mark.parametrize("limit", [None, 0.5])
 @pytest.mark.parametrize("mode", [None, "to_zero"])
 def test_skipping(

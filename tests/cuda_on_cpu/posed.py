@@ -80,6 +80,7 @@ lib = _load()
 _pose()
 _import()
 
+from fusedoptim.reference import RULES  # noqa: E402
 from fusedoptim.step import FusedStep  # noqa: E402 - it must find the module that was linked anew
 
 
@@ -99,10 +100,10 @@ _original_new_state = FusedStep._new_state
 
 
 def _new_state(self: FusedStep, param: Tensor, group: dict[str, Any]) -> dict[str, Any]:
-    """The new state, where torch's devices would be: on the parameter's, but for a ``step`` that stays on the host."""
+    """The new state, where torch's devices would be: on the parameter's, but for numbers that stay on the host."""
     state = _original_new_state(self, param, group)
     for name, x in state.items():
-        on_host = name == "step" and not (group.get("fused") or group.get("capturable"))
+        on_host = name in RULES[self._rule].scalars and not (group.get("fused") or group.get("capturable"))
         place(x, HOST if on_host else device_of(param))
     return state
 

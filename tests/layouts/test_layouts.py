@@ -16,7 +16,7 @@ from cases import (
     everything,
     for_drivers,
     of_cases,
-    of_dtypes,
+    of_drivers,
     one_per_class,
 )
 from placed import EXPANDED_LAYOUTS, LAYOUTS, Layout, Placed
@@ -103,8 +103,7 @@ def steps_in_layouts(
 
 @pytest.mark.parametrize("param_layout", LAYOUTS)
 @pytest.mark.parametrize("written", [None, "zeroed", "unscaled"])
-@of_cases(for_drivers(one_per_class()))
-@of_dtypes
+@of_drivers(one_per_class())
 def test_every_layout(case: Case, dtype: torch.dtype, written: str | None, param_layout: str) -> None:
     """A parameter in each layout with a gradient in each and, from the second step on, state in yet others.
 
@@ -148,8 +147,7 @@ def test_layouts_over_several_chunks(case: Case, names: tuple[str, str], count: 
 
 
 @pytest.mark.parametrize("place", range(4))
-@of_cases(for_drivers(one_per_class()))
-@of_dtypes
+@of_drivers(one_per_class())
 def test_an_empty_tensor_at_each_place(case: Case, dtype: torch.dtype, place: int) -> None:
     """The parameters around it are updated, in one chunk or several."""
     for size in (9, CHUNK + 1):

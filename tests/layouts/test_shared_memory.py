@@ -13,7 +13,7 @@ from cases import (
     best_instruction_set,
     for_drivers,
     of_cases,
-    of_dtypes,
+    of_drivers,
     one_per_class,
 )
 from steps import (
@@ -114,8 +114,7 @@ def shared_steps(
 @pytest.mark.parametrize("how", SHARED)
 @pytest.mark.parametrize("zero_grad", [None, "to_zero", "to_none"])
 @pytest.mark.parametrize("share_state", [False, True], ids=["own_state", "one_state"])
-@of_cases(for_drivers(one_per_class()))
-@of_dtypes
+@of_drivers(one_per_class())
 def test_memory_shared_between_parameters(
     case: Case, dtype: torch.dtype, share_state: bool, zero_grad: str | None, how: str
 ) -> None:

@@ -18,6 +18,7 @@ from cases import (
     everything,
     for_drivers,
     of_cases,
+    of_drivers,
     of_dtypes,
     of_instruction_sets,
     one_per_class,
@@ -192,8 +193,7 @@ def steps_as_users_lay(name: str, case: Case, dtype: torch.dtype, who: str) -> l
 
 
 @pytest.mark.parametrize("who", USERS)
-@of_cases(for_drivers(one_per_class()))
-@of_dtypes
+@of_drivers(one_per_class())
 def test_as_users_lay_them(case: Case, dtype: torch.dtype, who: str) -> None:
     expected = steps_as_users_lay("reference", case, dtype, who)
     assert_same_steps(steps_as_users_lay(best_instruction_set(), case, dtype, who), expected)

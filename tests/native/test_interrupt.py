@@ -12,7 +12,7 @@ from typing import Any
 import helpers
 import pytest
 import torch
-from helpers import assert_optimizers_match, make_params, of_settings, params_of, set_grads
+from helpers import SETTINGS, assert_optimizers_match, make_params, of_settings, params_of, set_grads
 
 import fusedoptim
 from fusedoptim.reference.executor import ReferenceExecutor
@@ -112,8 +112,12 @@ def positions(backend: str, draw: random.Random) -> Iterator[int]:
         at += 1 if backend == "native" else 1 + draw.randrange(60)
 
 
-@of_settings
-@pytest.mark.parametrize("mode", MODES)
+# Momentum in every mode, each of the others in one.
+SETTINGS_AND_MODES = [(*SETTINGS[i], mode) for i, mode in zip((1, 1, 1, 0, 2, 3), 2 * MODES, strict=True)]
+IDS = [f"{'momentum' if 'momentum' in options else name}-{mode}" for name, options, mode in SETTINGS_AND_MODES]
+
+
+@pytest.mark.parametrize(("name", "options", "mode"), SETTINGS_AND_MODES, ids=IDS)
 @pytest.mark.parametrize("steps_before", [0, 1], ids=["first", "second"])
 def test_stopped_before_a_bytecode(
     name: str, options: dict[str, Any], mode: str | None, steps_before: int, backend: str
