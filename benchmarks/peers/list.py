@@ -54,7 +54,7 @@ ALL = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW"}
 def of_variant(name: str, /, **changes: Any) -> Peer:
     """A variant of the other benchmarks as a peer."""
     variant = VARIANTS[name]
-    module = variant.module
+    module = variant.module.__name__
     arguments = {rule: {**kind.options, **variant.flags} for rule, kind in RULES.items()}
     return replace(Peer(name, module.partition(".")[0], module, ALL, arguments, variant=name), **changes)
 

@@ -22,7 +22,7 @@ PAGES = {
     "docs/measurements.md": ("host costs", "kernel costs"),
     "docs/in_backward.md": ("in backward",),
     "docs/storage.md": ("storage", "quality"),
-    "docs/benchmarks.md": ("optimizers", "peers", "busy", "cliffs", "tail", "limits", "growth"),
+    "docs/benchmarks.md": ("peers", "busy", "cliffs", "tail", "limits", "growth"),
 }
 SECTIONS = [(page, name) for page, names in PAGES.items() for name in names]
 RESULTS_OF = {"figures": ("train_loop", "compare_step")}  # of other sections the one file that is called as they are

@@ -9,13 +9,12 @@ from benchmarks.loop import run as loop_run
 from benchmarks.peers import run as peers_run
 from benchmarks.shared.files import Record
 from benchmarks.shared.report import Table, about, time_and_ratio
-from benchmarks.shared.variants import ALL_RULES, OURS, OURS_CALLS, RULES, YARDSTICKS
+from benchmarks.shared.variants import OURS, OURS_CALLS, RULES
 from benchmarks.step import cliffs as step_cliffs
 from benchmarks.step import host_costs as step_host_costs
 
 RULE = "adam"  # whose figures the README shows
 LOOP_COLUMNS = (OURS, OURS_CALLS, "torch-default", "torch-fused")  # the best and the plainest of both
-LARGE = 1e8  # bytes of a step that caches do not hold
 FIXED = ("Adam, 64 elements", "zero_grad, nothing there")  # calls whose fixed costs are said
 
 
@@ -35,19 +34,6 @@ def figures(loops: Record, steps: Record) -> Iterator[str]:
     }
     yield from Table.pivot("µs per step (times ours)", cells).markdown()
     yield f"\n{about(steps)}\n"
-
-
-def optimizers(record: Record) -> Iterator[str]:
-    """How many times our step the fastest other takes, by model, and what share of the limit ours has reached."""
-    cells: dict[tuple[str, str], str] = {}
-    for r in record["results"]:
-        row, figures = ALL_RULES[r["optimizer"]].class_name, r["variants"]
-        others = [(figures[name]["ratio"]["median"], name) for name in YARDSTICKS if name in figures]
-        cells[row, r["model"]] = "{:.1f}, {}".format(*min(others)) if others else "no other"
-        share = f"{figures[OURS]['limit_share']['median']:.2f}"
-        cells[row, f"{r['model']}, of the limit"] = share if r["bytes"] > LARGE else ""
-    yield from Table.pivot("fastest other / ours", cells).markdown()
-    yield f"\n{about(record)}"
 
 
 def titled(tables: Iterable[Table]) -> Iterator[str]:

@@ -21,7 +21,6 @@ from benchmarks.shared.probe import Probe
 from benchmarks.shared.report import Times, unfinished
 from benchmarks.shared.shapes import Model
 from benchmarks.shared.variants import ALL_RULES, LIMIT, OURS, REFERENCE, VARIANTS, YARDSTICKS
-from fusedoptim.reference import RULES as DECLARED
 from fusedoptim.reference.rule import PARAM
 
 LR = {rule: 0.1 if kind.class_name == "SGD" else 1e-3 for rule, kind in ALL_RULES.items()}
@@ -61,7 +60,7 @@ class SharedTensors:
         self.params = [nn.Parameter(tensor) for tensor in self.empty("param")]
         self.grads = self.empty("grad")
         self.state = {name: self.empty(name) for name in ALL_RULES[rule].state}
-        self.declared = DECLARED[VARIANTS[OURS].cls(rule)._rule]
+        self.declared = ALL_RULES[rule].declared
 
     def empty(self, role: str) -> list[Tensor]:
         """Memory for a tensor of each shape; `role` is "param", "grad" or the name of a state."""

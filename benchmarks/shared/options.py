@@ -110,7 +110,7 @@ def question(
         about, found = begin(args), measure(args)
         record: Record = {}
         for record in [found] if isinstance(found, Mapping) else found:
-            save_json(args.output / f"{getattr(args, 'save_as', name)}.json", {**about, **record})
+            save_json(args.output / f"{name}.json", {**about, **record})
         for table in tables({**about, **record}):
             make_console().print(table.rich())
         for what in record.get("left_out", ()):

@@ -22,6 +22,8 @@ class Rule:
     class_name: str  # in `fusedoptim`, and in `torch.optim` or a package
     state: tuple[str, ...]  # the tensors it keeps per parameter, by their names in `optimizer.state`
     options: Mapping[str, Any] = field(default_factory=dict)  # keyword arguments beside `lr`
+    declared: Any = None  # what the package says of the rule
+    for_loop: Any = None  # the class whose step takes what the kernels do not
 
     @property
     def operands(self) -> int:  # tensors that a step looks at for each parameter: itself, its gradient and its state
@@ -37,7 +39,8 @@ class Rule:
 def _rule(name: str, **options: Any) -> Rule:
     cls = getattr(fusedoptim, name)
     group = cls([torch.nn.Parameter(torch.zeros(1))], **options).param_groups[0]
-    return Rule(name, tuple(DECLARED[cls._rule].tensors(group)), options)
+    declared = DECLARED[cls._rule]
+    return Rule(name, tuple(declared.tensors(group)), options, declared, cls._torch_class)
 
 
 RULES = {"sgd": _rule("SGD", momentum=0.9), "adam": _rule("Adam"), "adamw": _rule("AdamW")}
@@ -64,19 +67,15 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 @dataclass(frozen=True)
 class Variant:
     name: str  # as in tables and on the command line
-    module: str  # where its classes live, if they do
+    module: Any  # where its classes live, if they do
     flags: Mapping[str, bool]  # the constructor arguments that choose the implementation
 
     @property
     def is_ours(self) -> bool:
-        return self.module == "fusedoptim"
+        return self.module is fusedoptim
 
     def cls(self, rule: str) -> Any:  # None where there is none
-        name = ALL_RULES[rule].class_name
-        try:
-            return getattr(importlib.import_module(self.module or _PACKAGES.get(name, "torch")), name, None)
-        except ModuleNotFoundError:
-            return None
+        return getattr(self.module, ALL_RULES[rule].class_name, None)
 
     def has(self, rule: str) -> bool:  # whether the class of a rule has this implementation
         cls = self.cls(rule)
@@ -85,7 +84,7 @@ class Variant:
     def build(self, rule: str, params: Iterable[torch.Tensor], lr: float, **settings: Any) -> Any:
         kind, cls, flags = ALL_RULES[rule], self.cls(rule), self.flags
         if cls is None:  # in float64, our own for-loop says what is right; its equations have tests of their own
-            cls, flags = getattr(fusedoptim, kind.class_name)._torch_class, {}
+            cls, flags = kind.for_loop, {}
         optimizer = cls(params, lr=lr, **{**kind.options, **flags, **settings})
         getattr(optimizer, "train", nothing)()
         return optimizer
@@ -103,15 +102,25 @@ class Variant:
 OURS = "fusedoptim"
 OURS_CALLS = "fusedoptim-calls"  # leaves to the step only what torch's does, see `tails.py`
 LIMIT = "streaming limit"  # beside the variants in tables: see `probe.py`
-_PACKAGES = {"Lion": "lion_pytorch", "AdamWScheduleFree": "schedulefree", "SGDScheduleFree": "schedulefree"}
+
+
+class _Packages:  # that people install for optimizers which torch lacks
+    def __getattr__(self, name: str) -> Any:
+        packages = {"Lion": "lion_pytorch", "AdamWScheduleFree": "schedulefree", "SGDScheduleFree": "schedulefree"}
+        try:
+            return getattr(importlib.import_module(packages[name]), name)
+        except (KeyError, ModuleNotFoundError):
+            raise AttributeError(name) from None
+
+
 _VARIANTS = (
-    Variant("torch-forloop", "torch.optim", {"foreach": False}),
-    Variant("torch-default", "torch.optim", {}),
-    Variant("torch-foreach", "torch.optim", {"foreach": True}),
-    Variant("torch-fused", "torch.optim", {"fused": True}),
-    Variant("package", "", {}),  # which people install for an optimizer that torch lacks
-    Variant(OURS_CALLS, "fusedoptim", {}),
-    Variant(OURS, "fusedoptim", {}),
+    Variant("torch-forloop", torch.optim, {"foreach": False}),
+    Variant("torch-default", torch.optim, {}),
+    Variant("torch-foreach", torch.optim, {"foreach": True}),
+    Variant("torch-fused", torch.optim, {"fused": True}),
+    Variant("package", _Packages(), {}),
+    Variant(OURS_CALLS, fusedoptim, {}),
+    Variant(OURS, fusedoptim, {}),
 )
 VARIANTS = {variant.name: variant for variant in _VARIANTS}
 REFERENCE = VARIANTS["torch-forloop"]  # in float64

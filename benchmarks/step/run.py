@@ -28,7 +28,6 @@ COLUMNS = {"time, µs": "time", "ratio": "ratio", "GB/s": "gb_per_s", "of the li
 
 def add_options(parser: Parser) -> None:
     parser.add_names("--optimizer", (*RULES, *MORE_RULES, ALL), "which (default: adam sgd)")
-    parser.add_argument("--save-as", default="compare_step", help="name of the results (default: compare_step)")
     parser.add_limit("--seconds", 40.0, 1.0, "of a variant's steps on one model")  # the longest takes 18
     parser.add_argument(
         "--repeats",

@@ -241,8 +241,12 @@ __device__ __forceinline__ void write(void* at, bool is_double, double x) {
   is_double ? void(*global(static_cast<double*>(at)) = x) : void(*global(static_cast<float*>(at)) = float(x));
 }
 
+// Four states and their update need more registers than two blocks leave each other.
 template <template <class> class Rule, int variant>
-__global__ void __launch_bounds__(kThreads, kBlocksPerProcessor) step(const __grid_constant__ StepLaunch launch) {
+constexpr int kBlocks = count_of(Rule<T>::states_of(variant)) > 3 ? 1 : kBlocksPerProcessor;
+
+template <template <class> class Rule, int variant>
+__global__ void __launch_bounds__(kThreads, kBlocks<Rule, variant>) step(const __grid_constant__ StepLaunch launch) {
   using Options = typename Rule<T>::Options;
   FUSEDOPTIM_SHARED(Room<Options>, options);
   FUSEDOPTIM_SHARED(Room<Rule<T>>, computed);
