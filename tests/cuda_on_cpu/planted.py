@@ -169,13 +169,13 @@ FOUND_INF = [
 ]
 
 FOLDING = [
-    Planted("step counts are floats", STEP, "read(row.step, row.step_is_double)", "read(row.step, false)", "should be"),
+    Planted("step counts are floats", STEP, "read(stored.step, is_double(0))", "read(stored.step, false)", "should be"),
     Planted("options in order", STEP, "(options.bytes)[number.option]", "(options.bytes)[i]", "device numbers"),
     Planted(
         "constants computed once",
         STEP,
-        "if (next != computed_step)",
-        "if (computed_step != computed_step)",
+        "if (next.step != computed_step ||",
+        "if (computed_step != computed_step ||",
         "should be",
     ),
     Planted(
@@ -199,8 +199,8 @@ ORDER = [
     Planted(
         "no barrier behind the constants",
         STEP,
-        "computed_step = next;\n      }\n      __syncthreads();\n",
-        "computed_step = next;\n      }\n",
+        "computed_row = row;\n        }\n      }\n      __syncthreads();\n",
+        "computed_row = row;\n        }\n      }\n",
         "data race",
         sanitizer="thread",
     ),
@@ -391,10 +391,10 @@ END_TO_END = [
           "if (may_stay && on_device_ != nullptr && is_number_on_cuda(value)) {", "if (false) {",
           "test_learning_rate_on"),
     _host("steps counted before the launch", "python/apply.cpp", "if (!device_tasks_.empty()) driver_.launch();",
-          "*reinterpret_cast<float*>(rows_[0].step.at) += 1;\n    if (!device_tasks_.empty()) driver_.launch();",
+          "*reinterpret_cast<float*>(rows_[0].numbers.step.at) += 1;\n    if (!device_tasks_.empty()) driver_.launch();",
           "test_a_failure_writes_nothing"),
     _host("a capture whose steps nobody counts", "python/devices.cpp",
-          "row.step.is_on_host() && run->capturing", "false", "test_capture_of_steps_counted_on_the_host"),
+          "row.numbers.step.is_on_host() && run->capturing", "false", "test_capture_of_steps_counted_on_the_host"),
 ]  # fmt: skip
 
 GRADS, HOST_OF_NORM = "python/device_grads.cpp", "cuda/norm.cpp"

@@ -453,7 +453,7 @@ class Check {
         const double after = i == 0 ? numbers.step : numbers.after[i - 1];
         const double wanted = skips() ? row.stored[i].before : after, value = row.stored[i].value();
         if (value == wanted || (value != value && wanted != wanted)) continue;
-        throw Mismatch("number " + std::to_string(i) + " of a row (0: its step) is " + std::to_string(value) +
+        throw Mismatch((i == 0 ? "a step count is " : "a number beside a step count is ") + std::to_string(value) +
                        " and should be " + std::to_string(wanted));
       }
     }
