@@ -98,14 +98,12 @@ const char* read_states(PyObject* const* names, int count, PyObject* const* entr
 
 const char* read_state_number(PyObject* name, PyObject* tensor, const TensorView& param, TensorView& view) {
   if (tensor == nullptr) throw ParamError{PyExc_KeyError, "the state has no '" + text_of(name) + "'"};
-  if (!Torch::get().is_plain(tensor) || !view.read(tensor))
-    return "a number of its state is not a plain tensor";
+  if (!Torch::get().is_plain(tensor) || !view.read(tensor)) return "a number of its state is not a plain tensor";
   if (view.count != 1 || view.is_negated())
     return "a number of its state is not one number, or is a lazily negated view";
   if (!view.is_on_cpu() && !view.same_device(param))
     return "a number of its state is neither on the CPU nor on its own device";
-  if (view.dtype != DType::f32 && view.dtype != DType::f64)
-    return "a number of its state is not float32 or float64";
+  if (view.dtype != DType::f32 && view.dtype != DType::f64) return "a number of its state is not float32 or float64";
   return nullptr;
 }
 

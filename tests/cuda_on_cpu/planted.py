@@ -391,8 +391,8 @@ END_TO_END = [
           "if (may_stay && on_device_ != nullptr && is_number_on_cuda(value)) {", "if (false) {",
           "test_learning_rate_on"),
     _host("steps counted before the launch", "python/apply.cpp", "if (!device_tasks_.empty()) driver_.launch();",
-          "*reinterpret_cast<float*>(rows_[0].numbers.step.at) += 1;\n    if (!device_tasks_.empty()) driver_.launch();",
-          "test_a_failure_writes_nothing"),
+          "*reinterpret_cast<float*>(rows_[0].numbers.step.at) += 1;\n"
+          "    if (!device_tasks_.empty()) driver_.launch();", "test_a_failure_writes_nothing"),
     _host("a capture whose steps nobody counts", "python/devices.cpp",
           "row.numbers.step.is_on_host() && run->capturing", "false", "test_capture_of_steps_counted_on_the_host"),
 ]  # fmt: skip
