@@ -38,7 +38,7 @@ class Rule:
 
 def _rule(name: str, **options: Any) -> Rule:
     cls = getattr(fusedoptim, name)
-    group = cls([torch.nn.Parameter(torch.zeros(1))], **options).param_groups[0]
+    group = {name: p.default for name, p in inspect.signature(cls).parameters.items()} | options
     declared = DECLARED[cls._rule]
     return Rule(name, tuple(declared.tensors(group)), options, declared, cls._torch_class)
 
