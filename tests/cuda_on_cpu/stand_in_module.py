@@ -74,7 +74,10 @@ def kernels() -> list[Object]:
         text = ptx_to_cpp.translate(ptx(name))
         cpp = building.CACHE / building.key(text) / f"{name}.cpp"
         cpp.parent.mkdir(parents=True, exist_ok=True)
-        cpp.write_text(text)
+        if not cpp.exists():  # whole at once, for another process may be compiling it
+            whole = cpp.with_suffix(f".{os.getpid()}")
+            whole.write_text(text)
+            whole.replace(cpp)
         objects.append(Object(cpp, KERNEL_FLAGS))
     return objects
 
