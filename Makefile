@@ -51,7 +51,7 @@ help: ## list the targets
 	@echo
 	@echo 'check, test, test-planted, test-ecosystem, bench, bench-step, bench-peers, perf-gate, publish, sanitize and fuzz pass ARGS on: make test ARGS="-k adam"'
 
-build: $(BUILT) ## compile the native module (2 CPU minutes, 8 with CUDA) and install, editable, into .venv
+build: $(BUILT) ## compile the native module (4 CPU minutes, 12 with CUDA) and install, editable, into .venv
 	@$(RUN) -m fusedoptim
 
 check: $(BUILT) ## after each edit: style, types, and one case in forty of the tests of numbers and behaviour
@@ -200,7 +200,7 @@ $(READY): requirements-dev.txt $(VENV)/bin/pip
 	@touch $@
 
 $(BUILT): $(READY) $(SETTING) $(NATIVE) pyproject.toml
-	$(call say,'build: the native module (about 2 CPU minutes from scratch; about 8 with nvcc, whose part FUSEDOPTIM_CUDA=0 skips)')
+	$(call say,'build: the native module (about 4 CPU minutes from scratch; about 12 with nvcc, whose part FUSEDOPTIM_CUDA=0 skips)')
 	@$(PIP) install --no-build-isolation --no-deps --editable .
 	@touch $@
 
