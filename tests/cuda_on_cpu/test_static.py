@@ -106,6 +106,9 @@ def test_every_kernel_is_there(built: Contents, accesses: dict[Variant, tuple[in
         assert {machine_code.other_of(name) for name in names} == {None, *machine_code.OTHERS}
 
 
+ALONE = ("4AdanE",)  # of four states, whose kernels may take all registers of a processor: kBlocks in kernels.cu
+
+
 def test_no_kernel_spills_or_approximates_and_all_access_128_bits(
     built: Contents, accesses: dict[Variant, tuple[int, int]]
 ) -> None:
@@ -116,6 +119,7 @@ def test_no_kernel_spills_or_approximates_and_all_access_128_bits(
         for problem in machine_code.problems_of_kernel(
             kernel, accesses.get(machine_code.variant_of(name)), machine_code.other_of(name)
         )
+        if not (problem.endswith(" registers") and any(rule in name for rule in ALONE))
     ]
     assert problems == []
 
