@@ -58,6 +58,10 @@ const char* GeneralPath::add_task(PreparedParam& row, const LocalPair& local, co
   if (row.numbers.step.on_device) {
     task.step = as_device_number(row.numbers.step);
     std::transform(row.numbers.others, row.numbers.others + kMaxNumbers, task.numbers, as_device_number);
+    for (int i = 0; i < row.owned.numbers; ++i) {  // one that two parameters share advances with each, in their order
+      const StateNumber& number = row.numbers.others[i];
+      ranges_.add(number.at, number.at + (number.is_double ? sizeof(double) : sizeof(float)), false);
+    }
   }
   // Numbers that lie on the host, those that the device would need with them do as well.
   const bool has_all = rule_.number_count == 0 && row.on_device && !group.on_device.empty();

@@ -164,3 +164,19 @@ def test_a_master_comes_back_exactly() -> None:
 def test_what_constructors_refuse(make: Any, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         make([Parameter(torch.ones(2))])
+
+
+def test_a_number_that_two_parameters_share_advances_with_each() -> None:
+    """As in torch's loop over them."""
+    ours, theirs = (module.NAdam(make_params(), lr=0.1) for module in (fusedoptim, torch.optim))
+    for step in range(3):
+        for optimizer in (ours, theirs):
+            set_grads(optimizer, step)
+            optimizer.step()
+            first, *others = params_of(optimizer)
+            for p in others:
+                optimizer.state[p]["mu_product"] = optimizer.state[first]["mu_product"]
+    assert_optimizers_match(ours, theirs, exact=False)
+    one = ours.state[params_of(ours)[0]]["mu_product"]
+    assert all(ours.state[p]["mu_product"] is one for p in params_of(ours))
+    assert 0 < float(one) < 0.9 * 0.5**4
